@@ -1,0 +1,1 @@
+"""Chapter 3: which thread works on which element."""

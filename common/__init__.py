@@ -1,0 +1,28 @@
+"""The ground floor: import this before Numba's ``cuda`` and it picks where kernels run.
+
+``MINI_BACKEND=gpu|cpu|auto`` decides by hand; ``auto``, the default, takes the GPU where the driver and a device answer.
+After ``import common``, ``from numba import cuda`` gives numba-cuda on a GPU, and our CPU backend elsewhere.
+"""
+
+import sys
+import warnings
+
+from .backend import BackendError, choose
+
+__all__ = ["BACKEND", "BackendError", "choice"]
+
+choice = choose()
+BACKEND = choice.name
+if getattr(choice, "warning", None):
+    warnings.warn(choice.warning, stacklevel=2)
+
+if BACKEND == "cpu":
+    from .cpu.cuda_module import install as _install
+
+    if "numba.cuda" in sys.modules and not getattr(sys.modules["numba.cuda"], "is_cpu_backend", False):
+        warnings.warn(
+            "numba.cuda was imported before common: kernels defined before now do not use the CPU backend. "
+            "Put `import common` first.",
+            stacklevel=2,
+        )
+    _install()

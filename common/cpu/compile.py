@@ -1,0 +1,234 @@
+"""From a kernel and the types of its arguments to a compiled function, kept on disk between runs."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import llvmlite
+import numba
+import numpy as np
+from numba.core import types
+
+from . import runtime
+from .emit import STACK_BUDGET, Emitter, analyse
+from .errors import CompileError
+from .frontend import Program, lookup, python_function
+from .infer import infer, stand_ins
+from .webs import rename_webs
+
+JIT = "numba.njit(error_model='numpy', fastmath={'contract'}, nogil=True, cache=True)"
+SHARED_LIMIT = 48 * 1024  # static shared memory of a block, as on every GPU
+
+
+def cache_dir():
+    """Where generated modules and their machine code are kept: ``MINI_CACHE_DIR`` or a folder below the user's cache."""
+    chosen = os.environ.get("MINI_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache")
+    return Path(base) / "kernel-by-kernel"
+
+
+@functools.cache
+def _backend_digest():
+    """A hash of this backend's own source and of the versions it stands on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    digest.update(repr((sys.version_info[:2], numba.__version__, llvmlite.__version__, np.__version__)).encode())
+    return digest.digest()
+
+
+def source_digest(function):
+    """A hash of all that decides what a kernel means: its text, its helpers' texts, the globals they name."""
+    digest = hashlib.sha256(_backend_digest())
+    seen = set()
+
+    def add(value):
+        inner = python_function(value)
+        if inner is not None:
+            return add_function(inner)
+        if isinstance(value, np.ndarray):
+            return digest.update(repr((value.shape, value.dtype.str)).encode() + value.tobytes())
+        if isinstance(value, (list, tuple)):
+            digest.update(b"(")
+            for v in value:
+                add(v)
+            return digest.update(b")")
+        if isinstance(value, (bool, int, float, str, bytes, type(None), np.generic)):
+            return digest.update(f"{type(value).__name__}:{value!r};".encode())
+        return digest.update(f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}".encode())
+
+    def add_function(f):
+        if f in seen:
+            return
+        seen.add(f)
+        try:
+            digest.update(inspect.getsource(f).encode())
+            digest.update(f.__code__.co_filename.encode() + str(f.__code__.co_firstlineno).encode())
+        except OSError:
+            pass
+        for identifier in sorted({*f.__code__.co_names, *f.__code__.co_freevars}):
+            value = lookup(f, identifier)
+            if inspect.ismodule(value):
+                for attr in f.__code__.co_names:  # module.CONSTANT, module.helper
+                    if hasattr(value, attr) and not inspect.ismodule(getattr(value, attr)):
+                        digest.update(attr.encode())
+                        add(getattr(value, attr))
+                continue
+            digest.update(identifier.encode())
+            add(value)
+
+    add_function(function)
+    return digest.hexdigest()
+
+
+class Compiled:
+    """A kernel compiled for one block shape and one list of argument types."""
+
+    def __init__(self, module, path):
+        self.run, self.sites, self.path = module.run, module.SITES, path
+        self.static_bytes, self.uses_dynamic = module.STATIC_SHARED_BYTES, module.DYNAMIC_SHARED
+
+    @property
+    def source(self):
+        return Path(self.path).read_text(encoding="utf-8")
+
+
+def generate(function, block_dim, arg_types, nonneg, check):
+    """The text of the generated module."""
+    program = Program(function, block_dim, runtime.TABLES)
+    params = program.params
+    if len(params) != len(arg_types):
+        raise CompileError(f"{program.name} takes {len(params)} arguments, not {len(arg_types)}", program.filename,
+                           program.kernel.tree.lineno, f"pass: {', '.join(p.removeprefix('_arg_') for p in params)}")  # fmt: skip
+    taken = {*program.shared, *program.local, *program.consts, *program.device}
+    rename_webs(params, program.body, taken, program.filename)
+    arrays = [p for p, t in zip(params, arg_types) if isinstance(t, types.Array)]
+    nonneg_params = [p for p, known in zip(params, nonneg) if known]
+    analysis = analyse(program, arrays, nonneg_params)
+    names = {**runtime.namespace(), **stand_ins()}
+    exec("\n".join(f"{k} = {v}" for k, v in program.consts.items()), names)
+    for key, tree in program.device.items():
+        module = ast.Module([tree], [])
+        exec(compile(module, tree.filename, "exec"), names)
+        names[key] = numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True)(names[key])
+    kinds = infer(program, arg_types, names)
+    emitter = Emitter(program, analysis, kinds, check)
+    emitter.depth = 2
+    emitter.block(program.body)
+    return _module_text(program, emitter, block_dim)
+
+
+def _module_text(program, emitter, block_dim):
+    bx, by, bz = block_dim
+    head = [
+        f'"""{program.name} from {program.filename}, for blocks of {bx} x {by} x {bz} threads: generated, do not edit."""',
+        "from common.cpu.runtime import *",
+        "",
+        *(f"{k} = {v}" for k, v in program.consts.items()),
+        "",
+    ]
+    for tree in program.device.values():
+        head += ["", f"@{JIT}", ast.unparse(tree)]
+    declare, used = [], 0
+    static = 0
+    for key, (shape, dtype) in program.shared.items():
+        kind = f"numba.types.{dtype.name if dtype.name != 'bool' else 'boolean'}"
+        if shape is None:
+            declare.append(f"{key} = _dynamic.view({_np_name(dtype)})")
+            continue
+        nbytes = int(np.prod(shape)) * _itemsize(dtype)
+        static += nbytes
+        declare.append(_array(key, repr(shape), kind, dtype, used + nbytes))
+        used += nbytes
+    for key, (shape, dtype) in program.local.items():
+        kind = f"numba.types.{dtype.name if dtype.name != 'bool' else 'boolean'}"
+        full = (*shape, bx * by * bz)
+        nbytes = int(np.prod(full)) * _itemsize(dtype)
+        declare.append(_array(key, repr(full), kind, dtype, used + nbytes))
+        used += nbytes
+    for key, (shape, kind, nbytes) in emitter.scratch.items():
+        declare.append(_array(key, f"({shape},)", kind, None, used + nbytes))
+        used += nbytes
+    if emitter.alive:
+        declare.append(_array("_alive", f"({bx * by * bz},)", "numba.types.boolean", None, used))
+    if static > SHARED_LIMIT:
+        raise CompileError(f"{program.name} declares {static} bytes of shared memory; a block has {SHARED_LIMIT}",
+                           program.filename, program.kernel.tree.lineno, "use smaller tiles")  # fmt: skip
+    params = ", ".join(["_b0", "_b1", "_gx", "_gy", "_gz", "_dynamic", "_err", *program.params])
+    body = [
+        f"@{JIT}",
+        f"def run({params}):",
+        *("    " + d for d in declare),
+        "    for _b in range(_b0, _b1):",
+        "        if _err[0] != 0:",
+        "            return",
+        "        _bx = _b % _gx",
+        "        _by = (_b // _gx) % _gy",
+        "        _bz = _b // (_gx * _gy)",
+        f"        _ox = _bx * {bx}",
+        f"        _oy = _by * {by}",
+        f"        _oz = _bz * {bz}",
+        "        _done = False",
+        *(["        _alive[:] = True"] if emitter.alive else []),
+        *emitter.lines,
+    ]
+    tail = [
+        "",
+        f"STATIC_SHARED_BYTES = {static}",
+        f"DYNAMIC_SHARED = {any(s is None for s, _ in program.shared.values())}",
+        f"SITES = {emitter.sites!r}",
+    ]
+    return "\n".join([*head, "", *body, *tail, ""])
+
+
+def _array(key, shape, kind, dtype, used):
+    if used <= STACK_BUDGET:
+        return f"{key} = _stack({shape}, {kind})"
+    name = kind.rsplit(".", 1)[1]
+    return f"{key} = np.empty({shape}, dtype=np.{'bool_' if name == 'boolean' else name})"
+
+
+def _itemsize(dtype):
+    return max(1, getattr(dtype, "bitwidth", 8) // 8)
+
+
+def _np_name(dtype):
+    return f"np.{'bool_' if dtype.name in ('bool', 'boolean') else dtype.name}"
+
+
+def load(function, digest, block_dim, arg_types, nonneg, check):
+    """The :class:`Compiled` kernel, from disk if it is there."""
+    key = hashlib.sha256(repr((digest, block_dim, [str(t) for t in arg_types], nonneg, check)).encode()).hexdigest()[:20]
+    module_name = f"kbk_{function.__name__}_{key}"
+    folder = cache_dir()
+    path = folder / f"{module_name}.py"
+    if not path.exists():
+        text = generate(function, block_dim, arg_types, nonneg, check)
+        path = _write(folder, path, text)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return Compiled(module, path)
+
+
+def _write(folder, path, text):
+    """Write atomically; a folder that cannot be written falls back to a temporary one for this process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8") as f:
+            f.write(text)
+        os.replace(f.name, path)
+        return path
+    except OSError:
+        fallback = Path(tempfile.mkdtemp(prefix="kernel-by-kernel-")) / path.name
+        fallback.write_text(text, encoding="utf-8")
+        return fallback

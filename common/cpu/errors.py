@@ -1,0 +1,46 @@
+"""Errors of the CPU backend. Each names a line of the student's file, what is wrong there, and a mend."""
+
+import linecache
+
+
+class KernelError(Exception):
+    """A kernel that cannot be compiled, or a launch that went wrong.
+
+    Attributes: ``filename``, ``lineno`` (of the student's source), ``what``, ``mend``.
+    """
+
+    def __init__(self, what, filename=None, lineno=None, mend=None):
+        self.what, self.filename, self.lineno, self.mend = what, filename, lineno, mend
+        text = what
+        if filename is not None:
+            line = linecache.getline(filename, lineno).strip() if lineno else ""
+            text = f"{filename}:{lineno}: {what}"
+            if line:
+                text += f"\n    {lineno} | {line}"
+        if mend:
+            text += f"\n  To mend it: {mend}"
+        super().__init__(text)
+
+
+class CompileError(KernelError):
+    """The kernel uses something that a GPU or this backend does not run."""
+
+
+class KernelTypeError(KernelError, TypeError):
+    """Numba cannot type the kernel: the message is Numba's own, with the student's line."""
+
+
+class DivergenceError(KernelError):
+    """Threads of one block (or lanes of one warp) disagree where they must not."""
+
+
+class OutOfBoundsError(KernelError, IndexError):
+    """An array access outside its shape (reported with ``MINI_CHECK=1``)."""
+
+
+class HangError(KernelError):
+    """A loop that waits for something that no other thread will do."""
+
+
+class LaunchError(KernelError, ValueError):
+    """A launch configuration or argument list that no GPU would take."""

@@ -1,0 +1,265 @@
+"""The dispatcher: what ``@cuda.jit`` returns on the CPU backend, and how a launch runs."""
+
+import itertools
+import math
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+from numba.core import types
+
+from . import compile as compiling
+from . import machine
+from .device import host_view
+from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
+
+MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
+MAX_DYNAMIC_SHARED = 163 * 1024
+INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waking other threads for
+
+_pool = None
+_pool_lock = threading.Lock()
+_trace = None  # a list while a trace is being taken, see common.trace
+
+
+def workers():
+    """Number of threads that run blocks: ``MINI_THREADS``, or the cores this process may use."""
+    chosen = os.environ.get("MINI_THREADS")
+    return max(1, int(chosen)) if chosen else machine.cpu_count()
+
+
+def _threads():
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            previous = threading.stack_size(16 << 20)  # arrays of a block live on the stack
+            _pool = ThreadPoolExecutor(max(1, workers() - 1), thread_name_prefix="blocks")
+            list(_pool.map(lambda _: time.sleep(0.001), range(workers())))
+            threading.stack_size(previous)
+        return _pool
+
+
+def _forget_pool():
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def dim3(value, what, limits):
+    """A launch dimension as three ints. Raises LaunchError for anything a GPU would refuse."""
+    dims = value if isinstance(value, (tuple, list)) else (value,)
+    try:
+        dims = tuple(int(d) if float(d) == int(d) else None for d in dims)
+    except (TypeError, ValueError):
+        dims = (None,)
+    if not 1 <= len(dims) <= 3 or any(d is None for d in dims):
+        raise LaunchError(f"the {what} is {value!r}; it must be an int or a tuple of 1 to 3 ints",
+                          mend="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…)")  # fmt: skip
+    dims += (1,) * (3 - len(dims))
+    for axis, d, limit in zip("xyz", dims, limits):
+        if not 1 <= d <= limit:
+            raise LaunchError(f"the {what} is {value!r}: {axis} = {d} is not in 1 … {limit}",
+                              mend="check the arithmetic of the launch (an empty input gives a grid of 0)")  # fmt: skip
+    return dims
+
+
+class Dispatcher:
+    """A kernel or device function. ``kernel[grid, block, stream, shared_bytes](*args)`` launches it.
+
+    ``py_func``: the Python function. ``inspect_cpu()``: the generated code.
+    """
+
+    def __init__(self, function, device=False, **options):
+        self.py_func, self.device, self.options = function, device, options
+        self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+        self.__qualname__ = function.__qualname__
+        self.__wrapped__ = function
+        self._digest = None
+        self._compiled = {}
+        self._seconds = {}  # compiled key -> estimated seconds a block
+        self._lock = threading.RLock()
+
+    def __repr__(self):
+        return f"<{'device function' if self.device else 'kernel'} {self.__name__} (CPU backend)>"
+
+    def __reduce__(self):
+        return _by_name, (self.__module__, self.__qualname__)
+
+    def __getitem__(self, launch):
+        if not isinstance(launch, tuple) or not 2 <= len(launch) <= 5:
+            raise LaunchError(f"{self.__name__}[…] takes grid and block, and optionally stream and bytes of shared memory",
+                              mend=f"{self.__name__}[blocks, threads](…)")  # fmt: skip
+        grid, block, stream, shared = (*launch, 0, 0)[:2] + (*launch[2:4], 0, 0)[:2]
+        return self.configure(grid, block, stream, shared)
+
+    def configure(self, griddim, blockdim, stream=0, sharedmem=0):
+        """The kernel with a launch configuration, to be called with its arguments."""
+        if self.device:
+            raise LaunchError(f"{self.__name__} is a device function: call it from a kernel, do not launch it")
+        grid, block = dim3(griddim, "grid", MAX_GRID), dim3(blockdim, "block", MAX_BLOCK)
+        if math.prod(block) > MAX_THREADS:
+            raise LaunchError(f"the block {block} has {math.prod(block)} threads; a block has at most {MAX_THREADS}",
+                              mend="use a smaller block and more blocks")  # fmt: skip
+        if not 0 <= int(sharedmem) <= MAX_DYNAMIC_SHARED:
+            raise LaunchError(f"{sharedmem} bytes of dynamic shared memory; a block has at most {MAX_DYNAMIC_SHARED}")
+        return _Configured(self, grid, block, int(sharedmem))
+
+    def __call__(self, *args):
+        if self.device:
+            return self.py_func(*args)
+        raise LaunchError(f"{self.__name__} is a kernel and needs a launch configuration",
+                          mend=f"{self.__name__}[blocks, threads]({', '.join(['…'] if args else [])})")  # fmt: skip
+
+    def forall(self, ntasks, tpb=128, stream=0, sharedmem=0):
+        """A 1-D launch over ``ntasks`` threads, as numba-cuda's ``forall``."""
+        return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
+
+    @property
+    def signatures(self):
+        return [key[1] for key in self._compiled]
+
+    def inspect_cpu(self, block=None):
+        """The generated Python code, of the block shape ``block`` or of the latest one compiled, as text."""
+        found = [c for key, c in self._compiled.items() if block is None or key[0] == dim3(block, "block", MAX_BLOCK)]
+        if not found:
+            raise RuntimeError(f"{self.__name__} has not been launched yet; launch it once, then look")
+        return found[-1].source
+
+    def compile_for(self, block, args):
+        """Compile (or load from disk) for a block shape and sample arguments; returns seconds taken."""
+        start = time.perf_counter()
+        self._prepare(dim3(block, "block", MAX_BLOCK), [host_view(a) for a in args])
+        return time.perf_counter() - start
+
+    def _prepare(self, block, values):
+        kinds, nonneg = [], []
+        for v in values:
+            if isinstance(v, np.ndarray):
+                kinds.append((v.dtype, v.ndim, v.flags.c_contiguous, v.flags.writeable))
+                nonneg.append(False)
+            else:
+                kinds.append(type(v))
+                nonneg.append(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0)
+        check = os.environ.get("MINI_CHECK", "0") not in ("", "0")
+        key = (block, tuple(kinds), tuple(nonneg), check)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            with self._lock:
+                compiled = self._compiled.get(key)
+                if compiled is None:
+                    if self._digest is None:
+                        self._digest = compiling.source_digest(self.py_func)
+                    arg_types = [self._typeof(v, i) for i, v in enumerate(values)]
+                    compiled = compiling.load(self.py_func, self._digest, block, arg_types, tuple(nonneg), check)
+                    self._compiled[key] = compiled
+        return key, compiled
+
+    def _typeof(self, value, position):
+        try:
+            kind = numba.typeof(value)
+        except (ValueError, TypeError):
+            kind = None
+        if isinstance(kind, types.Array):
+            return kind
+        if isinstance(kind, (types.Number, types.Boolean)) or isinstance(kind, types.BaseTuple):
+            return kind
+        raise LaunchError(f"argument {position + 1} of {self.__name__} is a {type(value).__name__}; kernels take arrays and numbers",
+                          mend="pass NumPy arrays, device arrays, ints and floats")  # fmt: skip
+
+    def _launch(self, grid, block, shared_bytes, args):
+        values = [host_view(a) for a in args]
+        key, compiled = self._prepare(block, values)
+        blocks = grid[0] * grid[1] * grid[2]
+        err = np.zeros(9, np.int64)
+        run = compiled.run
+
+        def work(first, last):
+            dynamic = np.empty(shared_bytes, np.uint8)
+            run(first, last, grid[0], grid[1], grid[2], dynamic, err, *values)
+
+        start = time.perf_counter()
+        known = self._seconds.get(key)
+        try:
+            if blocks == 1 or workers() == 1 or known is not None and known * blocks < INLINE_SECONDS:
+                work(0, blocks)
+            else:
+                _run_parallel(work, blocks)
+        except IndexError:
+            if err[0] == 0:
+                raise
+        taken = time.perf_counter() - start
+        each = taken / blocks * (1 if blocks == 1 else min(workers(), blocks))
+        # The first run of a key includes loading its machine code: it says nothing about the next.
+        self._seconds[key] = each if known not in (None, math.inf) else (math.inf if known is None else each)
+        if known not in (None, math.inf):
+            self._seconds[key] = 0.7 * known + 0.3 * each
+        if err[0]:
+            self._raise(compiled.sites[err[1]], err, block)
+        if _trace is not None:
+            _trace.append((self, grid, block, taken))
+
+    def _raise(self, site, err, block):
+        filename, line, what, mend = site
+        bx, by, bz, thread = (int(v) for v in err[2:6])
+        if thread >= 0:
+            tx, ty, tz = thread % block[0], thread // block[0] % block[1], thread // (block[0] * block[1])
+            who = f"block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})"
+        else:
+            who = f"block ({bx}, {by}, {bz}), all threads"
+        if err[0] == compiling.runtime.OUT_OF_BOUNDS:
+            index, extent, axis = (int(v) for v in err[6:9])
+            negative = " (a negative index wraps round silently without the check, also on a GPU)" if index < 0 else ""
+            raise OutOfBoundsError(
+                f"{what}: index {index} on axis {axis} is outside 0 … {extent - 1}{negative}; {who}",
+                filename, line, "guard the access: if i < n: …",
+            )  # fmt: skip
+        kind = HangError if "gone round" in what else DivergenceError
+        raise kind(f"{what}; {who}", filename, line, mend)
+
+
+def _by_name(module, qualname):
+    import importlib
+
+    value = importlib.import_module(module)
+    for part in qualname.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _run_parallel(work, blocks):
+    """Blocks in order, in chunks, on all workers; the calling thread works too."""
+    count = min(workers(), blocks)
+    chunk = max(1, -(-blocks // (count * 8)))
+    starts = itertools.count(0, chunk)
+
+    def loop():
+        for first in starts:
+            if first >= blocks:
+                return
+            work(first, min(first + chunk, blocks))
+
+    pool = _threads()
+    others = [pool.submit(loop) for _ in range(count - 1)]
+    try:
+        loop()
+    finally:
+        for other in others:
+            other.exception()
+    for other in others:
+        other.result()
+
+
+class _Configured:
+    __slots__ = ("kernel", "grid", "block", "shared_bytes")
+
+    def __init__(self, kernel, grid, block, shared_bytes):
+        self.kernel, self.grid, self.block, self.shared_bytes = kernel, grid, block, shared_bytes
+
+    def __call__(self, *args):
+        self.kernel._launch(self.grid, self.block, self.shared_bytes, args)

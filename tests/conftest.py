@@ -1,0 +1,36 @@
+"""Shared by all tests: the backend is picked before Numba's cuda is imported, and tests that need a GPU are marked."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "tests" / "ch14"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import common  # noqa: E402  (before numba.cuda)
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+
+def pytest_report_header():
+    return f"kernel backend: {common.BACKEND} ({common.choice.reason})"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` look at the GPU itself. All others run the same on both backends."""
+    if common.BACKEND == "gpu":
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="looks at the GPU backend itself; this run is on the CPU backend"))
+
+
+@pytest.fixture
+def rng():
+    """A generator with a fixed seed, new for each test."""
+    return np.random.default_rng(1234)
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
