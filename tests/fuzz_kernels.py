@@ -133,10 +133,11 @@ class Var:
 class Array:
     """An array with the interval of its elements. `own` holds index texts of elements that this thread owns."""
 
-    def __init__(self, name, kind, dtype, shape, lo, hi, frac=0, own=(), mode="R", op=None, warp_tile=False):
+    def __init__(self, name, kind, dtype, shape, lo, hi, frac=0, own=(), mode="R", op=None, warp_tile=False, offset=None):
         self.name, self.kind, self.dtype, self.shape = name, kind, dtype, shape
         self.lo, self.hi, self.frac, self.own, self.mode, self.op = lo, hi, frac, own, mode, op
         self.warp_tile = warp_tile      # element k belongs to thread k: mode V is possible
+        self.offset = offset            # of a dynamic array: its elements are a part of the launch's shared bytes
 
 
 class Function(NamedTuple):
@@ -384,11 +385,12 @@ class Body:
         return Expr(f"(cuda.{which}({kind}({a.text})) + 0)", 0, 64)
 
     def int_hash(self, depth, level):
+        """Overflow on purpose: int64 wraps, uint32 times uint32 is a uint64."""
         a = self.int_expr(depth - 1, level)
         if self.chance(0.5):
-            return Expr(f"((({a.text}) * 6364136223846793005 + 1442695040888963407) >> 40)", -(1 << 23), 1 << 23)
-        return Expr(f"((np.uint32({self.fit(a, 0, 1023).text}) * np.uint32(2654435761)) >> 7) % 1009", 0, 1008)._replace(
-            text=f"(((np.uint32({self.fit(a, 0, 1023).text}) * np.uint32(2654435761)) >> 7) & 1023)", hi=1023)
+            return Expr(f"((np.int64({a.text}) * 6364136223846793005 + 1442695040888963407) >> 40)", -(1 << 23), 1 << 23)
+        factor = f"np.uint32({self.fit(a, 0, 1023).text})"
+        return Expr(f"((({factor} * np.uint32(2654435761)) >> 7) & 1023)", 0, 1023)
 
     def int_call(self, depth, level):
         return self.call("i", depth, level)
@@ -621,6 +623,8 @@ class Body:
 
     def element(self, array, level):
         """The text of a read of any element."""
+        if array.offset is not None:
+            return f"{array.name}[{array.offset} + ({self.int_expr(1, level).text}) % {array.shape[0]}]"
         sizes = [f"{array.name}.shape[{k}]" for k in range(len(array.shape))]
         return f"{array.name}[{', '.join(self.index(n, level, s) for n, s in zip(array.shape, sizes))}]"
 
@@ -675,9 +679,9 @@ class Body:
             scale = 2 if twin != text else 1
             return Expr(f"{self.pick('np.float32', 'np.float64')}({twin})", a.lo * scale, a.hi * scale, a.frac)
         if a in self.outputs:
-            if a.kind == "i":
+            if a.kind == "i":       # its other writers may be atomics and augmented stores
                 return Expr(f"({text} & 255)", 0, 255)
-            return self.fit_float(Expr(text, -1e6, 1e6, 10))
+            return Expr(text, -32, 32, 3)
         return Expr(text, a.lo, a.hi, a.frac)
 
     def live_locals(self):
@@ -971,7 +975,8 @@ class Body:
         outs = [a for a in self.globals if a.mode == "stride"]
         if shared and self.chance(0.5):
             a = self.rng.choice(shared)
-            head = f"range(tid, {self.pick(str(a.shape[0]), f'{a.name}.shape[0]')}, nt)"
+            size = str(a.shape[0]) if a.offset is not None else self.pick(str(a.shape[0]), f"{a.name}.shape[0]")
+            head = f"range(tid, {size}, nt)"
         elif outs:
             a = self.rng.choice(outs)
             head = f"range(gid, {self.pick(f'{a.name}.shape[0]', f'{a.name}.size')}, gstride)"
@@ -1057,7 +1062,7 @@ class Body:
         self.emit(text)
         for a in self.shared:
             if a.op:
-                a.mode = self.pick("A", "A", "R", "R", "W")
+                a.mode = self.pick("A", "R")
             else:
                 a.mode = self.rng.choices("WRV", [4, 5, 1 if a.warp_tile and self.exited != "lane" else 0])[0]
 
@@ -1182,8 +1187,8 @@ class Body:
         a = self.rng.choice(writable)
         if self.chance(0.2) and a.kind == "i":
             own = self.rng.choice(a.own)
-            e = self.fit(Expr(f"({a.name}[{own}] + {self.fit(self.int_expr(1), 0, 63).text})", -1 << 30, 1 << 30), -512, 511)
-            self.emit(f"{a.name}[{own}] = {e.text}")
+            e = Expr(f"({a.name}[{own}] + {self.fit(self.int_expr(1), 0, 63).text})", -1 << 30, 1 << 30)
+            self.emit(f"{a.name}[{own}] = {self.fit(e, max(a.lo, -512), 511).text}")
         else:
             self.write(a, self.rng.choice(a.own))
         return True
@@ -1386,10 +1391,9 @@ class Body:
         n = self.m.threads
         self.emit(f"{a.name}[tid] = {self.own_value(a, 4)}")
         self.emit("cuda.syncthreads()")
-        off = self.new("i", 1, 128, level=BLOCK, fixed=True)
-        t = self.new(a.kind, fixed=True)
+        off, t, doubling = self.new("i", fixed=True), self.new(a.kind, fixed=True), self.chance(0.5)
         zero = "0" if a.kind == "i" else self.pick("0.0", "0")
-        if self.chance(0.5):
+        if doubling:
             self.emit(f"{off.name} = 1")
             self.emit(f"while {off.name} < {self.pick('nt', str(n))}:")
         else:
@@ -1397,7 +1401,6 @@ class Body:
             self.emit(f"for {k.name} in range({max(1, (n - 1).bit_length())}):")
             self.emit(f"    {off.name} = 1 << {k.name}")
             self.dead.append(k.name)
-            off.fixed = None
         self.indent += 1
         if self.chance(0.5):
             self.emit(f"{t.name} = {a.name}[tid - {off.name}] if tid >= {off.name} else {zero}")
@@ -1408,7 +1411,7 @@ class Body:
         self.emit("cuda.syncthreads()")
         self.emit(f"{a.name}[tid] += {t.name}")
         self.emit("cuda.syncthreads()")
-        if off.fixed:
+        if doubling:
             self.emit(f"{off.name} *= 2")
         self.indent -= 1
         self.dead += [off.name, t.name]
@@ -1558,7 +1561,7 @@ class Body:
         """Two halves in turn, one barrier a round."""
         if not self.is_kernel or self.level < BLOCK or self.depth > 1 or self.mult > 4 or not self.m.double_buffers:
             return False
-        if self.exited == "lane":
+        if self.exited:
             return False
         a = self.m.double_buffers[0]
         rounds = self.rng.randint(2, 4)
@@ -1579,7 +1582,7 @@ class Body:
 
     def s_call_block(self):
         """A call of a device function that holds barriers."""
-        if not self.m.block_functions or self.level < BLOCK or self.mult > 4:
+        if not self.m.block_functions or self.level < BLOCK or self.mult > 4 or self.exited:
             return False
         f, needs = self.rng.choice(self.m.block_functions)
         array = None
@@ -1598,8 +1601,7 @@ class Body:
                     texts.append(self.fit(self.int_expr(1), -64, 63).text)
                 else:
                     texts.append(self.fit_float(self.float_expr(1)).text)
-            if f.name.startswith("db") and self.m.ids_in_block_functions:
-                texts += ["tid", "nt"]
+            texts += ["tid", "nt"]
             extra = self.fit(self.int_expr(1), 0, 63).text if f.kind == "i" else self.float_literal().text
         call = f"{f.name}({', '.join(texts)})"
         if self.chance(0.4):
@@ -1637,8 +1639,8 @@ class Module:
         self.total = self.blocks * self.threads
         self.pure_functions, self.warp_functions, self.block_functions = [], [], []
         self.double_buffers = []
-        self.ids_in_block_functions = True
         self.shared_bytes = 0
+        self.constants = set()
         self.specs = []
         self.sections = []
         self.numba_types = self.rng.random() < 0.3
@@ -1763,12 +1765,13 @@ class Module:
         out = Var("result", kind, lo, hi, frac, fixed=True)
         if "u" in names and self.on("device_return_barrier") and self.chance(0.5):
             body.emit(f"if {body.compare(0, BLOCK)}:")
+            mode = array.mode
             with body.nest(BLOCK):
                 body.suite()
                 body.emit(f"result = {make()}")
                 body.emit("cuda.syncthreads()")
                 body.emit("return result")
-                body.shared[0].mode = array.mode
+                array.mode = mode
         body.emit(f"{out.name} = {make()}")
         body.emit("cuda.syncthreads()")
         body.emit("return result" if kind == "f" else "return result + 0")
@@ -1937,77 +1940,59 @@ class Module:
         types = [("int32", "i"), ("int64", "i"), ("float32", "f"), ("float64", "f"), ("uint32", "i")]
         fills = []
 
-        def add(name, declaration, kind, dtype, shape, own, warp_tile=False, op=None, stride="nt", flat=None):
+        def add(name, kind, dtype, shape, own, *, declare=True, fill=None, **more):
             lo, hi, frac = self.shared_interval(kind)
-            if dtype == "uint32":
-                lo, hi = 0, 1023
-            if op:
+            if more.get("op"):
                 lo, hi = -(1 << 24), 1 << 24
-            a = Array(name, kind, dtype, shape, lo, hi, frac, own, "W", op, warp_tile)
-            body.emit(f"{name} = cuda.shared.array({declaration}, {self.dtype(dtype)})")
-            count = shape[0] * (shape[1] if len(shape) == 2 else 1)
-            index = flat or ("k" if len(shape) == 1 else f"k // {shape[1]}, k % {shape[1]}")
+            a = Array(name, kind, dtype, shape, 0 if dtype == "uint32" else lo, hi, frac, own, "W", **more)
+            if declare:
+                text = f"({shape[0]}, {shape[1]})" if len(shape) == 2 else str(shape[0])
+                if len(shape) == 1 and self.chance(0.3):
+                    text = f"NT_{shape[0]}"
+                    self.constants.add(shape[0])
+                body.emit(f"{name} = cuda.shared.array({text}, {self.dtype(dtype)})")
             value = body.pick("k % 11", "(k * 7) % 13") if kind == "i" else body.pick("k * 0.25 % 4.0", "(k % 9) / 8")
-            fills.append((name, count, index, value, stride))
+            index = fill or ("k" if len(shape) == 1 else f"k // {shape[1]}, k % {shape[1]}")
+            fills.append((name, shape[0] * (shape[1] if len(shape) == 2 else 1), index, value))
             body.shared.append(a)
-            return a
 
         for k in range(self.rng.choices([0, 1, 2, 3], [1, 4, 4, 2])[0]):
             dtype, kind = self.rng.choices(types, [4, 3, 4, 3, 1])[0]
             if self.chance(0.35):
                 columns = self.rng.choice([4, 8, 33, max(1, t // 2)])
                 rows = (t + columns - 1) // columns + self.rng.choice([0, 1])
+                own = f"tid // {columns}, tid % {columns}"
                 if len(self.block) == 2 and self.chance(0.6):
-                    rows, columns, own = self.block[1], self.block[0], ("cuda.threadIdx.y, cuda.threadIdx.x",)
-                    flat_ok = columns * rows == t
-                else:
-                    own, flat_ok = (f"tid // {columns}, tid % {columns}",), True
-                assert flat_ok
-                add(f"t{k}", f"({rows}, {columns})", kind, dtype, (rows, columns), own)
+                    rows, columns, own = self.block[1], self.block[0], "cuda.threadIdx.y, cuda.threadIdx.x"
+                add(f"t{k}", kind, dtype, (rows, columns), (own,))
             elif self.chance(0.25):     # two neighbours a thread
-                add(f"c{k}", str(2 * t), kind, dtype, (2 * t,), ("2 * tid", "2 * tid + 1"), flat="k", stride="pairs")
-            elif self.chance(0.2):
-                add(f"r{k}", str(t), kind, dtype, (t,), ("nt - 1 - tid",), flat="nt - 1 - k")
+                add(f"c{k}", kind, dtype, (2 * t,), ("2 * tid", "2 * tid + 1"))
+            elif self.chance(0.2):      # back to front
+                add(f"r{k}", kind, dtype, (t,), ("nt - 1 - tid",))
             else:
                 n = pad * self.rng.choice([1, 1, 2])
-                own = ("tid",) if n == pad else ("tid", "tid + nt")
-                add(f"s{k}", self.rng.choice([str(n), f"NT_{n}"]), kind, dtype, (n,), own, warp_tile=True)
-        for array_dtype in {needs for _, needs in self.block_functions}:
-            if not any(a.warp_tile and a.dtype == array_dtype for a in body.shared):
-                add(f"s{len(body.shared)}", str(pad), "i" if array_dtype[0] == "i" else "f", array_dtype, (pad,), ("tid",),
-                    warp_tile=True)
+                add(f"s{k}", kind, dtype, (n,), ("tid",) if n == pad else ("tid", "tid + nt"), warp_tile=True)
+        for dtype in sorted({needs for _, needs in self.block_functions}):
+            if not any(a.warp_tile and a.dtype == dtype for a in body.shared):
+                add(f"s{len(body.shared)}", "i" if dtype[0] == "i" else "f", dtype, (pad,), ("tid",), warp_tile=True)
         if self.on("dynamic_shared") and self.chance(0.3):
             dtype, kind = self.rng.choice([("int32", "i"), ("float32", "f"), ("float64", "f")])
-            a = add("dy", "0", kind, dtype, (pad,), ("tid",), warp_tile=True)
+            body.emit(f"dy = cuda.shared.array(0, {self.dtype(dtype)})")
             self.shared_bytes = pad * (8 if dtype == "float64" else 4)
-            if self.on("dynamic_alias") and a.dtype != "float64" and self.chance(0.6):
-                # the same bytes under a second name: its elements follow those of the first
-                other = "int32" if kind == "f" else "float32"
-                body.emit(f"dz = cuda.shared.array(0, {self.dtype(other)})")
-                extra = add.__wrapped__ if hasattr(add, "__wrapped__") else None
-                assert extra is None
-                second = Array("dz", "i" if other == "int32" else "f", other, (pad,),
-                               *self.shared_interval("i" if other == "int32" else "f"), own=(f"{pad} + tid",), mode="W")
-                second.offset = pad
-                fills.append(("dz", pad, f"{pad} + k", "k % 5" if other == "int32" else "k * 0.5 % 8.0", "nt"))
-                body.shared.append(second)
+            add("dy", kind, dtype, (pad,), ("tid",), declare=False, warp_tile=True, offset=0)
+            if self.on("dynamic_alias") and dtype != "float64" and self.chance(0.6):
+                # the same bytes under a second name and type: its elements follow those of the first
+                dtype, kind = ("int32", "i") if kind == "f" else ("float32", "f")
+                body.emit(f"dz = cuda.shared.array(0, {self.dtype(dtype)})")
                 self.shared_bytes *= 2
+                add("dz", kind, dtype, (pad,), (f"{pad} + tid",), declare=False, fill=f"{pad} + k", offset=pad)
         if self.on("atomic") and self.chance(0.3):
-            dtype = self.rng.choice(["int32", "int64", "uint32"])
-            a = add("h0", str(self.rng.choice([4, 16, 33])), "i", dtype, (4,), ())
-            a.shape = (int(body.lines[-1].split("array(")[1].split(",")[0]),)
-            fills[-1] = ("h0", a.shape[0], "k", "k", "nt")
-            a.op, a.lo, a.hi = self.rng.choice(["add", "max", "min", "or_", "xor"]), -(1 << 24), 1 << 24
-            if dtype == "uint32":
-                a.lo = 0
+            op = self.rng.choice(["add", "max", "min", "or_", "xor"])
+            add("h0", "i", self.rng.choice(["int32", "int64", "uint32"]), (self.rng.choice([4, 16, 33]),), (), op=op)
         if self.on("double_buffer") and self.chance(0.25):
             body.emit(f"bf = cuda.shared.array((2, {t}), {self.dtype('int32')})")
             self.double_buffers.append(Array("bf", "i", "int32", (2, t), 0, 63))
-        for name, count, index, value, stride in fills:
-            if stride == "pairs":
-                body.emit(f"{name}[2 * tid] = tid % 5")
-                body.emit(f"{name}[2 * tid + 1] = tid % 3")
-                continue
+        for name, count, index, value in fills:
             body.emit(f"for k in range(tid, {count}, nt):")
             body.emit(f"    {name}[{index}] = {value}")
         if fills:
@@ -2022,13 +2007,13 @@ class Module:
             for j, v in enumerate(kept):
                 body.emit(f"{name}[{j}, gid] = {v.name}")
             self.array(params, name, dtype, (len(kept), self.total), "ints" if name == "fi" else "dyadic",
-                       *((0, 0) if name == "fi" else (0, 0)))
+                       0, 0)
         if body.shared:
             body.emit("cuda.syncthreads()")
             for a in body.shared:
                 count = a.shape[0] * (a.shape[1] if len(a.shape) == 2 else 1)
                 index = "k" if len(a.shape) == 1 else f"k // {a.shape[1]}, k % {a.shape[1]}"
-                if hasattr(a, "offset"):
+                if a.offset:
                     index = f"{a.offset} + k"
                 body.emit(f"for k in range(tid, {count}, nt):")
                 body.emit(f"    e{a.name}[bid, k] = {a.name}[{index}]")
@@ -2046,8 +2031,7 @@ class Module:
             head[-1:] = ["from numba import cuda, float32, float64, int32, int64, uint32"]
         head += ["", f"GRID = {self.grid}", f"BLOCK = {self.block}", "FULL = 0xFFFFFFFF"]
         text = "\n\n\n".join(self.sections)
-        for n in sorted({int(w[3:]) for w in text.replace(",", " ").replace("(", " ").split() if w.startswith("NT_")}):
-            head.append(f"NT_{n} = {n}")
+        head += [f"NT_{n} = {n}" for n in sorted(self.constants)]
         return Case(self.seed, "\n".join(head) + "\n\n\n" + text + "\n", self.grid, self.block, self.shared_bytes,
                     tuple(self.specs))
 

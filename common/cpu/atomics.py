@@ -1,10 +1,11 @@
 """Atomic operations on arrays, with the meaning they have in numba-cuda (0.30).
 
 `ATOMIC` maps the names under `cuda.atomic` to true atomic operations, for arrays that several CPU threads touch;
-`BLOCK_ATOMIC` maps them to plain load, compute and store, for arrays that one CPU thread owns (the shared memory of a block
-that runs on one thread).  Both take `(ary, idx, val)` and return the **old** element, in the array's dtype; `val` is cast to
-that dtype first.  `idx` is an integer for a one-dimensional array, a tuple of integers otherwise; negative indices count from
-the end.  `cas` takes `(ary, idx, old, val)`, `compare_and_swap` `(ary, old, val)` and works on element 0.
+`BLOCK_ATOMIC` maps them to plain load, compute and store, for arrays that one CPU thread owns (the shared memory of a
+block that runs on one thread).  Both take `(ary, idx, val)` and return the **old** element, in the array's dtype;
+`val` is cast to that dtype first.  `idx` is an integer for a one-dimensional array, a tuple of integers otherwise;
+negative indices count from the end.  `cas` takes `(ary, idx, old, val)`, `compare_and_swap` `(ary, old, val)` and
+works on element 0.
 
 ==================  ==============================================  ==================================================
 operation           dtypes                                          new element
@@ -34,7 +35,7 @@ _NUMBERS = (*_INTEGERS, types.float32, types.float64)
 _ORDERING = "seq_cst"
 
 
-# --- element access --------------------------------------------------------------------------------------------------------
+# --- element access -------------------------------------------------------------------------------------------------
 
 
 def _check_access(name, ary, idx, dtypes, writes=True):
@@ -60,7 +61,7 @@ def _element_pointer(context, builder, sig, args):
     return cgutils.get_item_pointer(context, builder, sig.args[0], ary, indices, wraparound=True)
 
 
-# --- the new element -------------------------------------------------------------------------------------------------------
+# --- the new element ------------------------------------------------------------------------------------------------
 # Each function writes the code for the new element, given the old one and the operand; `ty` is the dtype.
 
 
@@ -129,7 +130,7 @@ def _as_integer_pointer(builder, ptr):
 
 
 def _swap_loop(builder, ptr, compute):
-    """old = *ptr; *ptr = compute(old), atomically, by compare-and-swap; returns old.  An unchanged value is not stored."""
+    """old = *ptr; *ptr = compute(old), atomically, by compare-and-swap; returns old.  No store if nothing changes."""
     element = ptr.type.pointee
     ptr, bits = _as_integer_pointer(builder, ptr)
     first = builder.load_atomic(ptr, _ORDERING, bits.width // 8)
@@ -213,8 +214,8 @@ def _compare_and_swap(atomic):
 
     def function(typingctx, ary, old, val):
         if isinstance(ary, types.Array) and ary.ndim != 1:
-            raise TypingError(f"atomic.compare_and_swap works on element 0 of a 1-dimensional array; this one has {ary.ndim} "
-                              f"dimensions; use atomic.cas(ary, idx, old, val)")
+            raise TypingError(f"atomic.compare_and_swap works on element 0 of a 1-dimensional array; this one has "
+                              f"{ary.ndim} dimensions; use atomic.cas(ary, idx, old, val)")
         _check_access("atomic.compare_and_swap", ary, types.intp, _INTEGERS)
         return ary.dtype(ary, ary.dtype, ary.dtype), emit
 
@@ -234,7 +235,7 @@ block_add, block_sub, block_max, block_min, block_nanmax, block_nanmin, block_an
     block_exch, block_inc, block_dec, block_cas, block_compare_and_swap = BLOCK_ATOMIC.values()
 
 
-# --- memory order ----------------------------------------------------------------------------------------------------------
+# --- memory order ---------------------------------------------------------------------------------------------------
 
 
 @intrinsic

@@ -18,6 +18,7 @@ from .errors import CompileError
 from .frontend import at, bodies, name
 from .groups import choose_group
 
+LANE_BASES = {"_tx", "_ty", "_tz", "_lane", "_warp", "_tid"}
 SPIN_LIMIT = 1 << 32
 STACK_BUDGET = 1 << 19  # bytes of arrays on the stack of a worker; larger ones go to the heap
 
@@ -199,8 +200,8 @@ class Emitter:
         region = []
         for stmt in stmts:
             if not self.is_block_level(stmt):
-                if self.uniform_assign(stmt) and self.movable(stmt, region):
-                    self.uniform_statement(stmt)
+                if self.uniform_tree(stmt) and self.movable(stmt, region):
+                    self.scalar([stmt], None, 0)  # the same for the whole block: computed once
                 else:
                     region.append(stmt)
                 continue
@@ -318,12 +319,23 @@ class Emitter:
 
     # -- regions --------------------------------------------------------------------------------------------
     def region(self, stmts):
+        """Emit statements between two barriers: one walk over the groups, or several where loops want wider groups."""
         stmts = [s for s in stmts if not isinstance(s, ast.Pass)]
-        if not stmts:
-            return
+        parts = []
+        for stmt in stmts:
+            wide = not contains(stmt, "W") and self.splits(stmt) and self.wants_row(stmt)
+            if parts and parts[-1][0] == wide:
+                parts[-1][1].append(stmt)
+            else:
+                parts.append((wide, [stmt]))
+        for wide, part in parts:
+            self.walk(part, wide)
+
+    def walk(self, stmts, wide):
+        """One walk over all groups of the block."""
         warp = contains(stmts, "W")
-        group = choose_group(self.a.block_dim, warp, warp or any(map(self.splits, stmts)))
-        carried = {v for s in stmts for n in [s] for v in stores(n) if v not in self.a.varying} & exposed(stmts)
+        group = choose_group(self.a.block_dim, warp, not wide and (warp or any(map(self.splits, stmts))))
+        carried = {v for s in stmts for v in stores(s) if v not in self.a.varying} & exposed(stmts)
         for v in sorted(carried):  # each group starts from the values that the region was entered with
             self.emit(f"_in_{v} = {v}")
         levels = group.open(self.emit)
@@ -333,6 +345,17 @@ class Emitter:
         self.group(stmts, Context(group, ("_alive",) if self.alive else ()))
         self.depth -= levels
 
+    def wants_row(self, stmt):
+        """Are all loops strided by the thread index? Then neighbouring threads of the whole block read memory in order."""
+        for s in ast.walk(stmt):
+            if isinstance(s, ast.While) or isinstance(s, ast.For) and self.a.uniform_control(s):
+                return False
+            if isinstance(s, (ast.For, ast.If)):
+                parts = s.iter.args if isinstance(s, ast.For) else [s.test]
+                if any(loads(self.expand(p)) & {"_lane", "_warp"} for p in parts):
+                    return False
+        return True
+
     def uniform_assign(self, stmt):
         return (
             isinstance(stmt, ast.Assign)
@@ -341,13 +364,21 @@ class Emitter:
             and not stores(stmt.targets[0]) & self.a.varying
         )
 
+    def uniform_tree(self, stmt):
+        """Is it an assignment that is the same in all threads, or control flow around nothing but such?"""
+        if isinstance(stmt, (ast.Assign, ast.Pass, ast.Break, ast.Continue)):
+            return isinstance(stmt, ast.Pass) or has_exit(stmt) or self.uniform_assign(stmt)
+        if not isinstance(stmt, (ast.If, ast.For, ast.While)) or has_exit(stmt):
+            return False
+        return self.a.uniform_control(stmt) and not self.spins(stmt) and all(self.uniform_tree(s) for b in bodies(stmt) for s in b)
+
     def movable(self, stmt, before):
-        """May a uniform assignment run ahead of the statements ``before`` it?"""
+        """May a uniform statement run ahead of the statements ``before`` it?"""
         if not before:
             return True
-        if any(isinstance(n, (ast.Subscript, ast.Call)) for n in ast.walk(stmt.value)):
+        if any(isinstance(n, (ast.Subscript, ast.Call)) for n in ast.walk(stmt)):
             return False
-        target, reads = stores(stmt), loads(stmt.value)
+        target, reads = stores(stmt), loads(stmt)
         return not any((stores(b) & (reads | target)) or (loads(b) & target) for b in before)
 
     def uniform_statement(self, stmt):
@@ -386,7 +417,7 @@ class Emitter:
                 run.clear()
 
         for stmt in stmts:
-            if isinstance(stmt, ast.Pass):
+            if isinstance(stmt, ast.Pass) or self.rematerialised(stmt):
                 continue
             if self.uniform_assign(stmt):
                 if not self.movable(stmt, run):
@@ -431,12 +462,12 @@ class Emitter:
         if any(isinstance(n, (ast.Subscript, ast.Call)) for n in ast.walk(e)):
             return False
         free = loads(e)
-        lane_bases = {"_tx", "_ty", "_tz", "_lane", "_warp", "_tid"} - ctx.group.constant
-        return not free & (lane_bases | self.a.varying | self.a.local)
+        return not free & ((LANE_BASES - ctx.group.constant) | self.a.varying | self.a.local)
 
     def group_if(self, stmt, ctx):
         must = self.must_split(stmt, ctx)
-        if not (must or any(self.splits(s) for b in bodies(stmt) for s in b)):
+        guard = None if must or ctx.masks or self.check or stmt.orelse else self.all_lanes(stmt.test, ctx)
+        if not (must or guard or any(self.splits(s) for b in bodies(stmt) for s in b)):
             return None
         if self.a.uniform(stmt.test) or self.group_constant(stmt.test, ctx) and not self.alive:
             return lambda: self.plain_if(stmt, ctx)
@@ -444,7 +475,7 @@ class Emitter:
             return lambda: self.masked_if(stmt, ctx)
         if ctx.masks or any(isinstance(n, ast.Call) for n in ast.walk(stmt.test)) or has_exit(stmt) or has_return(stmt):
             return None
-        return lambda: self.two_way_if(stmt, ctx)
+        return lambda: self.two_way_if(stmt, ctx, guard)
 
     def plain_if(self, stmt, ctx):
         self.emit(f"if {self.expr(stmt.test)}:")
@@ -453,22 +484,59 @@ class Emitter:
             self.emit("else:")
             self.nested(stmt.orelse, ctx)
 
-    def two_way_if(self, stmt, ctx):
+    def two_way_if(self, stmt, ctx, guard=None):
         """All lanes agree: emit the branch for the group. They do not: each lane on its own."""
-        count = self.fresh("n")
-        self.emit(f"{count} = 0")
-        self.lanes(ctx, lambda: (self.emit(f"if {self.expr(stmt.test)}:"), self.emit(f"    {count} += 1")))
-        self.emit(f"if {count} == {ctx.group.size}:")
+        if guard:
+            self.emit(f"if {guard}:  # true for every lane of the group")
+        else:
+            count = self.fresh("n")
+            self.emit(f"{count} = 0")
+            self.lanes(ctx, lambda: (self.emit(f"if {self.expr(stmt.test)}:"), self.emit(f"    {count} += 1")))
+            self.emit(f"if {count} == {ctx.group.size}:")
         self.nested(stmt.body, ctx)
-        if stmt.orelse and any(map(self.splits, stmt.orelse)):
+        if stmt.orelse and any(map(self.splits, stmt.orelse)) and not guard:
             self.emit(f"elif {count} == 0:")
             self.nested(stmt.orelse, ctx)
             self.emit("else:")
         else:
-            self.emit("else:" if stmt.orelse else f"elif {count} > 0:")
+            self.emit("else:" if stmt.orelse or guard else f"elif {count} > 0:")
         self.depth += 1
         self.lane_run([stmt], ctx)
         self.depth -= 1
+
+    def all_lanes(self, test, ctx):
+        """Text of a condition that holds if ``test`` holds for every lane of the group; None if there is none so simple.
+
+        For bounds guards: ``i < n`` holds for all lanes if it does for the last one, when i grows with the lane.
+        """
+        if ctx.group.ends is None:
+            return None
+        parts = test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
+        texts, grows = [], False
+        for part in parts:
+            if not isinstance(part, ast.Compare):
+                return None
+            for left, op, right in zip([part.left, *part.comparators], part.ops, part.comparators):
+                if isinstance(op, (ast.Gt, ast.GtE)):
+                    left, right = right, left
+                elif not isinstance(op, (ast.Lt, ast.LtE)):
+                    return None
+                sign = "<" if isinstance(op, (ast.Lt, ast.Gt)) else "<="
+                sides = []
+                for side, end in ((left, 1), (right, 0)):  # the largest left side against the smallest right side
+                    if self.group_constant(side, ctx):
+                        sides.append(self.expr(side))
+                        continue
+                    side = self.expand(side)
+                    form = self.a.linear(side)
+                    if form is None or any(v < 0 for v in form.values()):
+                        return None
+                    if set(form) - ctx.group.constant - set(ctx.group.ends[end]):
+                        return None
+                    grows = True
+                    sides.append(_substitute(side, ctx.group.ends[end]))
+                texts.append(f"{sides[0]} {sign} {sides[1]}")
+        return " and ".join(texts) if grows else None
 
     def masked_if(self, stmt, ctx):
         changing = [m for m in ctx.masks if m.startswith(("_lp", "_ct", "_alive"))]
@@ -546,16 +614,16 @@ class Emitter:
         if not self.a.inside(stmt.target.id, stmt) or len(self.a.definitions[stmt.target.id]) != 1:
             return False
         form = self.a.linear(self.expand(args[0]))
-        return bool(form) and all(v >= 0 for v in form.values()) and not set(form) & {"_ty", "_tz"}
+        return bool(form) and all(v >= 0 for v in form.values())
 
     def strided_for(self, stmt, ctx):
         args = stmt.iter.args
         var = stmt.target.id
         step = args[2] if len(args) == 3 else ast.Constant(1)
-        if ctx.group.ends is None:
+        start = self.expand(args[0])
+        if ctx.group.ends is None or loads(start) & LANE_BASES - ctx.group.constant - set(ctx.group.ends[0]):
             return self.lane_run([stmt], ctx)
         stop, by, rounds, r = (self.fresh(s) for s in ("stop", "by", "full", "r"))
-        start = self.expand(args[0])
         first, last = (_substitute(start, ends) for ends in ctx.group.ends)
         self.emit(f"{stop} = {self.expr(args[1])}")
         self.emit(f"{by} = {self.expr(step)}")
@@ -634,8 +702,8 @@ class Emitter:
 
     def scalar_Assign(self, stmt, ctx, loops):
         target = stmt.targets[0]
-        if isinstance(target, ast.Name) and target.id in self.remat:
-            return  # computed where it is needed
+        if self.rematerialised(stmt):
+            return
         if isinstance(target, ast.Tuple):
             temps = [t.id if self.in_place(t.id) else self.fresh("t") for t in target.elts]
             self.emit(f"{', '.join(temps)}, = {self.expr(stmt.value)}" if len(temps) == 1 else f"{', '.join(temps)} = {self.expr(stmt.value)}")
@@ -646,6 +714,10 @@ class Emitter:
         value = self.expr(stmt.value)
         place = self.place(target.id) if isinstance(target, ast.Name) else self.expr(target)
         self.emit(f"{place} = {value}")
+
+    def rematerialised(self, stmt):
+        """Is it the assignment of a value that is computed wherever it is needed?"""
+        return isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name) and stmt.targets[0].id in self.remat
 
     def place(self, var):
         if self.in_place(var):

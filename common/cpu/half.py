@@ -1,15 +1,16 @@
 """float16 for Numba's CPU target, which has none.
 
-Importing this module teaches the CPU target the type `float16`: arrays of it, casts, constants, `np.float16(x)`, arithmetic
-and comparisons.  Importing it twice does nothing, and code without float16 is typed and compiled as before.
+Importing this module teaches the CPU target the type `float16`: arrays of it, casts, constants, `np.float16(x)`,
+arithmetic and comparisons.  Importing it twice does nothing, and code without float16 is typed and compiled as
+before.
 
 A value is an LLVM `half`, two bytes in memory.  Arithmetic widens to float32, where the sum, difference, product and
 quotient of two float16 round to the same float16 as the exact result would (24 bits >= 2 * 11 + 2), and narrows again.
 Both conversions are single instructions on x86 with F16C and on Arm; elsewhere a few integer operations do it.
 
-Result types follow numba-cuda 0.30: float16 with float16, int8 or bool gives float16; with int16, uint8, uint16 or float32
-it gives float32; with wider integers or float64 it gives float64; `//`, `%` and `**` give float32 or wider; `float(x)` of a
-float16 is a float16.  Casts follow it too, and that is not always NumPy:
+Result types follow numba-cuda 0.30: float16 with float16, int8 or bool gives float16; with int16, uint8 or float32
+it gives float32; with uint16, wider integers or float64 it gives float64; `//`, `%` and `**` give float32 or wider;
+`float(x)` of a float16 is a float16.  Casts follow it too, and that is not always NumPy:
 
 * float16 to an integer rounds to the nearest integer, ties to even, and saturates (PTX `cvt.rni`); NumPy truncates.
   A nan gives 0, in 64 bits the smallest int64 (or 2**63).
@@ -33,7 +34,7 @@ HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-# --- conversions ---------------------------------------------------------------------------------------------------------
+# --- conversions ----------------------------------------------------------------------------------------------------
 
 
 def _hardware_converts(context):
@@ -79,7 +80,8 @@ def narrow(context, builder, value):
 def narrow_double(context, builder, value):
     """float64 to float16, rounded once.
 
-    The float32 in between is rounded to odd: an inexact value gets a last bit of one, so that it cannot look like a tie.
+    The float32 in between is rounded to odd: an inexact value gets a last bit of one, so that it cannot look like a
+    tie.
     """
     single = builder.fptrunc(value, FLOAT)
     back = builder.fpext(single, DOUBLE)
@@ -132,7 +134,7 @@ def _half_to_bool(context, builder, sig, args):
     return builder.fcmp_unordered("!=", wide, FLOAT(0.0))
 
 
-# --- the type ------------------------------------------------------------------------------------------------------------
+# --- the type -------------------------------------------------------------------------------------------------------
 
 
 @register_default(types.Float)
@@ -176,7 +178,7 @@ def _extend_boxing():
     pythonapi._unboxers.functions[types.Float] = unbox_float
 
 
-# --- operators -----------------------------------------------------------------------------------------------------------
+# --- operators ------------------------------------------------------------------------------------------------------
 
 _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "truediv": "fdiv"}
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}

@@ -1,12 +1,13 @@
-"""`numba.cuda.fp16` on the CPU: `FP16` maps a function's name (`hadd`, `hexp`, `__float2half_rn`, ...) to a replacement.
+"""`numba.cuda.fp16` on the CPU: `FP16` maps a function's name (`hadd`, `hexp`, `__float2half_rn`, ...) to a
+replacement.
 
-Names and signatures are those of numba-cuda 0.30.  `hadd`, `hsub`, `hmul`, `hdiv`, `hfma` and the conversions round once, to
-nearest, ties to even; the elementary functions are computed in float32 and rounded, so they are at most one unit in the last
-place from the exact result (the GPU's `htanh_approx` is less accurate, here it is `htanh`).  `hmax` and `hmin` ignore a nan,
-`__hmax_nan` and `__hmin_nan` return it.  Conversions to integers saturate.
+Names and signatures are those of numba-cuda 0.30.  `hadd`, `hsub`, `hmul`, `hdiv`, `hfma` and the conversions round
+once, to nearest, ties to even; the elementary functions are computed in float32 and rounded, so they are at most one
+unit in the last place from the exact result (the GPU's `htanh_approx` is less accurate, here it is `htanh`).  `hmax`
+and `hmin` ignore a nan, `__hmax_nan` and `__hmin_nan` return it.  Conversions to integers saturate.
 
-Not here: conversions to float16 that round down, up or towards zero; cache-hinted loads and stores; shuffles (they go through
-the launcher like all warp collectives).
+Not here: conversions to float16 that round down, up or towards zero; cache-hinted loads and stores; shuffles (they go
+through the launcher like all warp collectives).
 """
 
 import math
@@ -44,7 +45,7 @@ def _in_float32(compute, clamp=False, relu=False):
     return emit
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
 def _arithmetic(op):
@@ -52,13 +53,14 @@ def _arithmetic(op):
 
 
 for _name, _op in (("hadd", "fadd"), ("hsub", "fsub"), ("hmul", "fmul"), ("hdiv", "fdiv")):
-    _define(f"{_name} __{_name}" + ("" if _name == "hdiv" else f" __{_name}_rn"), f16(f16, f16), _in_float32(_arithmetic(_op)))
+    _names = f"{_name} __{_name}" if _name == "hdiv" else f"{_name} __{_name} __{_name}_rn"
+    _define(_names, f16(f16, f16), _in_float32(_arithmetic(_op)))
     if _name != "hdiv":
         _define(f"__{_name}_sat", f16(f16, f16), _in_float32(_arithmetic(_op), clamp=True))
 
 
 def _fma(limit):
-    """a * b + c: the product is exact in float64, and the sum close enough that one rounding to float16 is the right one."""
+    """a * b + c: the product is exact in float64, the sum so close that one rounding to float16 gives the right one."""
 
     def emit(context, builder, sig, args):
         a, b, c = (builder.fpext(widen(context, builder, x), ir.DoubleType()) for x in args)
@@ -85,7 +87,7 @@ _define("hneg __hneg", f16(f16), lambda context, builder, sig, args: half.emit_s
 _define("habs __habs", f16(f16), lambda context, builder, sig, args: half.emit_sign(builder, "and_", args[0]))
 
 
-# --- comparisons -----------------------------------------------------------------------------------------------------------
+# --- comparisons ----------------------------------------------------------------------------------------------------
 
 
 def _compare(op, unordered):
@@ -132,7 +134,7 @@ for _name, _op in (("hmax", "llvm.maxnum"), ("hmin", "llvm.minnum")):
     _define(f"__{_name}_nan", f16(f16, f16), _extremum(_op, keep_nan=True))
 
 
-# --- elementary functions --------------------------------------------------------------------------------------------------
+# --- elementary functions -------------------------------------------------------------------------------------------
 
 
 def _math(name):
@@ -144,7 +146,8 @@ for _name in ("ceil", "cos", "exp", "exp2", "floor", "log", "log10", "log2", "si
 _define("htanh htanh_approx", f16(f16), _math("tanh"))
 _define("hrint", f16(f16), _in_float32(lambda builder, x: call_llvm(builder, "llvm.rint", [x])))
 _define("hrcp", f16(f16), _in_float32(lambda builder, x: builder.fdiv(FLOAT(1.0), x)))
-_define("hrsqrt", f16(f16), _in_float32(lambda builder, x: builder.fdiv(FLOAT(1.0), call_llvm(builder, "llvm.sqrt", [x]))))
+_define("hrsqrt", f16(f16), _in_float32(lambda builder, x: builder.fdiv(
+    FLOAT(1.0), call_llvm(builder, "llvm.sqrt", [x]))))
 
 
 def _exp10(context, builder, sig, args):
@@ -155,7 +158,7 @@ def _exp10(context, builder, sig, args):
 _define("hexp10", f16(f16), _exp10)
 
 
-# --- conversions -----------------------------------------------------------------------------------------------------------
+# --- conversions ----------------------------------------------------------------------------------------------------
 
 
 def _bits(context, builder, sig, args):

@@ -1,5 +1,6 @@
 """The dispatcher: what ``@cuda.jit`` returns on the CPU backend, and how a launch runs."""
 
+import functools
 import itertools
 import math
 import os
@@ -18,6 +19,7 @@ from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MAX_DYNAMIC_SHARED = 163 * 1024
+SMALL = 16384  # threads of a launch whose cost is not known yet and is tried without the pool
 INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waking other threads for
 
 _pool = None
@@ -25,6 +27,7 @@ _pool_lock = threading.Lock()
 _trace = None  # a list while a trace is being taken, see common.trace
 
 
+@functools.cache
 def workers():
     """Number of threads that run blocks: ``MINI_THREADS``, or the cores this process may use."""
     chosen = os.environ.get("MINI_THREADS")
@@ -82,7 +85,7 @@ class Dispatcher:
         self.__wrapped__ = function
         self._digest = None
         self._compiled = {}
-        self._seconds = {}  # compiled key -> estimated seconds a block
+        self._seconds = {}  # compiled key -> (runs so far, least seconds a block)
         self._lock = threading.RLock()
 
     def __repr__(self):
@@ -184,9 +187,10 @@ class Dispatcher:
             run(first, last, grid[0], grid[1], grid[2], dynamic, err, *values)
 
         start = time.perf_counter()
-        known = self._seconds.get(key)
         try:
-            if blocks == 1 or workers() == 1 or known is not None and known * blocks < INLINE_SECONDS:
+            tried, known = self._seconds.get(key, (0, math.inf))
+            small = known * blocks < INLINE_SECONDS or 1 <= tried <= 3 and blocks * math.prod(block) <= SMALL
+            if blocks == 1 or workers() == 1 or small:
                 work(0, blocks)
             else:
                 _run_parallel(work, blocks)
@@ -194,11 +198,9 @@ class Dispatcher:
             if err[0] == 0:
                 raise
         taken = time.perf_counter() - start
-        each = taken / blocks * (1 if blocks == 1 else min(workers(), blocks))
-        # The first run of a key includes loading its machine code: it says nothing about the next.
-        self._seconds[key] = each if known not in (None, math.inf) else (math.inf if known is None else each)
-        if known not in (None, math.inf):
-            self._seconds[key] = 0.7 * known + 0.3 * each
+        if tried:  # the first run loads machine code: it says nothing about the next
+            known = min(known, taken / blocks * (1 if blocks == 1 or small else min(workers(), blocks)))
+        self._seconds[key] = min(tried + 1, 9), known
         if err[0]:
             self._raise(compiled.sites[err[1]], err, block)
         if _trace is not None:

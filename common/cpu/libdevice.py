@@ -1,12 +1,12 @@
 """`numba.cuda.libdevice` on the CPU: `LIBDEVICE` maps a function's name to a replacement for compiled code.
 
-Signatures are those of numba-cuda 0.30: d float64, f float32, l int64, i int32, h int16, and unsigned quantities travel in
-signed types of the same width.  Arguments are cast to the signature.  Differences from the GPU:
+Signatures are those of numba-cuda 0.30: d float64, f float32, l int64, i int32, h int16, and unsigned quantities
+travel in signed types of the same width.  Arguments are cast to the signature.  Differences from the GPU:
 
-* The `fast_` functions are the accurate ones.  Functions that differ only in rounding direction exist for `_rn` (to nearest)
-  and, among the conversions to integers, for all four.
-* Conversions to integers saturate, as on the GPU; a nan gives 0 from float32 to 32 bits, otherwise the bits of the smallest
-  signed integer.
+* The `fast_` functions are the accurate ones.  Functions that differ only in rounding direction exist for `_rn` (to
+  nearest) and, among the conversions to integers, for all four.
+* Conversions to integers saturate, as on the GPU; a nan gives 0 from float32 to 32 bits, otherwise the bits of the
+  smallest signed integer.
 * Functions of two results (`sincosf`, `modff`, `frexpf`) return a tuple, as in numba-cuda.
 
 Not here: Bessel functions, the inverses of erf and of the normal distribution, `_rd`/`_ru`/`_rz` arithmetic.
@@ -62,10 +62,11 @@ def _constant(like, value):
     return ir.Constant(like.type, value)
 
 
-# --- floating point ------------------------------------------------------------------------------------------------------
+# --- floating point -------------------------------------------------------------------------------------------------
 
-for _name in ("acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp", "exp2", "expm1",
-              "fabs", "floor", "lgamma", "log", "log10", "log1p", "log2", "sin", "sinh", "sqrt", "tan", "tanh", "trunc"):
+for _name in ("acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "erfc", "exp", "exp2",
+              "expm1", "fabs", "floor", "lgamma", "log", "log10", "log1p", "log2", "sin", "sinh", "sqrt", "tan", "tanh",
+              "trunc"):
     _define_floats(_name, _math(_name))
 for _name in ("atan2", "fmod", "hypot", "nextafter", "pow", "remainder", "copysign"):
     _define_floats(_name, _math(_name), 2)
@@ -151,7 +152,7 @@ for _suffix, _t in (("", "d"), ("f", "f")):
 LIBDEVICE["fast_sincosf"] = LIBDEVICE["sincosf"]
 
 
-# --- tests and bits --------------------------------------------------------------------------------------------------------
+# --- tests and bits -------------------------------------------------------------------------------------------------
 
 
 def _test(op, operand):
@@ -195,7 +196,7 @@ _define("half2float", "h>f", lambda context, builder, sig, args:
         half.widen(context, builder, builder.bitcast(args[0], half.HALF)))
 
 
-# --- conversions -----------------------------------------------------------------------------------------------------------
+# --- conversions ----------------------------------------------------------------------------------------------------
 
 _ROUNDINGS = {"rn": "rint", "rd": "floor", "ru": "ceil", "rz": "trunc"}
 
@@ -207,7 +208,8 @@ def _float_to_int(rounding, signed):
         name = f"llvm.fpto{'s' if signed else 'u'}i.sat.{to.intrinsic_name}.{x.type.intrinsic_name}"
         result = builder.call(builder.module.declare_intrinsic(name, (), ir.FunctionType(to, [x.type])), [x])
         if to == I64 or x.type == F64:  # PTX cvt: nan gives 0 only from float32 to 32 bits
-            result = builder.select(builder.fcmp_unordered("uno", x, x), _constant(result, -(1 << (to.width - 1))), result)
+            smallest = _constant(result, -(1 << (to.width - 1)))
+            result = builder.select(builder.fcmp_unordered("uno", x, x), smallest, result)
         return result
 
     return emit
@@ -232,7 +234,7 @@ for _source, _code, _signed in (("int", "i", True), ("uint", "i", False), ("ll",
 _define("double2float_rn", "d>f", lambda context, builder, sig, args: builder.fptrunc(args[0], F32))
 
 
-# --- integers --------------------------------------------------------------------------------------------------------------
+# --- integers -------------------------------------------------------------------------------------------------------
 
 
 def _int_op(op):
@@ -274,7 +276,8 @@ for _name, _long, _emit in (("popc", "popcll", scalars.emit_popc), ("clz", "clzl
 _define("brev", "i>i", scalars.emit_brev)
 _define("brevll", "l>l", scalars.emit_brev)
 for _short, _long, _compare, _op in (("max", "llmax", "icmp_signed", ">"), ("min", "llmin", "icmp_signed", "<"),
-                                     ("umax", "ullmax", "icmp_unsigned", ">"), ("umin", "ullmin", "icmp_unsigned", "<")):
+                                     ("umax", "ullmax", "icmp_unsigned", ">"),
+                                     ("umin", "ullmin", "icmp_unsigned", "<")):
     _define(_short, "ii>i", _pick(_compare, _op))
     _define(_long, "ll>l", _pick(_compare, _op))
 _define("mulhi", "ii>i", _high_product("sext"))

@@ -8,13 +8,14 @@ The tables at the end map a name to a function that compiled code may call in it
 
 Two things differ from Numba's CPU target, and both follow numba-cuda (0.30):
 
-* Result types: `math.floor(float32)` is a float32 there, an int64 on Numba's CPU target; `math.exp(float16)` is a float16;
-  `math.pow(float32, int32)` is a float32.  Each function lists numba-cuda's signatures, and Numba's own overload
-  resolution picks one of them.
+* Result types: `math.floor(float32)` is a float32 there, an int64 on Numba's CPU target; `math.exp(float16)` is a
+  float16; `math.pow(float32, int32)` is a float32.  Each function lists numba-cuda's signatures, and Numba's own
+  overload resolution picks one of them.
 * Speed: in float32 the transcendental functions come from `vecmath` and vectorise; float64 goes to the C library.
 
-All are Numba intrinsics: they write LLVM code into the caller, so a call costs nothing and compiles in no time.  Outside
-compiled code they cannot be called.  A call with unsupported types is a Numba TypingError that names the types.
+All are Numba intrinsics: they write LLVM code into the caller, so a call costs nothing and compiles in no time.
+Outside compiled code they cannot be called.  A call with unsupported types is a Numba TypingError that names the
+types.
 """
 
 import math
@@ -35,16 +36,17 @@ f16, f32, f64 = types.float16, types.float32, types.float64
 i32, u32, i64, u64 = types.int32, types.uint32, types.int64, types.uint64
 
 
-def make_intrinsic(name, cases, emit, doc=None):
+def make_intrinsic(name, cases, emit, doc=None, refused=()):
     """A function for compiled code with the given signatures.
 
     `cases` are Numba signatures, all of the same number (1 to 3) of arguments; Numba's overload resolution chooses among
-    them and casts the arguments.  `emit(context, builder, sig, args)` writes the LLVM code and returns the value.
+    them and casts the arguments.  A call for which it would choose one of `refused` (typed by numba-cuda, but without
+    code) is an error.  `emit(context, builder, sig, args)` writes the LLVM code and returns the value.
     """
 
     def resolve(typingctx, *args):
-        sig = typingctx.resolve_overload(name, cases, args, {})
-        if sig is None:
+        sig = typingctx.resolve_overload(name, [*cases, *refused], args, {})
+        if sig is None or sig in refused:
             given, known = ", ".join(map(str, args)), "; ".join(f"({', '.join(map(str, c.args))})" for c in cases)
             raise TypingError(f"{name}({given}) is not supported; supported argument types: {known}")
         return sig, emit
@@ -77,7 +79,7 @@ def call_libm(builder, name, args):
     return builder.call(cgutils.insert_pure_function(builder.module, fn_type, name), args)
 
 
-# --- the math module -----------------------------------------------------------------------------------------------------
+# --- the math module ------------------------------------------------------------------------------------------------
 
 
 def _numba_math(name):
@@ -175,7 +177,7 @@ exp, exp2, log, log2, log10 = (MATH[n] for n in ("exp", "exp2", "log", "log2", "
 tanh, erf, sin, cos, sqrt, pow = (MATH[n] for n in ("tanh", "erf", "sin", "cos", "sqrt", "pow"))
 
 
-# --- numba.cuda ----------------------------------------------------------------------------------------------------------
+# --- numba.cuda -----------------------------------------------------------------------------------------------------
 
 _INTEGERS = [types.int8, types.int16, i32, i64, types.uint8, types.uint16, u32, u64]
 
@@ -213,7 +215,8 @@ popc = make_intrinsic("popc", [t(t) for t in _INTEGERS], emit_popc, "Number of o
 clz = make_intrinsic("clz", [t(t) for t in _INTEGERS], emit_clz, "Number of leading zero bits; the argument's type.")
 brev = make_intrinsic("brev", [u32(u32), u64(u64)], emit_brev, "Bits in reverse order.")
 ffs = make_intrinsic("ffs", [u32(i32), u32(i64), u32(u32), u32(u64)], emit_ffs,
-                     "Position of the lowest one bit, counted from 1; 0 if there is none; a uint32.")
+                     "Position of the lowest one bit, counted from 1; 0 if there is none; a uint32.",
+                     refused=[u32(t) for t in _INTEGERS if t.bitwidth < 32])
 fma = make_intrinsic("fma", [f32(f32, f32, f32), f64(f64, f64, f64)], emit_fma, "x * y + z, rounded once.")
 cbrt = make_intrinsic("cbrt", [f32(f32), f64(f64)], _libm("cbrt"), "Cube root.")
 rsqrt = make_intrinsic("rsqrt", [f32(f32), f64(f64)], emit_rsqrt, "1 / sqrt(x).")
@@ -227,8 +230,8 @@ def selp(typingctx, test, a, b):
     supported = (f64, f32, types.int16, types.uint16, i32, u32, i64, u64)
     a, b = types.unliteral(a), types.unliteral(b)
     if a != b or a not in supported or types.unliteral(test) != types.boolean:
-        raise TypingError(f"selp({test}, {a}, {b}) is not supported; the first argument must be a boolean and the other "
-                          f"two of the same type, one of {', '.join(map(str, supported))}")
+        raise TypingError(f"selp({test}, {a}, {b}) is not supported; the first argument must be a boolean and the "
+                          f"other two of the same type, one of {', '.join(map(str, supported))}")
     return a(types.boolean, a, a), lambda context, builder, sig, args: builder.select(*args)
 
 
@@ -236,15 +239,16 @@ CUDA_SCALAR = {"popc": popc, "clz": clz, "ffs": ffs, "brev": brev, "selp": selp,
                "nanosleep": nanosleep}
 
 
-# --- min and max ---------------------------------------------------------------------------------------------------------
+# --- min and max ----------------------------------------------------------------------------------------------------
 
 
 def max2(*values):
     """`max(a, b, ...)` with numba-cuda's result type and its treatment of nan.
 
-    Two floats (float32 or float64) give CUDA's `fmax`, which ignores a nan.  Everything else (integers, mixtures, float16,
-    three and more values) follows Python: from left to right `b if b > a else a`, so a nan in front stays and a nan behind
-    is ignored.  The result has the type that Numba finds common to all arguments.  Both forms vectorise.
+    Two floats (float32 or float64) give CUDA's `fmax`, which ignores a nan.  Everything else (integers, mixtures,
+    float16, three and more values) follows Python: from left to right `b if b > a else a`, so a nan in front stays
+    and a nan behind is ignored.  The result has the type that Numba finds common to all arguments.  Both forms
+    vectorise.
     """
     raise NotImplementedError("max2 is for compiled code")
 

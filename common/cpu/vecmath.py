@@ -9,10 +9,10 @@ same for all: reduce the argument to a short interval exactly (W. J. Cody and W.
 Elementary Functions*, 1980), evaluate a polynomial there, undo the reduction.  The polynomials are minimax fits in the
 relative error, made for this file; the interval of each fit stands beside it.
 
-Largest error in units in the last place: exp, exp2, log 1.1 and tanh, erf 1.4 over all float32 arguments; log2, log10, sin,
-cos 1.6 over 200 million of them.  A processor without fused multiply-add adds up to one unit to log2 and log10.
-Special values follow C: `exp(-inf)` is 0, `log(0)` is -inf, `log` of a
-negative number and `sin(inf)` are nan, a nan stays a nan, results below the normal range are rounded, not flushed.
+Largest error in units in the last place: exp, exp2, log 1.1 and tanh, erf 1.4 over all float32 arguments; log2,
+log10, sin, cos 1.6 over 200 million of them.  A processor without fused multiply-add adds up to one unit to log2 and
+log10.  Special values follow C: `exp(-inf)` is 0, `log(0)` is -inf, `log` of a negative number and `sin(inf)` are
+nan, a nan stays a nan, results below the normal range are rounded, not flushed.
 """
 
 from functools import cache
@@ -31,7 +31,8 @@ _FLAGS = ("contract",)
 class Num:
     """An LLVM value (float32, float64, int32 or int64) with Python's operators; each use writes one instruction.
 
-    Python numbers on either side become constants of the same type.  Comparisons are ordered (false for nan) and signed.
+    Python numbers on either side become constants of the same type.  Comparisons are ordered (false for nan) and
+    signed.
     """
 
     __slots__ = ("builder", "value")
@@ -270,7 +271,7 @@ def erf(x):
     return small.where(a < 1.0, large).with_sign_of(x)
 
 
-# --- sine and cosine ---------------------------------------------------------------------------------------------------
+# --- sine and cosine ------------------------------------------------------------------------------------------------
 
 
 @cache

@@ -1,0 +1,176 @@
+"""GPT-2, made of the kernels of chapters 3 to 13 and nothing else: this file defines no kernel.
+
+`GPT2.forward` is the whole network, one line a kernel. Each step runs it over the whole sequence again and keeps
+nothing but the last token's logits: no cache yet.
+
+Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block, here with layer norm in front).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import numpy as np
+from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
+from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
+from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
+from chapters.ch07_warp_reduce.kernels import (
+    gemv_logits,
+    gemv_logits_launch,
+    greedy_argmax,
+    greedy_argmax_launch,
+    layernorm_launch,
+    layernorm_row,
+)
+from chapters.ch11_attention.kernels import mha_naive
+from chapters.ch13_llm_ops.kernels import gelu_kernel
+from numba import cuda
+
+from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, load_weights
+
+EPS = np.float32(LAYER_NORM_EPS)
+
+
+class TokensError(ValueError):
+    """Tokens that this model cannot take; the message names the token, the limit and the mend."""
+
+
+class GPT2:
+    """A GPT-2 on the device, with every activation buffer allocated once.
+
+    config: the sizes. tensors: name -> fp16 or fp32 array, as `load_weights` gives them; they are turned into float32
+    and copied to the device here. max_length: the longest sequence in tokens, at most (and by default) config.n_ctx;
+    attention scores take n_head * max_length ** 2 * 4 bytes. on_tensor(name, n_values): called after each upload.
+    Raises `TokensError` if max_length is not in 1 ... n_ctx.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        tensors: dict[str, np.ndarray],
+        max_length: int | None = None,
+        on_tensor: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.max_length = config.n_ctx if max_length is None else max_length
+        if not 1 <= self.max_length <= config.n_ctx:
+            raise TokensError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
+        self.weights = {}
+        for name, tensor in tensors.items():
+            self.weights[name] = cuda.to_device(np.ascontiguousarray(tensor, dtype=np.float32))
+            if on_tensor is not None:
+                on_tensor(name, tensor.size)
+        self.layers = [self._layer(layer) for layer in range(config.n_layer)]
+
+        T, d = self.max_length, config.d_model
+        self._tokens = cuda.device_array(T, np.int32)
+        # one name a role in the forward pass; `_views` cuts them to the length of the sequence
+        widths = {"x": d, "h": d, "qkv": 3 * d, "q": d, "k": d, "v": d, "att": d, "ff": config.d_ff}
+        self._flat = {name: cuda.device_array(T * width, np.float32) for name, width in widths.items()}
+        self._flat["scores"] = cuda.device_array(config.n_head * T * T, np.float32)
+        self.logits = cuda.device_array(config.vocab_size, np.float32)
+        self.next_token = cuda.device_array(1, np.int32)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, **options) -> GPT2:
+        """The model in a weight file; options as for the class. Raises `WeightsError` like `load_weights`."""
+        return cls(*load_weights(path), **options)
+
+    def forward(self, tokens: Sequence[int], choose: Callable | None = None) -> int:
+        """The token id that follows `tokens`: the most likely one, or what `choose` makes of the logits.
+
+        tokens: 1 to max_length ids. choose(logits, next_token): launches kernels that read logits (vocab_size,)
+        float32 and write next_token (1,) int32, both on the device; None is `greedy_argmax`. Afterwards
+        `self.logits` holds the logits of the last position. Raises `TokensError`.
+        """
+        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
+        n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
+        w, b = self.weights, self._views(T)
+
+        embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
+        for h in self.layers:
+            layernorm_row[layernorm_launch(T)](b.x, h["ln_1.weight"], h["ln_1.bias"], b.h, d, EPS)
+            matmul_kernel[matmul_launch(T, 3 * d)](b.h, h["attn.c_attn.weight"], b.qkv, T, 3 * d, d)
+            bias_add[blocks_2d(T, 3 * d)](b.qkv, h["attn.c_attn.bias"], b.qkv, T, 3 * d)
+            split_qkv[split_qkv_launch(T, d)](b.qkv, b.q, b.k, b.v, T, n_head, head_dim)
+            mha_naive(b.q, b.k, b.v, b.scores, b.att, T, n_head, head_dim)
+            matmul_kernel[matmul_launch(T, d)](b.att, h["attn.c_proj.weight"], b.h, T, d, d)
+            bias_add[blocks_2d(T, d)](b.h, h["attn.c_proj.bias"], b.h, T, d)
+            residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
+
+            layernorm_row[layernorm_launch(T)](b.x, h["ln_2.weight"], h["ln_2.bias"], b.h, d, EPS)
+            matmul_kernel[matmul_launch(T, d_ff)](b.h, h["mlp.c_fc.weight"], b.ff, T, d_ff, d)
+            bias_add[blocks_2d(T, d_ff)](b.ff, h["mlp.c_fc.bias"], b.ff, T, d_ff)
+            gelu_kernel[blocks_1d(T * d_ff)](b.ff_flat, b.ff_flat, T * d_ff)
+            matmul_kernel[matmul_launch(T, d)](b.ff, h["mlp.c_proj.weight"], b.h, T, d, d_ff)
+            bias_add[blocks_2d(T, d)](b.h, h["mlp.c_proj.bias"], b.h, T, d)
+            residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
+
+        layernorm_row[layernorm_launch(T)](b.x, w["ln_f.weight"], w["ln_f.bias"], b.h, d, EPS)
+        gemv_logits[gemv_logits_launch(vocab_size)](b.h[T - 1], w["wte.weight"], self.logits, vocab_size, d)
+        if choose is None:
+            greedy_argmax[greedy_argmax_launch()](self.logits, self.next_token, vocab_size)
+        else:
+            choose(self.logits, self.next_token)
+        return int(self.next_token.copy_to_host()[0])
+
+    def logits_all(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits at every position, (n_tokens, vocab_size) float32 on the host; for tests, one GEMV a position."""
+        self.forward(tokens)
+        T, d, vocab_size = len(tokens), self.config.d_model, self.config.vocab_size
+        hidden = self._views(T).h  # the final layer norm of every position, as forward left it
+        out = np.empty((T, vocab_size), np.float32)
+        for t in range(T):
+            gemv_logits[gemv_logits_launch(vocab_size)](
+                hidden[t], self.weights["wte.weight"], self.logits, vocab_size, d
+            )
+            self.logits.copy_to_host(out[t])
+        return out
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raises `TokensError` unless `tokens` are 1 to max_length integers from 0 to vocab_size - 1."""
+        check_tokens(tokens, self.config.vocab_size)
+        if len(tokens) > self.max_length:
+            raise TokensError(
+                f"{len(tokens)} tokens, but this model was made for at most {self.max_length}: shorten the sequence"
+                + (f" or make it with max_length up to {self.config.n_ctx}" if self.max_length < self.config.n_ctx else "")
+            )
+
+    def _put(self, tokens: Sequence[int]) -> int:
+        """Check `tokens` and copy them to the device; returns how many there are."""
+        self.check(tokens)
+        self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
+        return len(tokens)
+
+    def _views(self, T: int) -> SimpleNamespace:
+        """The buffers cut to T tokens: views, made once a forward because a slice takes as long as a launch."""
+        n_head, head_dim = self.config.n_head, self.config.head_dim
+        flat = {name: buffer[: buffer.size // self.max_length * T] for name, buffer in self._flat.items()}
+        scores = self._flat["scores"][: n_head * T * T].reshape(n_head, T, T)
+        heads = {name: flat[name].reshape(n_head, T, head_dim) for name in "qkv"}
+        rows = {name: flat[name].reshape(T, flat[name].size // T) for name in ("x", "h", "qkv", "att", "ff")}
+        return SimpleNamespace(
+            tokens=self._tokens[:T], scores=scores, **heads, **rows,
+            x_flat=flat["x"], h_flat=flat["h"], ff_flat=flat["ff"],
+        )  # fmt: skip
+
+    def _layer(self, layer: int) -> dict:
+        """The weights of one transformer block, by their names without ``h.{layer}.``."""
+        prefix = f"h.{layer}."
+        return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
+    """Raises `TokensError` unless `tokens` is not empty and all are integers from 0 to vocab_size - 1."""
+    if len(tokens) == 0:
+        raise TokensError("the prompt has no tokens; give at least 1")
+    for position, token in enumerate(tokens):
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+            raise TokensError(f"token {position} is {token!r}; it must be an integer from 0 to {vocab_size - 1}")
+        if not 0 <= token < vocab_size:
+            raise TokensError(
+                f"token id {token} (position {position}) is not in this model's vocabulary; "
+                f"ids are 0 to {vocab_size - 1}"
+            )

@@ -1,0 +1,1 @@
+"""Chapter 6: threads of a block share what they read."""

@@ -1,0 +1,1 @@
+"""Chapter 7: reductions, from a tree in shared memory to warp shuffles."""

@@ -1,0 +1,1 @@
+"""Chapter 10: softmax, a reduction that can overflow."""

@@ -1,0 +1,1 @@
+"""Chapter 13: what a language model needs besides matrices: GELU, and choosing the next token."""
