@@ -12,7 +12,14 @@ import os
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
+import common  # noqa: F401  (picks the backend, so before numba.cuda)
+
+# isort: split
 import numpy as np
+from numba import cuda
+
+from ch14_mini_llm.request import RequestError, check_tokens
+from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, load_weights
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
@@ -25,16 +32,9 @@ from chapters.ch07_warp_reduce.kernels import (
     layernorm_row,
 )
 from chapters.ch11_attention.kernels import mha_naive
-from chapters.ch13_llm_ops.kernels import gelu_kernel
-from numba import cuda
-
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, load_weights
+from chapters.ch13_llm_ops.kernels import gelu_kernel, gelu_launch
 
 EPS = np.float32(LAYER_NORM_EPS)
-
-
-class TokensError(ValueError):
-    """Tokens that this model cannot take; the message names the token, the limit and the mend."""
 
 
 class GPT2:
@@ -43,7 +43,7 @@ class GPT2:
     config: the sizes. tensors: name -> fp16 or fp32 array, as `load_weights` gives them; they are turned into float32
     and copied to the device here. max_length: the longest sequence in tokens, at most (and by default) config.n_ctx;
     attention scores take n_head * max_length ** 2 * 4 bytes. on_tensor(name, n_values): called after each upload.
-    Raises `TokensError` if max_length is not in 1 ... n_ctx.
+    Raises `RequestError` if max_length is not in 1 ... n_ctx.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GPT2:
         self.config = config
         self.max_length = config.n_ctx if max_length is None else max_length
         if not 1 <= self.max_length <= config.n_ctx:
-            raise TokensError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
+            raise RequestError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
         self.weights = {}
         for name, tensor in tensors.items():
             self.weights[name] = cuda.to_device(np.ascontiguousarray(tensor, dtype=np.float32))
@@ -83,7 +83,7 @@ class GPT2:
 
         tokens: 1 to max_length ids. choose(logits, next_token): launches kernels that read logits (vocab_size,)
         float32 and write next_token (1,) int32, both on the device; None is `greedy_argmax`. Afterwards
-        `self.logits` holds the logits of the last position. Raises `TokensError`.
+        `self.logits` holds the logits of the last position. Raises `RequestError`.
         """
         T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
         n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
@@ -103,7 +103,7 @@ class GPT2:
             layernorm_row[layernorm_launch(T)](b.x, h["ln_2.weight"], h["ln_2.bias"], b.h, d, EPS)
             matmul_kernel[matmul_launch(T, d_ff)](b.h, h["mlp.c_fc.weight"], b.ff, T, d_ff, d)
             bias_add[blocks_2d(T, d_ff)](b.ff, h["mlp.c_fc.bias"], b.ff, T, d_ff)
-            gelu_kernel[blocks_1d(T * d_ff)](b.ff_flat, b.ff_flat, T * d_ff)
+            gelu_kernel[gelu_launch(T * d_ff)](b.ff_flat, b.ff_flat, T * d_ff)
             matmul_kernel[matmul_launch(T, d)](b.ff, h["mlp.c_proj.weight"], b.h, T, d, d_ff)
             bias_add[blocks_2d(T, d)](b.h, h["mlp.c_proj.bias"], b.h, T, d)
             residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
@@ -129,18 +129,19 @@ class GPT2:
             self.logits.copy_to_host(out[t])
         return out
 
-    def check(self, tokens: Sequence[int]) -> None:
-        """Raises `TokensError` unless `tokens` are 1 to max_length integers from 0 to vocab_size - 1."""
-        check_tokens(tokens, self.config.vocab_size)
-        if len(tokens) > self.max_length:
-            raise TokensError(
-                f"{len(tokens)} tokens, but this model was made for at most {self.max_length}: shorten the sequence"
-                + (f" or make it with max_length up to {self.config.n_ctx}" if self.max_length < self.config.n_ctx else "")
+    def check_length(self, length: int) -> None:
+        """Raises `RequestError` if a sequence of `length` tokens does not fit the buffers."""
+        if length > self.max_length:
+            longer = f" or make the model with max_length up to {self.config.n_ctx}"
+            raise RequestError(
+                f"{length} tokens, but the buffers of this model are for {self.max_length}: shorten the sequence"
+                + (longer if self.max_length < self.config.n_ctx else "")
             )
 
     def _put(self, tokens: Sequence[int]) -> int:
         """Check `tokens` and copy them to the device; returns how many there are."""
-        self.check(tokens)
+        check_tokens(tokens, self.config.vocab_size)
+        self.check_length(len(tokens))
         self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
         return len(tokens)
 
@@ -160,17 +161,3 @@ class GPT2:
         """The weights of one transformer block, by their names without ``h.{layer}.``."""
         prefix = f"h.{layer}."
         return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
-
-
-def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
-    """Raises `TokensError` unless `tokens` is not empty and all are integers from 0 to vocab_size - 1."""
-    if len(tokens) == 0:
-        raise TokensError("the prompt has no tokens; give at least 1")
-    for position, token in enumerate(tokens):
-        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-            raise TokensError(f"token {position} is {token!r}; it must be an integer from 0 to {vocab_size - 1}")
-        if not 0 <= token < vocab_size:
-            raise TokensError(
-                f"token id {token} (position {position}) is not in this model's vocabulary; "
-                f"ids are 0 to {vocab_size - 1}"
-            )

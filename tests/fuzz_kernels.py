@@ -33,6 +33,7 @@ BLOCKS = [((1,), 2), ((7,), 3), ((31,), 2), ((32,), 6), ((33,), 5), ((40,), 2), 
           ((4, 2, 3), 2), ((4, 4, 4), 3), ((2, 3, 5), 2), ((8, 4, 2), 3)]
 GRIDS = [((1,), 3), ((2,), 5), ((3,), 4), ((4,), 2), ((2, 2), 2), ((1, 3), 2), ((2, 1, 2), 1)]
 MAX_THREADS = 260           # of the whole launch: the oracle runs some 10^5 operations a second
+MAX_COST = 40               # how often one thread may execute the innermost statement, about
 MAX_FLOAT_BITS = 22         # float32 holds 24
 
 # How often each kind of statement is chosen. `without` of generate() takes these names and those of EXTRAS.
@@ -147,6 +148,20 @@ class Function(NamedTuple):
     lo: float
     hi: float
     frac: int
+    uniform: bool = False   # equal arguments give equal results (it does not look at threadIdx)
+    cost: int = 1           # how often its innermost statement runs
+
+
+def enclosed(text):
+    """`text` in parentheses, unless it is a name, a number or in parentheses already."""
+    if text.replace(".", "").isalnum():
+        return text
+    depth = 0
+    for k, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and k < len(text) - 1:
+            return f"({text})"
+    return text
 
 
 class Body:
@@ -161,6 +176,7 @@ class Body:
         self.plain = 0              # no loads of shared arrays, no collectives
         self.break_ok = False       # the innermost loop is one that single threads may leave
         self.mult = 1               # how often this place is executed by one thread, at most
+        self.cost = 1               # the largest mult so far, with those of the functions called
         self.exited = None          # None, "warp" (whole warps have returned) or "lane"
         self.returns = None         # in a device function: makes the expression of a return
         self.atoms = []             # (kind, Expr, level): ids and scalar arguments
@@ -189,6 +205,7 @@ class Body:
         modes = {a.name: a.mode for a in self.shared}
         self.level = min(self.level, self.level if level is None else level)
         self.mult *= mult
+        self.cost = max(self.cost, self.mult)
         if loop is not None:
             self.break_ok = loop
         self.depth, self.indent = self.depth + 1, self.indent + 1
@@ -431,9 +448,9 @@ class Body:
             if level >= WARP:
                 return None
             if not self.full:
-                lane = f"({self.int_expr(1).text}) % {self.wn}" if self.chance(0.6) else "0"
+                lane = f"{enclosed(self.int_expr(1).text)} % {self.wn}" if self.chance(0.6) else "0"
             else:
-                lane = self.pick("0", "31", str(self.rng.randrange(32)), f"({self.int_expr(1).text}) % 32",
+                lane = self.pick("0", "31", str(self.rng.randrange(32)), f"{enclosed(self.int_expr(1).text)} % 32",
                                  self.pick("lane ^ 1", "31 - lane", "lane // 2"))
                 if self.on("shfl_wrap") and self.chance(0.1):
                     lane = f"lane + {self.pick(1, 7, 31)}"      # the hardware takes the lane modulo 32
@@ -562,11 +579,20 @@ class Body:
         return Expr(f"math.sqrt({a.text} * {a.text})", 0, a.size, a.frac)
 
     # -- conditions (texts) -------------------------------------------------------------------------------------------
+    def variable(self, e, kind, level):
+        """`e` if it names anything, else some value that Numba does not know when it compiles: a branch on literals
+        alone would be pruned, and Numba then loses the variables assigned in it."""
+        if any(c.isalpha() for c in e.text):
+            return e
+        known = [v.expr for v in self.visible(kind, level)]
+        known += [a for k, a, at in self.atoms if k in kind and at >= level and a.text.isidentifier()]
+        return self.rng.choice(known) if known else Expr(self.wn, 1, 32)
+
     def compare(self, depth, level):
         if self.chance(0.3):
-            a, b = self.float_expr(depth, level), self.float_expr(0, level)
+            a, b = self.variable(self.float_expr(depth, level), "ifs", level), self.float_expr(0, level)
             return f"{a.text} {self.pick('<', '<=', '>', '>=', '==', '!=')} {b.text}"
-        a = self.int_expr(depth, level)
+        a = self.variable(self.int_expr(depth, level), "i", level)
         if self.chance(0.2):
             b, c = self.int_atom(level), self.int_expr(0, level)
             return f"{b.text} {self.pick('<', '<=')} {a.text} {self.pick('<', '<=')} {c.text}"
@@ -614,17 +640,17 @@ class Body:
         if self.on("negative_index") and self.chance(0.12):
             if self.chance(0.3):
                 return str(-self.rng.randint(1, n))
-            return f"{e.text} - {n}" if inside else f"({e.text}) % {n} - {n}"
+            return f"{e.text} - {n}" if inside else f"{enclosed(e.text)} % {n} - {n}"
         if inside and self.chance(0.7):
             return e.text
         if n & (n - 1) == 0 and self.chance(0.3):
             return f"{e.text} & {n - 1}"
-        return f"({e.text}) % {size}"
+        return f"{enclosed(e.text)} % {size}"
 
     def element(self, array, level):
         """The text of a read of any element."""
         if array.offset is not None:
-            return f"{array.name}[{array.offset} + ({self.int_expr(1, level).text}) % {array.shape[0]}]"
+            return f"{array.name}[{array.offset} + {enclosed(self.int_expr(1, level).text)} % {array.shape[0]}]"
         sizes = [f"{array.name}.shape[{k}]" for k in range(len(array.shape))]
         return f"{array.name}[{', '.join(self.index(n, level, s) for n, s in zip(array.shape, sizes))}]"
 
@@ -660,7 +686,7 @@ class Body:
         if how == "own":
             text = f"{a.name}[{self.rng.choice(a.own)}]"
         elif how == "warp":
-            where = f"({self.int_expr(1, level).text}) % {self.wn}"
+            where = f"{enclosed(self.int_expr(1, level).text)} % {self.wn}"
             where = self.pick(where, where, f"{self.wn} - 1", f"({self.lane_text()} + 1) % {self.wn}"
                               if level == THREAD else "0")
             text = f"{a.name}[wbase + {where}]"
@@ -700,14 +726,16 @@ class Body:
         return ", ".join(texts)
 
     def call(self, kind, depth, level):
-        options = [f for f in self.m.pure_functions if f.kind == kind]
+        options = [f for f in self.m.pure_functions if f.kind == kind and (f.uniform or level == THREAD)
+                   and f.cost * self.mult <= MAX_COST]
         if not options:
             return None
         f = self.rng.choice(options)
+        self.cost = max(self.cost, self.mult * f.cost)
         return Expr(f"{f.name}({self.arguments(f, depth, level)})", f.lo, f.hi, f.frac)
 
     def call_warp(self, kind, depth):
-        options = [f for f in self.m.warp_functions if f.kind == kind]
+        options = [f for f in self.m.warp_functions if f.kind == kind and f.cost * self.mult <= MAX_COST]
         if not options:
             return None
         f = self.rng.choice(options)
@@ -871,8 +899,9 @@ class Body:
         self.suite()
 
     def s_for(self):
-        if self.depth >= 3 or self.mult > 16:
+        if self.depth >= 3 or self.mult > 8:
             return False
+        counts = [e for k, e, _ in self.atoms if k == "i" and e.text.startswith("na")]
         trip = self.trip()
         divergent = self.level == THREAD or self.chance(0.3)
         level = THREAD if divergent else self.level
@@ -884,9 +913,8 @@ class Body:
             forms = [(f"range({trip})", 0, trip - 1), (f"range(2, {trip + 2})", 2, trip + 1),
                      (f"range({2 * trip}, 0, -2)", 2, 2 * trip), (f"range({trip - 1}, -1, -1)", 0, trip - 1),
                      ("(4, 2, 1)", 1, 4), ("(1, 5, 3)", 1, 5)]
-            forms += [(f"range({e.text})", 0, e.hi - 1) for k, e, _ in self.atoms if k == "i" and e.text[:2] == "na"] * 2
-            forms += [(f"range(1, {e.text})", 1, max(1, e.hi - 1)) for k, e, _ in self.atoms
-                      if k == "i" and e.text[:2] == "na"]
+            forms += [(f"range({e.text})", 0, e.hi - 1) for e in counts] * 2
+            forms += [(f"range(1, {e.text})", 1, max(1, e.hi - 1)) for e in counts]
             head, var.lo, var.hi = self.rng.choice(forms)
         self.emit(f"for {var.name} in {head}:")
         with self.nest(level, loop=level == THREAD, mult=5):
@@ -895,7 +923,7 @@ class Body:
         return True
 
     def s_while(self):
-        if self.depth >= 3 or self.mult > 16:
+        if self.depth >= 3 or self.mult > 8:
             return False
         divergent = self.level == THREAD or self.chance(0.35)
         level = THREAD if divergent else self.level
@@ -925,7 +953,7 @@ class Body:
         return True
 
     def s_accumulate(self):
-        if self.depth >= 3 or self.mult > 16:
+        if self.depth >= 3 or self.mult > 8:
             return False
         trip, kind = self.rng.randint(2, 8 if self.depth == 0 else 4), self.pick("i", "f", "s")
         level = self.level if self.chance(0.6) else THREAD
@@ -1344,8 +1372,10 @@ class Body:
     # -- idioms -------------------------------------------------------------------------------------------------------
     def scratch(self, kinds="if"):
         """A one-dimensional shared array with one element a thread, for an idiom at BLOCK level."""
+        if self.level < BLOCK or self.mult > 4 or self.depth >= 3:
+            return None
         options = [a for a in self.shared if a.warp_tile and a.kind in kinds and a.dtype != "uint32" and not a.op]
-        return self.rng.choice(options) if options and self.level == BLOCK and self.mult <= 4 and self.depth < 3 else None
+        return self.rng.choice(options) if options else None
 
     def own_value(self, a, limit):
         if a.kind == "i":
@@ -1538,7 +1568,9 @@ class Body:
         count = self.new("i", 0, 5, level=BLOCK if block else WARP, fixed=True)
         self.emit(f"{work.name} = {self.fit(self.int_expr(1), 0, 5).text}")
         self.emit(f"{count.name} = 0")
-        test = f"cuda.syncthreads_or(int({work.name} > 0))" if block else f"cuda.any_sync({self.mask()}, {work.name} > 0)"
+        test = f"cuda.any_sync({self.mask()}, {work.name} > 0)"
+        if block:
+            test = f"cuda.syncthreads_or(int({work.name} > 0))"
         inverse = self.chance(0.4)
         self.emit("while True:" if inverse else f"while {test}:")
         level = BLOCK if block else WARP
@@ -1585,6 +1617,8 @@ class Body:
         if not self.m.block_functions or self.level < BLOCK or self.mult > 4 or self.exited:
             return False
         f, needs = self.rng.choice(self.m.block_functions)
+        if f.cost * self.mult > MAX_COST:
+            return False
         array = None
         texts = []
         with self.simple():
@@ -1689,7 +1723,7 @@ class Module:
 
     def pure_function(self):
         body = Body(self, THREAD)
-        kinds = self.rng.choices("if", k=self.rng.randint(1, 3))
+        kinds = ["i", *self.rng.choices("if", k=self.rng.randint(0, 2))]
         names = self.parameters(body, kinds)
         kind = self.rng.choice("if")
         body.returns = self.result(body, kind, *self.interval(kind))
@@ -1702,8 +1736,10 @@ class Module:
             body.emit(f"    return {body.returns()}")
         else:
             body.emit(f"return {body.returns()}")
-        name = f"dp{len(self.pure_functions)}"
-        self.finish(body, name, names, Function(name, kind, tuple(kinds), *self.interval(kind)), self.pure_functions)
+        name, text = f"dp{len(self.pure_functions)}", "\n".join(body.lines)
+        uniform = "threadIdx" not in text and all(f.uniform or f.name not in text for f in self.pure_functions)
+        function = Function(name, kind, tuple(kinds), *self.interval(kind), uniform, body.cost)
+        self.finish(body, name, names, function, self.pure_functions)
 
     def warp_function(self):
         body = Body(self, WARP)
@@ -1722,7 +1758,8 @@ class Module:
             body.emit(f"    return {make()}")
         body.lazy += 1
         body.emit(f"return {make()}")
-        self.finish(body, "dw0", names, Function("dw0", kind, tuple(kinds), *self.interval(kind)), self.warp_functions)
+        function = Function("dw0", kind, tuple(kinds), *self.interval(kind), cost=body.cost)
+        self.finish(body, "dw0", names, function, self.warp_functions)
 
     def block_function(self):
         """A function that begins and ends with a barrier and works on a shared array of its caller or its own."""
@@ -1776,7 +1813,7 @@ class Module:
         body.emit("cuda.syncthreads()")
         body.emit("return result" if kind == "f" else "return result + 0")
         name = f"db{len(self.block_functions)}"
-        function = Function(name, kind, tuple(kinds), lo, hi, frac)
+        function = Function(name, kind, tuple(kinds), lo, hi, frac, cost=body.cost)
         self.finish(body, name, names, (function, dtype), self.block_functions)
 
     # -- the kernel ---------------------------------------------------------------------------------------------------
@@ -1848,7 +1885,8 @@ class Module:
             params.append((f"nb{k}", ScalarSpec(self.rng.choice(["int32", "int"]), value)))
             body.atoms.append(("i", Expr(f"nb{k}", -20, 20), BLOCK))
         if self.chance(0.4):
-            params.append(("fa0", ScalarSpec(self.rng.choice(["float32", "float64", "float"]), self.rng.randint(-8, 8) / 4)))
+            dtype = self.rng.choice(["float32", "float64", "float"])
+            params.append(("fa0", ScalarSpec(dtype, self.rng.randint(-8, 8) / 4)))
             body.atoms.append(("f", Expr("fa0", -2, 2, 2), BLOCK))
         if self.chance(0.25):
             params.append(("ba0", ScalarSpec("bool", self.chance(0.5))))
@@ -1892,7 +1930,7 @@ class Module:
             self.array(params, name, dtype, shape, "ints" if kind == "i" else "bools" if kind == "b" else "dyadic",
                        *((0, 9) if kind == "i" else () if kind == "b" else (4, 2)))
         for k in range(self.rng.randint(0, 2)):
-            dtype, kind = self.rng.choice([("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f"), ("int32", "i")])
+            dtype, kind = self.rng.choice([("int32", "i"), ("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f")])
             op = self.rng.choice(["add", "max", "min"] + (["or_", "xor", "and_"] if kind == "i" else ["add"]))
             shape = self.rng.choice([(1,), (5,), (16,), (3, 4)])
             body.globals.append(Array(f"g{k}", kind, dtype, shape, 0, 0, mode="A", op=op))

@@ -24,8 +24,9 @@ kernel           reads and writes                                    bytes a tok
 """
 
 import numpy as np
-from chapters.ch03_indexing.kernels import blocks_2d
 from numba import cuda
+
+from chapters.ch03_indexing.kernels import blocks_2d
 
 
 def split_qkv_launch(n_tokens, d_model):

@@ -27,7 +27,7 @@ def matmul_launch(M, N):
     Raises ValueError if a size is not positive.
     """
     if M <= 0 or N <= 0:
-        raise ValueError(f"shape ({M}, {N}): a product needs at least 1 row and 1 column; skip the launch for empty input")
+        raise ValueError(f"shape ({M}, {N}): a product needs at least 1 row and 1 column")
     return ((N + TILE - 1) // TILE, (M + TILE - 1) // TILE), (TILE, TILE)
 
 
@@ -45,7 +45,7 @@ def require_multiples_of_tile(M, N, K):
 def matmul_v1_naive(A, B, C, M, N, K):
     """C = A @ B with one thread an element, everything from global memory.
 
-    A: (M, K), B: (K, N), C: (M, N), all float32, C-contiguous; C overlaps neither. M, N, K: int32; K = 0 gives zeros.
+    A: (M, K), B: (K, N), C: (M, N), all float32, C-contiguous; C overlaps neither. M, N, K: int32, at least 1.
     Launch: ``matmul_v1_naive[matmul_launch(M, N)](…)``.
     """
     col, row = cuda.grid(2)
@@ -84,7 +84,7 @@ def matmul_v2_tiled(A, B, C, M, N, K):
 def matmul_v3_any_shape(A, B, C, M, N, K):
     """C = A @ B through 16 x 16 tiles in shared memory, any shape.
 
-    A: (M, K), B: (K, N), C: (M, N), all float32, C-contiguous; C overlaps neither. M, N, K: int32; K = 0 gives zeros.
+    A: (M, K), B: (K, N), C: (M, N), all float32, C-contiguous; C overlaps neither. M, N, K: int32, at least 1.
     Launch: ``matmul_v3_any_shape[matmul_launch(M, N)](…)``.
     """
     a_tile = cuda.shared.array((TILE, TILE), float32)

@@ -119,13 +119,13 @@ class Analysis:
     # -- varying --------------------------------------------------------------------------------------------
     def uniform(self, node):
         """Is an expression the same in all threads of the block (that evaluate it)?"""
+        if getattr(node, "special", None) == "B":
+            return True  # the result of a barrier with a vote
         for n in ast.walk(node):
             if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load):
                 if n.id in self.varying or n.id in BASES or n.id in self.local:
                     return False
             elif isinstance(n, ast.Call):
-                if getattr(n, "special", None) == "B":
-                    continue
                 callee = n.func.id if isinstance(n.func, ast.Name) else ""
                 if getattr(n, "special", None) or callee.startswith("_atomic_"):
                     return False
@@ -234,6 +234,8 @@ class Analysis:
             return e.id in self.nonneg or e.id in BASES or e.id in UNIFORM
         if isinstance(e, ast.Attribute):
             return e.attr == "size"
+        if isinstance(e, ast.Subscript) and isinstance(e.value, ast.Tuple):
+            return all(map(self.is_nonneg, e.value.elts))
         if isinstance(e, ast.Subscript):
             return isinstance(e.value, ast.Attribute) and e.value.attr == "shape"
         if isinstance(e, ast.IfExp):

@@ -162,6 +162,12 @@ def _module_text(program, emitter, block_dim):
     if static > SHARED_LIMIT:
         raise CompileError(f"{program.name} declares {static} bytes of shared memory; a block has {SHARED_LIMIT}",
                            program.filename, program.kernel.tree.lineno, "use smaller tiles")  # fmt: skip
+    for v in sorted(emitter.preset):
+        kind = emitter.types[v]
+        if hasattr(kind, "bitwidth"):
+            declare.append(f"{v} = numba.types.{kind.name}(0)")
+        elif kind.name in ("bool", "boolean"):
+            declare.append(f"{v} = False")
     params = ", ".join(["_b0", "_b1", "_gx", "_gy", "_gz", "_dynamic", "_err", *program.params])
     body = [
         f"@{JIT}",

@@ -136,6 +136,8 @@ class Emitter:
         self.lane_level = False
         self.counter = 0
         self.block_loops = 0
+        # variables that some path reads before it assigns them (never in a valid run), or that groups carry
+        self.preset = {v for v in exposed(program.body) if v in analysis.definitions and v not in analysis.varying}
 
     # -- writing --------------------------------------------------------------------------------------------
     def emit(self, text, extra=0):
@@ -285,7 +287,7 @@ class Emitter:
         self.emit(f"{total} = 0")
         with_levels = group.open(self.emit)
         self.depth += with_levels
-        self.lanes(Context(group), lambda: self.vote(test, count, total))
+        self.lanes(Context(group, ("_alive",) if self.alive else ()), lambda: self.vote(test, count, total))
         self.depth -= with_levels
         self.fail(f"{count} != 0 and {count} != {total}", stmt, f"{what} is true for some threads of the block and false "
                   "for others: they would wait for each other forever on a GPU",
@@ -300,22 +302,25 @@ class Emitter:
     def barrier(self, stmt):
         node, kind = stmt.value, stmt.value.func.id
         if kind == "_c_syncthreads":
-            return self.emit("# syncthreads")
+            return self.emit("pass  # syncthreads")
         count, total = self.fresh("yes"), self.fresh("all")
         group = choose_group(self.a.block_dim, False, False)
         self.emit(f"{count} = 0")
         self.emit(f"{total} = 0")
         levels = group.open(self.emit)
         self.depth += levels
-        self.lanes(Context(group), lambda: self.vote(node.args[0], count, total))
+        self.lanes(Context(group, ("_alive",) if self.alive else ()), lambda: self.vote(node.args[0], count, total))
         self.depth -= levels
         value = {"count": count, "and": f"{count} == {total}", "or": f"{count} > 0"}[kind.rsplit("_", 1)[1]]
         if isinstance(stmt, ast.Assign):
             target = stmt.targets[0].id
-            if target in self.a.varying:
-                raise CompileError("the result of this barrier is set by some threads only", self.p.filename, stmt.lineno,
-                                   "assign it to a name of its own")  # fmt: skip
-            self.emit(f"{target} = np.int32({value})")
+            if target not in self.a.varying:
+                return self.emit(f"{target} = np.int32({value})")
+            levels = group.open(self.emit)
+            self.depth += levels
+            self.lanes(Context(group, ("_alive",) if self.alive else ()),
+                       lambda: self.emit(f"{self.place(target)} = np.int32({value})"))  # fmt: skip
+            self.depth -= levels
 
     # -- regions --------------------------------------------------------------------------------------------
     def region(self, stmts):
@@ -336,6 +341,7 @@ class Emitter:
         warp = contains(stmts, "W")
         group = choose_group(self.a.block_dim, warp, not wide and (warp or any(map(self.splits, stmts))))
         carried = {v for s in stmts for v in stores(s) if v not in self.a.varying} & exposed(stmts)
+        self.preset |= carried
         for v in sorted(carried):  # each group starts from the values that the region was entered with
             self.emit(f"_in_{v} = {v}")
         levels = group.open(self.emit)
@@ -822,7 +828,7 @@ class Emitter:
             elif kind == "syncwarp":
                 self.fail(f"({exist} & ~{act}) != 0", stmt, *_mask_error(kind))
         if kind == "syncwarp":
-            return self.emit("# syncwarp")
+            return self.emit("pass  # syncwarp")
         if kind == "activemask":
             return self.lanes(ctx, lambda: self.emit(f"{self.target(stmt)} = np.uint32({act})"))
         if kind.startswith("shfl"):

@@ -604,7 +604,8 @@ class FunctionFront(ast.NodeTransformer):
         body, orelse = [], []
         self.lower_block(stmt.body, body)
         self.lower_block(stmt.orelse, orelse)
-        out.append(ast.copy_location(ast.If(test, body, orelse), stmt))
+        if body or orelse:
+            out.append(ast.copy_location(ast.If(test, body or [at(ast.Pass(), stmt)], orelse), stmt))
 
     def lower_While(self, stmt, out):
         if stmt.orelse:
@@ -616,11 +617,13 @@ class FunctionFront(ast.NodeTransformer):
             body.append(ast.copy_location(ast.If(stop, [ast.copy_location(ast.Break(), stmt)], []), stmt))
             test = ast.copy_location(ast.Constant(True), stmt)
         self.lower_block(stmt.body, body)
-        out.append(ast.copy_location(ast.While(test, body, []), stmt))
+        out.append(ast.copy_location(ast.While(test, body or [at(ast.Pass(), stmt)], []), stmt))
 
     def lower_For(self, stmt, out):
         if stmt.orelse:
             self.fail(stmt.orelse[0], "for … else is not supported in a kernel")
+        if isinstance(stmt.iter, (ast.Tuple, ast.Name, ast.Attribute)) and isinstance(self.static(stmt.iter), tuple):
+            return self.lower_For_tuple(stmt, out)
         if not (isinstance(stmt.iter, ast.Call) and self.static(stmt.iter.func) is range and not stmt.iter.keywords):
             self.fail(stmt, f"a kernel's for loop runs over range(…), not over {ast.unparse(stmt.iter)}",
                       "for i in range(n): value = array[i]")  # fmt: skip
@@ -631,7 +634,17 @@ class FunctionFront(ast.NodeTransformer):
         body = []
         target = self.visit(stmt.target)
         self.lower_block(stmt.body, body)
-        out.append(ast.copy_location(ast.For(target, loop, body, []), stmt))
+        out.append(ast.copy_location(ast.For(target, loop, body or [at(ast.Pass(), stmt)], []), stmt))
+
+    def lower_For_tuple(self, stmt, out):
+        """``for offset in (16, 8, 4):`` becomes a loop over the positions of the tuple."""
+        values = self.static(stmt.iter)
+        position = self.program.fresh("at")
+        element = ast.Subscript(self.value_node(values, stmt), name(position), ast.Load())
+        body = [at(ast.Assign([self.visit(stmt.target)], element), stmt)]
+        self.lower_block(stmt.body, body)
+        loop = ast.Call(name("range"), [ast.Constant(len(values))], [])
+        out.append(at(ast.copy_location(ast.For(name(position, ast.Store()), loop, body, []), stmt), stmt))
 
     def lower_Break(self, stmt, out):
         out.append(stmt)
@@ -666,9 +679,12 @@ class FunctionFront(ast.NodeTransformer):
         return None if isinstance(stmt.value, ast.Constant) else self.generic_visit(stmt)
 
     def visit_For(self, stmt):
-        if not (isinstance(stmt.iter, ast.Call) and self.static(stmt.iter.func) is range):
+        if isinstance(self.static(stmt.iter), tuple):
+            stmt.iter = self.value_node(self.static(stmt.iter), stmt.iter)
+        elif isinstance(stmt.iter, ast.Call) and self.static(stmt.iter.func) is range:
+            stmt.iter = at(ast.Call(name("range"), [self.visit(a) for a in stmt.iter.args], []), stmt.iter)
+        else:
             self.fail(stmt, "a device function's for loop runs over range(…)")
-        stmt.iter = at(ast.Call(name("range"), [self.visit(a) for a in stmt.iter.args], []), stmt.iter)
         stmt.target = self.visit(stmt.target)
         stmt.body = [s for s in (self.visit(s) for s in stmt.body) if s is not None] or [ast.Pass()]
         return stmt
@@ -794,7 +810,7 @@ class FunctionFront(ast.NodeTransformer):
                               "give it one return, at its end")  # fmt: skip
                 self.lower_returns(stmt.body + ([] if ends[0] else rest), body)
                 self.lower_returns(stmt.orelse + ([] if ends[1] else rest), orelse)
-                out.append(ast.copy_location(ast.If(test, body, orelse), stmt))
+                out.append(ast.copy_location(ast.If(test, body or [at(ast.Pass(), stmt)], orelse), stmt))
                 return
             self.lower_block([stmt], out)
 

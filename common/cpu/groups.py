@@ -66,8 +66,8 @@ class Group:
 
     def lane_header(self, need):
         """Lines that open the lane loop: the ``for`` itself, then the position names in ``need``."""
-        bx, by, _ = self.block_dim
-        derived = []
+        bx, by, bz = self.block_dim
+        derived = [f"{axis} = 0" for axis, extent in (("_ty", by), ("_tz", bz)) if extent == 1 and axis in need]
         if self.kind == "row":
             lines = [f"for _tx in range({self.size}):"]
             if need & {"_tid", "_i", "_lane", "_warp"}:
@@ -86,9 +86,9 @@ class Group:
             else:
                 if "_tx" in need:
                     derived.append(f"_tx = _tid % {bx}")
-                if "_ty" in need:
+                if "_ty" in need and by > 1:
                     derived.append(f"_ty = (_tid // {bx}) % {by}")
-                if "_tz" in need:
+                if "_tz" in need and bz > 1:
                     derived.append(f"_tz = _tid // {bx * by}")
         if "_i" in need:
             derived.append("_i = _U(_tid)")

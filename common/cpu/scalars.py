@@ -3,6 +3,7 @@
 The tables at the end map a name to a function that compiled code may call in its place:
 
 `MATH`         name in the `math` module -> replacement; every other `math` function keeps Numba's own
+`CUDA_MATH`    the names of the `math` module that numba-cuda supports at all
 `CUDA_SCALAR`  name in `numba.cuda` -> replacement
 `BUILTIN`      `min` and `max`
 
@@ -21,6 +22,7 @@ types.
 import math
 import operator
 from functools import reduce
+from inspect import Parameter, Signature
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -39,28 +41,25 @@ i32, u32, i64, u64 = types.int32, types.uint32, types.int64, types.uint64
 def make_intrinsic(name, cases, emit, doc=None, refused=()):
     """A function for compiled code with the given signatures.
 
-    `cases` are Numba signatures, all of the same number (1 to 3) of arguments; Numba's overload resolution chooses among
-    them and casts the arguments.  A call for which it would choose one of `refused` (typed by numba-cuda, but without
-    code) is an error.  `emit(context, builder, sig, args)` writes the LLVM code and returns the value.
+    `cases` are Numba signatures, all of the same number (1 to 3) of arguments; Numba's overload resolution chooses
+    among them and casts the arguments.  A call for which it would choose one of `refused` (typed by numba-cuda, but
+    without code) is an error.  `emit(context, builder, sig, args)` writes the LLVM code and returns the value.
     """
 
-    def resolve(typingctx, *args):
+    count = len(cases[0].args)
+
+    def function(typingctx, *args):
+        if len(args) != count:
+            raise TypingError(f"{name}() takes {count} argument{'s' * (count > 1)}, not {len(args)}")
         sig = typingctx.resolve_overload(name, [*cases, *refused], args, {})
         if sig is None or sig in refused:
             given, known = ", ".join(map(str, args)), "; ".join(f"({', '.join(map(str, c.args))})" for c in cases)
             raise TypingError(f"{name}({given}) is not supported; supported argument types: {known}")
         return sig, emit
 
-    # An intrinsic's Python signature is part of its type, so the arguments must be spelled out.
-    if len(cases[0].args) == 1:
-        def function(typingctx, x):
-            return resolve(typingctx, x)
-    elif len(cases[0].args) == 2:
-        def function(typingctx, x, y):
-            return resolve(typingctx, x, y)
-    else:
-        def function(typingctx, x, y, z):
-            return resolve(typingctx, x, y, z)
+    # Numba reads the number of arguments off the Python signature.
+    names = ("typingctx", *"xyz"[:count])
+    function.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names])
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc or f"`{name}` for compiled code; signatures: {'; '.join(map(str, cases))}."
     return intrinsic(function)
@@ -172,6 +171,11 @@ MATH["pow"] = make_intrinsic("pow", [f32(f32, f32), f64(f64, f64), f32(f32, i32)
 MATH["modf"] = make_intrinsic("modf", [types.UniTuple(f64, 2)(f64), types.UniTuple(f32, 2)(f32)], _modf)
 MATH["frexp"] = make_intrinsic("frexp", [types.Tuple([t, i32])(t) for t in (f32, f64)], _numba_math("frexp"))
 MATH["ldexp"] = make_intrinsic("ldexp", [f32(f32, i32), f64(f64, i32)], _numba_math("ldexp"))
+
+# All that numba-cuda knows of the math module; Numba's CPU target knows more (math.gcd), which a GPU would refuse.
+CUDA_MATH = frozenset(MATH) | frozenset((
+    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "copysign", "cosh", "degrees", "erfc", "expm1", "gamma",
+    "hypot", "isfinite", "isinf", "isnan", "lgamma", "log1p", "radians", "sinh", "tan"))
 
 exp, exp2, log, log2, log10 = (MATH[n] for n in ("exp", "exp2", "log", "log2", "log10"))
 tanh, erf, sin, cos, sqrt, pow = (MATH[n] for n in ("tanh", "erf", "sin", "cos", "sqrt", "pow"))

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from chapters.ch04_memory import kernels as ch04
 from numba import cuda
+
+from chapters.ch04_memory import kernels as ch04
 
 SHAPES = [(1, 1, 1), (1, 3, 5), (2, 1, 33), (7, 12, 64), (31, 3, 32), (33, 5, 31), (65, 2, 127)]
 

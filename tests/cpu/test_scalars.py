@@ -148,6 +148,13 @@ def test_values_in_float64_and_of_integers_match_python():
     np.testing.assert_allclose(got32, expected, rtol=1e-5)  # fmod and remainder lose digits of float32(3.6)
 
 
+def test_every_math_function_of_numba_cuda_has_a_type():
+    assert set(scalars.MATH) < scalars.CUDA_MATH and "gcd" not in scalars.CUDA_MATH
+    for name in scalars.CUDA_MATH:
+        function = scalars.MATH.get(name) or getattr(math, name)
+        assert result_type(function, F32) or result_type(function, F32, F32) or result_type(function, F32, I32), name
+
+
 def test_modf_and_pow_at_the_edges():
     modf, power = scalars.MATH["modf"], scalars.MATH["pow"]
 
@@ -253,13 +260,16 @@ def test_selp_cbrt_and_nanosleep():
     assert result_type(cbrt, F32) == F32
 
 
-def test_an_unsupported_type_is_named_in_the_error():
+def test_an_unsupported_type_or_number_of_arguments_is_named_in_the_error():
     @jit
     def call(x):
         return scalars.popc(x)
 
     with pytest.raises(numba.TypingError, match="popc.*complex128.*not supported.*int32"):
         call(1j)
+    exp = scalars.exp
+    with pytest.raises(numba.TypingError, match=r"exp\(\) takes 1 argument, not 2"):
+        jit(lambda x: exp(x, x))(1.0)
 
 
 # --- min and max ----------------------------------------------------------------------------------------------------
@@ -346,11 +356,13 @@ ONE_FLOAT = {
     "cbrt": np.cbrt, "ceil": math.ceil, "cos": math.cos, "cosh": math.cosh, "erf": math.erf, "erfc": math.erfc,
     "exp": math.exp, "exp10": lambda x: 10.0**x, "exp2": np.exp2, "expm1": math.expm1, "fabs": abs,
     "floor": math.floor, "lgamma": math.lgamma, "log": math.log, "log10": math.log10, "log1p": math.log1p,
-    "log2": math.log2, "nearbyint": round, "normcdf": erfc_cdf, "rcbrt": lambda x: 1 / np.cbrt(x), "rint": round, "round": round, "rsqrt": lambda x: x**-0.5, "sin": math.sin,
+    "log2": math.log2, "nearbyint": round, "normcdf": erfc_cdf, "rcbrt": lambda x: 1 / np.cbrt(x), "rint": round,
+    "round": round, "rsqrt": lambda x: x**-0.5, "sin": math.sin,
     "sinh": math.sinh, "sqrt": math.sqrt, "tan": math.tan, "tanh": math.tanh, "tgamma": math.gamma, "trunc": math.trunc,
 }
 TWO_FLOATS = {"atan2": math.atan2, "copysign": math.copysign, "fdim": lambda x, y: max(x - y, 0.0), "fmax": max,
-              "fmin": min, "fmod": math.fmod, "hypot": math.hypot, "nextafter": None, "pow": math.pow, "remainder": math.remainder}
+              "fmin": min, "fmod": math.fmod, "hypot": math.hypot, "nextafter": None, "pow": math.pow,
+              "remainder": math.remainder}
 
 
 @pytest.mark.parametrize("suffix, dtype, rtol", [("", np.float64, 1e-14), ("f", f32, 3e-6)])
@@ -370,9 +382,9 @@ def test_libdevice_floating_point(suffix, dtype, rtol):
 
 def test_libdevice_special_cases():
     a = LIBDEVICE
-    run = call_all({n: a[n] for n in ("roundf", "rintf", "saturatef", "isnanf", "isinff", "finitef", "signbitf",
-                                      "rsqrtf", "float_as_int", "float2half_rn", "frcp_rn", "sincosf", "modff", "frexpf")},
-                   (f32(-2.5),), "x")
+    names = ("roundf", "rintf", "saturatef", "isnanf", "isinff", "finitef", "signbitf", "rsqrtf", "float_as_int",
+             "float2half_rn", "frcp_rn", "sincosf", "modff", "frexpf")
+    run = call_all({n: a[n] for n in names}, (f32(-2.5),), "x")
     assert run["roundf"] == -3 and run["rintf"] == -2 and run["saturatef"] == 0 and run["signbitf"] == 1
     assert (run["isnanf"], run["isinff"], run["finitef"]) == (0, 0, 1) and math.isnan(run["rsqrtf"])
     assert run["float_as_int"] == f32(-2.5).view(np.int32) and run["float2half_rn"] == np.float16(-2.5).view(np.int16)

@@ -1,0 +1,117 @@
+# Kernel by Kernel. `make` alone lists the targets.
+#
+# Every target sets up what it needs in a virtual environment in .venv/, from the pins in pyproject.toml: once, and again
+# when pyproject.toml changes. Nothing is installed outside it and nothing needs root. Variables, all optional:
+#
+#   PYTHON=python3.12   the interpreter .venv is made with: Python 3.11, 3.12 or 3.13
+#   VENV=.venv          where the virtual environment is
+#   PROMPT="Once upon"  text for ch14 to go on with; or as ids: TOKENS=15496,11,612,318
+#   MAX_NEW=64          how many tokens ch14 writes
+#   WEIGHTS=FILE        another weight file for ch14
+#   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: -k, -x, tests/ch03 ...)
+#   ARCH=sm_80          the GPU architecture to compile for: on a GPU it is used, without one the kernels are checked
+#   SEEDS=0:2000        the random kernels that fuzz tries
+#   TORCH_INDEX=URL     where pip looks for torch, besides PyPI. PyPI's torch for Linux comes with 3 GB of CUDA libraries;
+#                       TORCH_INDEX=https://download.pytorch.org/whl/cpu has the same version for the CPU only, 0.2 GB.
+#                       Only `make test` needs torch, to compare with; ch14 does without.
+
+PYTHON      ?=
+TORCH_INDEX ?=
+# Not from the environment, where ARCH and PROMPT often mean something else.
+VENV    = .venv
+PROMPT  =
+TOKENS  = $(if $(KBK_PROMPT),,15496$(comma)11$(comma)612$(comma)318)
+MAX_NEW = 64
+WEIGHTS =
+ARGS    =
+ARCH    =
+SEEDS   = 0:2000
+comma  := ,
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install
+
+# Handed to the shell as variables, so that quotes and dollar signs in a prompt stay what they are.
+export KBK_PROMPT  := $(value PROMPT)
+export KBK_TOKENS  := $(TOKENS)
+export KBK_WEIGHTS := $(value WEIGHTS)
+export KBK_ARCH    := $(value ARCH)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help ch14 test lint fuzz bench-cpu gpt2 setup plan clean
+
+help: ## list the targets
+	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo; echo "Variables (PROMPT, MAX_NEW, ARCH, PYTHON, ...) are explained at the top of the Makefile."
+
+ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT="...", MAX_NEW=64, ARCH=sm_80)
+	@. $(VENV)/plan.sh; [ -z "$$NOTE" ] || echo "==> $$NOTE"; \
+	[ -z "$$CHECK" ] || { echo "==> compiling the kernels for $$CHECK"; $(PY) -m common.ptx_check --arch "$$CHECK"; }
+	@. $(VENV)/plan.sh; [ -z "$$FORCE" ] || export NUMBA_FORCE_CUDA_CC="$$FORCE"; \
+	set -- --max_new=$(MAX_NEW) --stats $(ARGS); \
+	[ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@"; \
+	[ -z "$$KBK_TOKENS" ] || set -- --tokens="$$KBK_TOKENS" "$$@"; \
+	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
+	echo "==> $(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
+	$(PY) ch14_mini_llm/run.py "$$@"
+
+test: $(VENV)/.dev setup ## run the tests (ARGS="-k softmax")
+	$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## check the code's style with ruff
+	$(PY) -m ruff check .
+
+fuzz: $(VENV)/.dev ## compare random kernels with an interpreter (SEEDS=0:2000)
+	$(PY) -m tests.fuzz_kernels --seeds $(SEEDS) $(ARGS)
+
+bench-cpu: $(VENV)/.base ## measure the CPU backend beside NumPy and Numba's simulator
+	$(PY) benchmarks/bench_cpu.py $(ARGS)
+
+gpt2: $(VENV)/.base ## fetch the real GPT-2 (548 MB) into data/gpt2-small.bin, which ch14 then uses
+	$(PY) data/download_gpt2.py --out data/gpt2-small.bin $(ARGS)
+
+# --- the virtual environment --------------------------------------------------------------------------
+# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .gpu12, .gpu13.
+
+setup: plan $(VENV)/.base ## install what ch14 needs, and numba-cuda where there is a GPU for it
+	@. $(VENV)/plan.sh; stamp="$(VENV)/.$$EXTRA"; \
+	if [ -n "$$EXTRA" ] && [ -z "$$(find "$$stamp" -newer pyproject.toml 2>/dev/null)" ]; then \
+		echo "==> installing numba-cuda and NVIDIA's compiler into $(VENV) (0.2 GB)"; \
+		$(PIP) -e ".[$$EXTRA]" && touch "$$stamp"; \
+	fi
+
+plan: $(VENV)/.venv-made
+	@$(PY) common/ptx_check.py --plan --arch "$$KBK_ARCH" > $(VENV)/plan.sh
+
+$(VENV)/.base: pyproject.toml $(VENV)/.venv-made
+	@echo "==> installing NumPy, Numba and the tokenizer into $(VENV) (0.1 GB)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.venv-made
+	@echo "==> installing the tests' packages into $(VENV): torch is the large one, see TORCH_INDEX in the Makefile"
+	@$(PIP) -e ".[dev]" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $(VENV)/.base $@
+
+$(VENV)/.venv-made:
+	@old=; bare=; found=; \
+	for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue; \
+		case $$version in 3.11|3.12|3.13) ;; *) old="$$old $$python is $$version,"; continue ;; esac; \
+		$$python -c 'import ensurepip, venv' 2>/dev/null || { bare="$$python"; continue; }; \
+		found=$$python; break; \
+	done; \
+	if [ -z "$$found" ]; then \
+		if [ -n "$$bare" ]; then echo "error: $$bare cannot make virtual environments; on Debian and Ubuntu: sudo apt install python3-venv" >&2; \
+		else echo "error: Python 3.11, 3.12 or 3.13 is needed;$${old:- none was found,} so install one and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; fi; \
+		exit 2; \
+	fi; \
+	echo "==> making a virtual environment in $(VENV) with $$found ($$($$found --version))"; \
+	$$found -m venv $(VENV) && touch $@
+
+clean: ## remove .venv and what tests and builds left behind
+	@[ ! -e $(VENV)/.venv-made ] || rm -rf $(VENV)
+	@rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

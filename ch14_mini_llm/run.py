@@ -1,0 +1,330 @@
+"""Generate text with GPT-2 on the book's own kernels.
+
+    python ch14_mini_llm/run.py --tokens=15496,11,612,318 --max_new=64
+    python ch14_mini_llm/run.py --prompt "Once upon a time" --temperature 0.8 --top_k 40 --seed 1
+    python ch14_mini_llm/run.py --max_new=1 --trace
+
+The text appears token by token; the last two lines are the final list of token ids and its text. With --json the
+output is one JSON object. Everything else (progress, messages) goes to the standard error.
+
+Exit codes: 0 done; 2 a mistake in the arguments, the weights or the backend (one line says which); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+
+PROGRAM_START = time.perf_counter()  # before the slow imports
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import re  # noqa: E402
+import sys  # noqa: E402
+import threading  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == ROOT / "ch14_mini_llm":
+    sys.path[0] = str(ROOT)  # started as a script: import from the repository, wherever we are
+elif str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from ch14_mini_llm.request import RequestError, Sampling, check_request  # noqa: E402
+from ch14_mini_llm.tokenizer import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
+from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
+
+DEFAULT_TOKENS = (15496, 11, 612, 318)  # "Hello, there is"
+DEFAULT_MAX_NEW = 64
+SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
+SLOW = 1.5  # seconds without a first token until a message says what takes so long
+
+
+class BackendProblem(Exception):
+    """The backend asked for cannot be had."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, printed by `main`."""
+
+    def error(self, message):
+        raise RequestError(message)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+        run(build_parser().parse_args(argv))
+        sys.stdout.flush()
+        return 0
+    except (RequestError, WeightsError, TokenizerError, BackendProblem) as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nrun.py: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, say) has gone. Python flushes once more at its end: let it write to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, generate, print: the program without its error handling."""
+    path = options.weights or default_weights()
+    config, tensors = load_weights(path)
+    prompt = prompt_tokens(options)
+    sampling = build_sampling(options)
+    check_request(config, prompt, options.max_new, sampling)
+
+    backend, device, reason = pick_backend()
+    say(f"weights: {shown(path)} ({describe(config)})")
+    say(f"backend: {backend}, {device} ({reason})")
+    if sampling is not None:
+        settings = ", ".join(f"{name} {value}" for name, value in vars(sampling).items() if value is not None)
+        say(f"sampling: {settings}")
+
+    from ch14_mini_llm.generate import generate, trace_step
+
+    model = upload(config, tensors, len(prompt) + options.max_new)
+    del tensors
+
+    tokens, times = list(prompt), []
+    stream = Stream(enabled=not options.json)
+    stream.write(prompt)
+    start = time.perf_counter()
+    with notice_when_slow(backend) as stop_notice:
+        for token in generate(
+            model, prompt, options.max_new, sampling, stop=None if options.ignore_eos else END_OF_TEXT_ID
+        ):
+            times.append(time.perf_counter())
+            stop_notice()
+            tokens.append(token)
+            stream.write([token])
+    end = time.perf_counter()
+    stream.finish()
+
+    first = times[0] if times else end
+    result = {
+        "prompt_tokens": list(prompt),
+        "tokens": tokens,
+        "text": decode(tokens),
+        "stopped": "max_new" if len(times) == options.max_new else "end_of_text",
+        "backend": backend,
+        "device": device,
+        "weights": str(path),
+        "tokens_per_s": rate(start, times),
+        "first_token_s": first - start,
+        "first_token_from_program_start_s": first - PROGRAM_START,
+    }
+    if sampling is not None:
+        result["seed"] = sampling.seed
+    launches = trace_step(model, tokens[:-1] if times else tokens, sampling) if options.trace else []
+    if options.json:
+        if options.trace:
+            result["launches"] = [
+                {
+                    "kernel": launch.name,
+                    "defined_at": launch.defined_at,
+                    "grid": list(launch.grid),
+                    "block": list(launch.block),
+                    "ms": launch.ms,
+                }
+                for launch in launches
+            ]
+        print(json.dumps(result))
+        return
+    if options.trace:
+        print_trace(launches, len(tokens) - bool(times))
+    if options.stats:
+        print_stats(result, len(times))
+    print(f"tokens: {','.join(map(str, tokens))}")
+    print(f"text: {json.dumps(result['text'], ensure_ascii=False)}")
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog="run.py",
+        description="Generate text with GPT-2 on the book's own kernels.",
+        epilog="Without --temperature, --top_k, --top_p and --seed every token is the most likely one.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--tokens", metavar="IDS", help="the prompt as token ids, such as 15496,11,612,318 (that is the default)")
+    add("--prompt", metavar="TEXT", help="the prompt as text, instead of --tokens")
+    add("--max_new", metavar="N", type=integer, default=DEFAULT_MAX_NEW, help="how many tokens to add (default 64)")
+    add("--weights", metavar="FILE", help="a weight file (default: data/gpt2-small.bin if there, else the tiny model)")
+    add("--temperature", metavar="T", type=number, help="draw with the logits divided by T (default 1)")
+    add("--top_k", metavar="K", type=integer, help="draw from the K most likely tokens only")
+    add("--top_p", metavar="P", type=number, help="draw from the fewest tokens that have P of the probability")
+    add("--seed", metavar="S", type=integer, help="start of the random numbers: the same seed, the same text")
+    add("--ignore_eos", action="store_true", help="go on after <|endoftext|> (default: stop there and leave it out)")
+    add("--stats", action="store_true", help="show tokens per second, time to the first token, backend, device")
+    add("--trace", action="store_true", help="show every kernel launch of the last step")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
+
+
+def integer(text: str) -> int:
+    """An integer of the command line."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{cut(text)} is not an integer; give one such as 64")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number of the command line."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{cut(text)} is not a number; give one such as 0.8") from None
+
+
+def cut(text: str) -> str:
+    """`text` quoted and not longer than a line."""
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+def prompt_tokens(options: argparse.Namespace) -> list[int]:
+    """The token ids of the prompt; raises `RequestError`."""
+    if options.tokens is not None and options.prompt is not None:
+        raise RequestError("--tokens and --prompt are both given; give one of them")
+    if options.prompt is not None:
+        if not options.prompt:
+            raise RequestError("--prompt is empty; give at least one character")
+        return encode(options.prompt)
+    if options.tokens is None:
+        return list(DEFAULT_TOKENS)
+    if not options.tokens.strip():
+        raise RequestError("--tokens is empty; give at least one id, such as --tokens=15496,11,612,318")
+    ids = []
+    for position, item in enumerate(options.tokens.split(",")):
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", item.strip()):
+            raise RequestError(
+                f"--tokens: item {position} is {cut(item)}, not an integer; "
+                "give ids with commas between, such as --tokens=15496,11,612,318"
+            )
+        ids.append(int(item))
+    return ids
+
+
+def build_sampling(options: argparse.Namespace) -> Sampling | None:
+    """The sampling settings, or None for the most likely token every time; raises `RequestError`."""
+    given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return None
+    given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # shown, so that the text can be had again
+    return Sampling(**given)
+
+
+def pick_backend() -> tuple[str, str, str]:
+    """(name, device, reason) of the backend; raises `BackendProblem`."""
+    os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # a small model has small grids: no news
+    try:
+        import common
+    except RuntimeError as error:  # its BackendError, whose class cannot be imported when the package cannot
+        raise BackendProblem(error) from None
+    from common.backend import describe
+
+    facts = describe(common.choice)
+    return facts["backend"], facts["device"], facts["reason"]
+
+
+def upload(config, tensors, max_length):
+    """The model on the device, with a progress bar if it is large."""
+    from tqdm import tqdm
+
+    from ch14_mini_llm.model import GPT2
+
+    with tqdm(
+        total=config.n_parameters, unit=" weights", unit_scale=True, desc="loading", leave=False, mininterval=0.3,
+        file=sys.stderr, disable=config.n_parameters < SHOW_UPLOAD,
+    ) as bar:  # fmt: skip
+        return GPT2(config, tensors, max_length=max_length, on_tensor=lambda _, size: bar.update(size))
+
+
+@contextmanager
+def notice_when_slow(backend):
+    """Says what is going on if the first token is slow to come; gives the function to call when it is there."""
+    kept = "; they are kept for the next start" if backend == "cpu" else ""
+    timer = threading.Timer(SLOW, say, [f"the kernels are being compiled{kept} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+class Stream:
+    """Writes tokens to the standard output as text, whole characters at a time."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled, self.decoder = enabled, StreamDecoder()
+
+    def write(self, tokens) -> None:
+        """Show the text of `tokens`."""
+        if self.enabled:
+            sys.stdout.write("".join(self.decoder.push(token) for token in tokens))
+            sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Show what is left of a character cut off, and leave an empty line."""
+        if self.enabled:
+            print(self.decoder.finish() + "\n", flush=True)
+
+
+def rate(start: float, times: list[float]) -> float:
+    """Tokens per second after the first one (whose time is told by itself); with one token only, 1 / its time."""
+    if len(times) > 1:
+        return (len(times) - 1) / (times[-1] - times[0])
+    return 1 / (times[0] - start) if times else 0.0
+
+
+def print_trace(launches, n_tokens: int) -> None:
+    """Every launch of one step as a table, and the time of each kernel."""
+    from common.trace import format_table
+
+    print(f"kernel launches of one step over {n_tokens} token{'' if n_tokens == 1 else 's'}")
+    print(format_table(launches) + "\n")
+
+
+def print_stats(result: dict, n_new: int) -> None:
+    """Speed, backend and device."""
+    print(f"tokens made:   {n_new}, stopped by {result['stopped']}")
+    print(f"speed:         {result['tokens_per_s']:.2f} tokens/s after the first token")
+    print(
+        f"first token:   after {result['first_token_s']:.2f} s, "
+        f"{result['first_token_from_program_start_s']:.2f} s from the start of the program"
+    )
+    print(f"backend:       {result['backend']}")
+    print(f"device:        {result['device']}\n")
+
+
+def describe(config) -> str:
+    """The sizes of a model in a few words."""
+    millions = config.n_parameters / 1e6
+    return (
+        f"{millions:.1f}M parameters, {config.n_layer} layers, {config.n_head} heads, d_model {config.d_model}, "
+        f"n_ctx {config.n_ctx}"
+    )
+
+
+def shown(path) -> str:
+    """A path for people: relative to the repository if it lies in it."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def say(message: str) -> None:
+    """A message on the standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
