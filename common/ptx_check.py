@@ -10,16 +10,12 @@ It works in two steps, each in a process of its own because a process has one ba
 
 Needs `pip install -e ".[gpu13]"`, but no GPU and no driver. Exit codes: 0 all kernels compile, 1 one does not,
 2 the request makes no sense (an unknown architecture, numba-cuda not installed).
-
-`make` asks ``--plan`` first (before anything is installed, so only the standard library is imported up here): which
-extra this machine needs, and what to do about ``ARCH``.
 """
 
 import argparse
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -30,6 +26,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+from .archs import ARCHS, UsageError, parse_arch
+from .backend import package_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,80 +39,20 @@ PROGRAMS = (
     "ch14_mini_llm/run.py --tokens=15496 --max_new=1 --temperature=0.8 --top_k=40 --top_p=0.95 --seed=1",
 )
 
-ARCHS = {
-    "sm_75": "Turing: T4, RTX 20",
-    "sm_80": "Ampere: A100, A30",
-    "sm_86": "Ampere: A10, A40, RTX 30",
-    "sm_87": "Ampere: Jetson Orin",
-    "sm_89": "Ada: L4, L40S, RTX 40",
-    "sm_90": "Hopper: H100, H200",
-    "sm_90a": "Hopper, with the instructions only it has",
-    "sm_100": "Blackwell: B200, GB200",
-    "sm_100a": "Blackwell, with the instructions only it has",
-    "sm_103": "Blackwell: B300, GB300",
-    "sm_110": "Blackwell: Jetson Thor",
-    "sm_120": "Blackwell: RTX 50, RTX PRO",
-    "sm_121": "Blackwell: DGX Spark",
-}
-OLD_ARCHS = ("sm_50", "sm_52", "sm_53", "sm_60", "sm_61", "sm_62", "sm_70", "sm_72")
-
 MEND = 'pip install -e ".[gpu13]" (or `make ch14 ARCH=sm_80`, which does it)'
-
-
-class UsageError(ValueError):
-    """The user's mistake: one line, exit code 2."""
-
-
-def parse_arch(text):
-    """``"sm_80"`` as numba-cuda's compute capability ``(8, 0)``; ``"sm_90a"`` as ``(9, 0, "a")``.
-
-    Raises :class:`UsageError` for a name that is not in ``ARCHS``, listing those that are.
-    """
-    if text in OLD_ARCHS:
-        raise UsageError(f"ARCH={text} is older than CUDA 13's compiler knows; the oldest is {next(iter(ARCHS))}")
-    if text not in ARCHS:
-        known = "\n".join(f"  {name:8} {meaning}" for name, meaning in ARCHS.items())
-        raise UsageError(f"ARCH={text} is not an architecture known here; known are\n{known}")
-    major, minor, letter = re.fullmatch(r"sm_(\d+)(\d)(a?)", text).groups()
-    return (int(major), int(minor), letter) if letter else (int(major), int(minor))
-
-
-def plan(arch, found, backend=""):
-    """What ``make`` has to do on this machine: a dict of strings, with "" for nothing.
-
-    arch: a name from ``ARCHS``, or "" if the user named none. found: a ``common.backend.Probe``.
-    backend: the value of ``MINI_BACKEND``. Returns ``EXTRA``: the extra of pyproject.toml to install; ``CHECK``: the
-    architecture to compile the kernels for without running them; ``FORCE``: the compute capability for
-    ``NUMBA_FORCE_CUDA_CC``, which makes numba-cuda compile for an older architecture than the GPU's;
-    ``NOTE``: a sentence for the user. Raises :class:`UsageError` for an unknown architecture.
-    """
-    cc = parse_arch(arch) if arch else None
-    on_gpu = not found.problem and found.version >= 12000 and backend.strip().lower() != "cpu"
-    if not on_gpu:
-        return {"EXTRA": "gpu13" if arch else "", "CHECK": arch, "FORCE": "", "NOTE": ""}
-    todo = {"EXTRA": "gpu12" if found.version < 13000 else "gpu13", "CHECK": "", "FORCE": "", "NOTE": ""}
-    device = re.search(r"sm_(\d+)(\d)$", found.devices[0])
-    device_cc = (int(device[1]), int(device[2]))
-    if arch and (cc[:2] > device_cc or len(cc) == 3 and cc[:2] != device_cc):
-        own = "sm_{}{}".format(*device_cc)
-        todo["CHECK"] = arch
-        todo["NOTE"] = f"this GPU is {own} and cannot run {arch} code: kernels are checked for {arch}, run as {own}"
-    elif arch and len(cc) == 2:  # numba-cuda uses the GPU's own instructions (the "a" in sm_90a) by itself
-        todo["FORCE"] = f"{cc[0]}.{cc[1]}"
-    return todo
 
 
 # --- step 1, on the CPU backend ---------------------------------------------------------------------
 
 
-def record(programs, ignore=()):
+def record(programs):
     """Run the programs and return their kernels: a list of dicts ``module``, ``qualname``, ``defined_at``, ``types``.
 
     ``types`` is a list of argument lists, one for each combination that was launched; an argument is
     ``["array", dtype, ndim, layout]`` or ``["scalar", name of the Python or NumPy type]``. A kernel that a module
     beside a program holds and that was not launched has no types. Raises RuntimeError if a program fails.
     """
-    from common.trace import defined_at, trace
+    from .trace import defined_at, trace
 
     with trace() as launches:
         for program in programs:
@@ -153,13 +93,18 @@ def _run(program):
 
 def _held_beside(programs):
     """The kernels that a module in a program's folder has a name for."""
-    folders = {(ROOT / shlex.split(program)[0]).resolve().parent for program in programs}
+    folders = _folders(programs)
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if file and Path(file).resolve().parent in folders:
             for value in vars(module).values():
                 if hasattr(value, "inspect_cpu") and not value.device:
                     yield value
+
+
+def _folders(programs):
+    """The folders the programs lie in, each once; Python looks for a program's imports in its own folder first."""
+    return list(dict.fromkeys((ROOT / shlex.split(program)[0]).resolve().parent for program in programs))
 
 
 def _describe(kind, kernel):
@@ -181,6 +126,7 @@ def compile_all(kernels, cc):
     Keys: ``kernel``, ``defined_at``, ``lines`` and ``bytes`` of PTX, ``seconds``, from the assembler ``registers``,
     ``shared`` and ``spilled`` (bytes; None where nvJitLink is missing), and ``error`` if it failed.
     """
+    _stand_in_device(cc)
     for entry in kernels:
         for kinds in entry["types"] or [None]:
             start = time.perf_counter()
@@ -192,6 +138,13 @@ def compile_all(kernels, cc):
             except Exception as error:  # whatever a compiler raises is the answer
                 row["error"] = f"{type(error).__name__}: {error}".strip()
             yield row | {"seconds": time.perf_counter() - start}
+
+
+def _stand_in_device(cc):
+    """Answer numba-cuda when it compiles a device function and asks the current GPU, not us, for the architecture."""
+    from numba.cuda import dispatcher
+
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=cc[:2])
 
 
 def _compile(entry, kinds, cc):
@@ -229,7 +182,8 @@ def assemble(ptx, cc):
         from cuda.bindings import nvjitlink
     except ImportError:
         return {"registers": None, "shared": None, "spilled": None}
-    link = nvjitlink.create(2, ["-arch=sm_" + "".join(map(str, cc)), "-Xptxas=-v"])
+    options = ["-arch=sm_" + "".join(map(str, cc)), "-verbose", "-Xptxas=-v"]
+    link = nvjitlink.create(len(options), options)
     try:
         data = ptx.encode()
         nvjitlink.add_data(link, nvjitlink.InputType.PTX, data, len(data), "kernel")
@@ -253,7 +207,7 @@ def read_assembler_log(log):
     spills = [int(number) for number in re.findall(r"(\d+) bytes spill stores", log)]
     return {
         "registers": int(registers[1]) if registers else None,
-        "shared": int(shared[1]) if shared else 0 if registers else None,
+        "shared": int(shared[1]) if shared else None,
         "spilled": sum(spills) if spills else None,
     }
 
@@ -261,7 +215,7 @@ def read_assembler_log(log):
 # --- the command ------------------------------------------------------------------------------------
 
 COLUMNS = ("kernel", "defined at", "PTX lines", "bytes", "registers", "shared", "spilled", "seconds")
-LAYOUT = "{:24} {:46} {:>9} {:>7} {:>9} {:>6} {:>7} {:>7}"
+LAYOUT = "{:26} {:42} {:>9} {:>7} {:>9} {:>6} {:>7} {:>7}"
 
 
 def format_row(row):
@@ -277,12 +231,12 @@ def format_row(row):
 def check(arch, programs, out):
     """Record, compile, print the table to ``out``; returns the exit code 0 or 1. Raises :class:`UsageError`."""
     parse_arch(arch)
-    problem = _backend_module().package_problem()
+    problem = package_problem()
     if problem:
         raise UsageError(f"the check compiles with numba-cuda, but {problem.partition(': ')[0]}: {MEND}")
     with tempfile.TemporaryDirectory() as folder:
         types = Path(folder, "types.json")
-        print("running the capstone's kernels once on the CPU to see their types …", file=out, flush=True)
+        print("running the kernels once on the CPU to see their types ...", file=out, flush=True)
         arguments = [word for program in programs for word in ("--program", program)]
         done = subprocess.run(
             _child("--record", str(types), *arguments),
@@ -292,14 +246,15 @@ def check(arch, programs, out):
             print(done.stderr.strip(), file=sys.stderr)
             return 1
         with subprocess.Popen(
-            _child("--compile", str(types), "--arch", arch), env=_environ("ptx"), stdout=subprocess.PIPE, text=True
-        ) as child:
+            _child("--compile", str(types), "--arch", arch, *arguments),
+            env=_environ("ptx"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+        ) as child:  # fmt: skip
             rows = _print_table(arch, child.stdout, out)
     if child.returncode:
         return 2 if child.returncode == 2 else 1
     failed = sum("error" in row for row in rows)
     verdict = f"{failed} failed" if failed else f"all compile for {arch} ({ARCHS[arch]})"
-    print(f"{len(rows)} kernels: {verdict}", file=out, flush=True)
+    print(f"{len(rows)} kernels: {verdict}" if rows else "no kernel was launched", file=out, flush=True)
     return 1 if failed or not rows else 0
 
 
@@ -346,32 +301,17 @@ def _environ(backend):
     return environ | {"MINI_BACKEND": backend, "PYTHONPATH": os.pathsep.join(path)}
 
 
-def _backend_module():
-    """common.backend, without importing common: that needs Numba, and ``--plan`` runs before it is installed."""
-    name = "common.backend" if "common.backend" in sys.modules else "_backend_for_plan"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "common" / "backend.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 def main(arguments=None):
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m common.ptx_check", description=__doc__.partition("\n")[0])
     parser.add_argument("--arch", default="", help="the architecture: " + ", ".join(ARCHS))
     parser.add_argument("--program", action="append", help="a program with its arguments whose kernels are checked "
                         "(again for more); default: the capstone, greedy and sampling")  # fmt: skip
-    parser.add_argument("--plan", action="store_true", help="print what make has to do here, as shell variables")
     parser.add_argument("--record", metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("--compile", metavar="FILE", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     programs = options.program or list(PROGRAMS)
     try:
-        if options.plan:
-            todo = plan(options.arch, _backend_module().probe(), os.environ.get("MINI_BACKEND", ""))
-            print("\n".join(f"{key}={shlex.quote(value)}" for key, value in todo.items()))
-            return 0
         if options.record:
             with contextlib.redirect_stdout(sys.stderr):
                 kernels = record(programs)
@@ -380,6 +320,7 @@ def main(arguments=None):
         if not options.arch:
             raise UsageError("name an architecture, such as --arch sm_80; known are " + ", ".join(ARCHS))
         if options.compile:
+            sys.path += map(str, _folders(programs))
             _compile_step(options.compile, options.arch)
             return 0
         return check(options.arch, programs, sys.stdout)

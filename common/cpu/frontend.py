@@ -316,7 +316,7 @@ class FunctionFront(ast.NodeTransformer):
                   "kernels are made of assignments, if, for … in range, while and calls")  # fmt: skip
 
     visit_Lambda = visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _no
-    visit_Await = visit_Yield = visit_YieldFrom = visit_Dict = visit_Set = visit_JoinedStr = visit_Starred = _no
+    visit_Await = visit_Yield = visit_YieldFrom = visit_Dict = visit_Set = visit_JoinedStr = visit_Starred = visit_List = _no
 
     # -- calls ----------------------------------------------------------------------------------------------
     def visit_Call(self, node):

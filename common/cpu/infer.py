@@ -210,6 +210,9 @@ def _line_in(message, program):
 def _shorten(error):
     """Numba's message without the parts that only help its developers."""
     lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()]
+    for i, line in enumerate(lines):
+        if "raised a specific error:" in line:  # the reason, deep inside a list of candidates
+            return re.sub(r"^\s*\w+: ", "", lines[i + 1])
     keep = []
     for line in lines:
         if line.startswith(("This is not usually a problem", "There are", "File \"", "To see Python/NumPy features")):

@@ -163,6 +163,13 @@ class Dispatcher:
                     self._compiled[key] = compiled
         return key, compiled
 
+    def _view(self, value, position):
+        try:
+            return host_view(value)
+        except (TypeError, ValueError) as error:
+            raise LaunchError(f"argument {position + 1} of {self.__name__} (a {type(value).__name__}): {error}",
+                              mend="pass contiguous NumPy arrays, device arrays, ints and floats") from None  # fmt: skip
+
     def _typeof(self, value, position):
         try:
             kind = numba.typeof(value)
@@ -176,7 +183,10 @@ class Dispatcher:
                           mend="pass NumPy arrays, device arrays, ints and floats")  # fmt: skip
 
     def _launch(self, grid, block, shared_bytes, args):
-        values = [host_view(a) for a in args]
+        try:
+            values = [host_view(a) for a in args]
+        except (TypeError, ValueError):
+            values = [self._view(a, i) for i, a in enumerate(args)]
         key, compiled = self._prepare(block, values)
         blocks = grid[0] * grid[1] * grid[2]
         err = np.zeros(9, np.int64)
