@@ -10,7 +10,7 @@ All of it is about speed, except that a variable is only treated as equal in all
 
 import ast
 
-from .frontend import bodies
+from .tree import bodies
 
 BASES = {"_tx", "_ty", "_tz", "_lane", "_warp", "_tid"}
 UNIFORM = {"_bx", "_by", "_bz", "_gx", "_gy", "_gz", "_ox", "_oy", "_oz"}

@@ -16,10 +16,12 @@ import numpy as np
 from numba.core import types
 
 from . import runtime
-from .emit import STACK_BUDGET, Emitter, analyse
+from .emit import STACK_BUDGET, Emitter
 from .errors import CompileError
-from .frontend import Program, lookup, python_function
+from .fold import analyse
+from .frontend import Program
 from .infer import infer, stand_ins
+from .source import lookup, python_function
 from .webs import rename_webs
 
 JIT = "numba.njit(error_model='numpy', fastmath={'contract'}, nogil=True, cache=True)"

@@ -106,3 +106,13 @@ def choose_group(block_dim, warp, splits):
     if not line and bx < 4:
         return Group("any", block_dim)
     return Group("row", block_dim)
+
+
+class Context:
+    """Where code is being written: the group, the masks in force, the kind of the innermost group-level loop."""
+
+    def __init__(self, group, masks=(), loop=None):
+        self.group, self.masks, self.loop = group, tuple(masks), loop
+
+    def but(self, **changes):
+        return Context(**{"group": self.group, "masks": self.masks, "loop": self.loop, **changes})

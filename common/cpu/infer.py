@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from .analysis import copy_expr, special
 from .errors import KernelTypeError
-from .frontend import bodies
+from .tree import bodies
 
 SHUFFLED = (types.int32, types.int64, types.float32, types.float64)
 

@@ -234,7 +234,7 @@ def waits_for_a_later_block(flag):
 
 
 def test_waiting_for_a_later_block_is_refused_not_hung(monkeypatch, tmp_path):
-    monkeypatch.setattr("common.cpu.emit.SPIN_LIMIT", 1 << 22)
+    monkeypatch.setattr("common.cpu.emit_lane.SPIN_LIMIT", 1 << 22)
     monkeypatch.setattr(cpu_launch, "workers", lambda: 1)
     monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path))
     check(waits_for_a_later_block, HangError, "waits for something", 2, 1, i32(1))

@@ -1,0 +1,175 @@
+"""Lane level: the lane loop, and one thread's code inside it."""
+
+import ast
+
+from .analysis import exposed, loads, stores
+from .fold import has_return
+from .tree import name
+
+SPIN_LIMIT = 1 << 32
+
+
+class LaneLevel:
+    """The part of the emitter that writes one thread's code."""
+
+    def lanes(self, ctx, body):
+        """Emit the lane loop around what ``body()`` writes, with the masks in force as a guard."""
+        keep = self.lines, self.depth, self.need, self.lane_level
+        self.lines, self.depth, self.need, self.lane_level = [], self.depth + 1 + bool(ctx.masks), set(), True
+        body()
+        lines, need = self.lines, self.need
+        self.lines, self.depth, self.need, self.lane_level = keep
+        guard = ""
+        if ctx.masks:
+            need |= {"_i" if m == "_alive" else "_lane" for m in ctx.masks}
+            guard = " and ".join(f"{m}[{'_i' if m == '_alive' else '_lane'}]" for m in ctx.masks)
+        remat = []
+        for var in sorted(need & self.remat.keys()):
+            text = ast.unparse(ast.fix_missing_locations(self.remat[var]))
+            remat.append(f"    {var} = {text}")
+            need |= loads(self.remat[var])
+        for text in ctx.group.lane_header(need) + remat:
+            self.emit(text)
+        if guard:
+            self.emit(f"    if {guard}:")
+        self.lines += lines
+
+    def lane_run(self, stmts, ctx):
+        """Emit statements as one thread's code inside the lane loop."""
+        stmts = [s for s in stmts if not isinstance(s, ast.Pass)]
+        outer = self.scalars
+        before = exposed(stmts)
+        written = {v for s in stmts for v in stores(s)}
+        self.scalars = {v for v in written if v not in before and self.a.inside(v, stmts)}
+
+        def body():
+            start = len(self.lines)
+            self.scalar(stmts, ctx, 0)
+            if len(self.lines) == start:
+                self.emit("pass")
+
+        self.lanes(ctx, body)
+        self.scalars = outer
+
+    def scalar(self, stmts, ctx, loops):
+        for stmt in stmts:
+            getattr(self, f"scalar_{type(stmt).__name__}")(stmt, ctx, loops)
+
+    def scalar_body(self, stmts, ctx, loops):
+        self.depth += 1
+        start = len(self.lines)
+        self.scalar(stmts, ctx, loops)
+        if len(self.lines) == start:
+            self.emit("pass")
+        self.depth -= 1
+
+    def scalar_Pass(self, stmt, ctx, loops):
+        pass
+
+    def scalar_Expr(self, stmt, ctx, loops):
+        self.emit(self.expr(stmt.value))
+
+    def scalar_Assign(self, stmt, ctx, loops):
+        target = stmt.targets[0]
+        if self.rematerialised(stmt):
+            return
+        if isinstance(target, ast.Tuple):
+            temps = [t.id if self.in_place(t.id) else self.fresh("t") for t in target.elts]
+            self.emit(f"{', '.join(temps)}, = {self.expr(stmt.value)}" if len(temps) == 1 else f"{', '.join(temps)} = {self.expr(stmt.value)}")
+            for t, temp in zip(target.elts, temps):
+                if temp != t.id:
+                    self.emit(f"{self.place(t.id)} = {temp}")
+            return
+        value = self.expr(stmt.value)
+        place = self.place(target.id) if isinstance(target, ast.Name) else self.expr(target)
+        self.emit(f"{place} = {value}")
+
+    def rematerialised(self, stmt):
+        """Is it the assignment of a value that is computed wherever it is needed?"""
+        return isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name) and stmt.targets[0].id in self.remat
+
+    def place(self, var):
+        if self.in_place(var):
+            return var
+        self.need.add("_i")
+        return f"{self.storage(var)}[_i]"
+
+    def scalar_AugAssign(self, stmt, ctx, loops):
+        op = ast.unparse(ast.fix_missing_locations(ast.AugAssign(name("x", ast.Store()), stmt.op, name("y"))))[1:-1]
+        self.emit(f"{self.expr(stmt.target)}{op}{self.expr(stmt.value)}")
+
+    def scalar_If(self, stmt, ctx, loops):
+        self.emit(f"if {self.expr(stmt.test)}:")
+        self.scalar_body(stmt.body, ctx, loops)
+        if stmt.orelse:
+            self.emit("else:")
+            self.scalar_body(stmt.orelse, ctx, loops)
+
+    def scalar_For(self, stmt, ctx, loops):
+        args = ", ".join(self.expr(a) for a in stmt.iter.args)
+        var = stmt.target.id
+        if has_return(stmt):
+            self.emit("_ret = False")
+        if self.in_place(var):
+            self.emit(f"for {var} in range({args}):")
+        else:
+            counter = self.fresh("q")
+            self.emit(f"for {counter} in range({args}):")
+            self.emit(f"    {self.place(var)} = {counter}")
+        self.scalar_body(stmt.body, ctx, loops + 1)
+        self.after_loop(stmt, loops)
+
+    def scalar_While(self, stmt, ctx, loops):
+        spin = self.fresh("spin")
+        self.emit(f"{spin} = 0")
+        if has_return(stmt):
+            self.emit("_ret = False")
+        keep, self.volatile = getattr(self, "volatile", False), self.spins(stmt)
+        self.emit(f"while {self.expr(stmt.test)}:")
+        self.volatile = keep
+        self.depth += 1
+        self.emit(f"{spin} += 1")
+        self.fail(f"{spin} > {SPIN_LIMIT}", stmt, f"this loop has gone round {SPIN_LIMIT} times: it waits for something "
+                  "that does not happen (the CPU backend runs a block's threads, and the blocks, in order)",
+                  "do not wait for a later thread or block inside a kernel; end the kernel and launch another", "_tid")  # fmt: skip
+        self.need.add("_tid")
+        self.depth -= 1
+        self.scalar_body(stmt.body, ctx, loops + 1)
+        self.after_loop(stmt, loops)
+
+    def spins(self, stmt):
+        """Does a while loop read global memory in its condition (perhaps waiting for another block)?"""
+        return isinstance(stmt, ast.While) and any(
+            isinstance(n, ast.Subscript) and isinstance(n.value, ast.Name) and n.value.id in self.a.params
+            or isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id.startswith("_atomic_")
+            for n in ast.walk(stmt.test)
+        )  # fmt: skip
+
+    def after_loop(self, stmt, loops):
+        if has_return(stmt):
+            self.emit("if _ret:")
+            self.emit("    break" if loops else "    continue")
+
+    def scalar_Return(self, stmt, ctx, loops):
+        if self.alive:
+            self.need.add("_i")
+            self.emit("_alive[_i] = False")
+        if loops:
+            self.emit("_ret = True")
+            self.emit("break")
+        else:
+            self.emit("continue")
+
+    def scalar_Break(self, stmt, ctx, loops):
+        self.leave(ctx, loops, 0, "break")
+
+    def scalar_Continue(self, stmt, ctx, loops):
+        self.leave(ctx, loops, 1, "continue")
+
+    def leave(self, ctx, loops, which, word):
+        if loops:
+            return self.emit(word)
+        self.need.add("_lane")  # a loop that runs under masks: this lane leaves it
+        self.emit(f"{ctx.loop[which]}[_lane] = False")
+        self.emit("continue")
+

@@ -1,0 +1,41 @@
+"""Small tools for building and reading ASTs."""
+
+import ast
+
+
+def name(identifier, ctx=None):
+    return ast.Name(id=identifier, ctx=ctx or ast.Load())
+
+
+def call(function, *args, like=None):
+    node = ast.Call(func=name(function), args=list(args), keywords=[])
+    return at(node, like)
+
+
+def at(node, like):
+    """``node`` with the source position of ``like`` on it and everything new below it."""
+    if like is not None:
+        for sub in ast.walk(node):
+            if not hasattr(sub, "lineno") and isinstance(sub, (ast.expr, ast.stmt)):
+                ast.copy_location(sub, like)
+    return node
+
+
+def assign(target, value, like):
+    return at(ast.Assign(targets=[name(target, ast.Store())], value=value), like)
+
+
+def bodies(stmt):
+    """The statement lists directly below a statement."""
+    return [getattr(stmt, f) for f in ("body", "orelse") if getattr(stmt, f, None)]
+
+
+def has_special(node):
+    return any(getattr(n, "special", None) for n in ast.walk(node))
+
+
+def strip_docstring(stmts):
+    first = stmts[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return stmts[1:]
+    return stmts
