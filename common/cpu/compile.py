@@ -1,6 +1,7 @@
 """From a kernel and the types of its arguments to a compiled function, kept on disk between runs."""
 
 import ast
+import faulthandler
 import functools
 import hashlib
 import importlib.util
@@ -8,12 +9,13 @@ import inspect
 import os
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import llvmlite
 import numba
 import numpy as np
-from numba.core import types
+from numba.core import config, types
 
 from . import runtime
 from .emit import STACK_BUDGET, Emitter
@@ -225,7 +227,45 @@ def load(function, digest, block_dim, arg_types, nonneg, check):
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
+    signature = (*[types.int64] * 5, types.uint8[::1], types.int64[::1], *arg_types)
+    survived = True
+    if not list(path.parent.glob(f"__pycache__/{module_name}.run-*.nbi")):
+        survived = _compile_in_child(module.run, signature)
+    keep, config.LOOP_VECTORIZE = config.LOOP_VECTORIZE, int(survived)
+    try:
+        module.run.compile(signature)
+    finally:
+        config.LOOP_VECTORIZE = keep
     return Compiled(module, path)
+
+
+def _compile_in_child(run, signature):
+    """Compile in a forked process, which leaves the machine code in the disk cache; False if that process was killed.
+
+    LLVM checks itself, and aborts the process when it fails: seen once in some hundreds of random kernels, always in
+    its loop vectoriser ("VPlan cost model and legacy cost model disagreed"). A notebook must not die of it, so the
+    first compilation happens where an abort does no harm; the kernel is then compiled here without the vectoriser.
+    """
+    if not sys.platform.startswith("linux"):
+        return True  # forking is not safe or not there
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks in programs with threads
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            faulthandler.disable()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LLVM's last words would only frighten
+            run.compile(signature)
+            code = 0
+        except BaseException:
+            pass  # an ordinary error is raised again, and reported, by the parent
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return not os.WIFSIGNALED(status)
 
 
 def _write(folder, path, text):

@@ -1,0 +1,74 @@
+"""Compilation: the disk cache, what it depends on, and what happens when LLVM aborts."""
+
+import os
+
+import common
+import numpy as np
+import pytest
+from common.cpu import compile as compiling
+from numba import cuda
+
+if common.BACKEND != "cpu":
+    pytest.skip("about the CPU backend's compiler", allow_module_level=True)
+
+FACTOR = 2
+TABLE = np.array([1, 2, 3])
+
+
+@cuda.jit(device=True)
+def helper(x):
+    return x * FACTOR
+
+
+@cuda.jit
+def scale(x):
+    i = cuda.grid(1)
+    x[i] = helper(x[i]) + TABLE[0]
+
+
+class Aborts:
+    def compile(self, signature):
+        os.abort()
+
+
+class Fails:
+    def compile(self, signature):
+        raise ValueError("an ordinary error")
+
+
+def test_an_abort_while_compiling_does_not_take_this_process_along():
+    assert compiling._compile_in_child(Aborts(), ()) is False
+    assert compiling._compile_in_child(Fails(), ()) is True  # raised again by the parent's own compile
+
+
+def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path))
+
+    def run():
+        kernel = cuda.jit(scale.py_func)
+        x = np.arange(32, dtype=np.int64)
+        kernel[1, 32](x)
+        return x.tolist(), {p.name for p in tmp_path.glob("kbk_scale_*.py")}
+
+    first, files = run()
+    assert first == [2 * i + 1 for i in range(32)] and len(files) == 1
+    monkeypatch.setattr(compiling, "generate", lambda *a: pytest.fail("compiled again"))
+    assert run() == (first, files)
+    monkeypatch.undo()
+    monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(globals(), "FACTOR", 3)  # a global of the helper, not of the kernel
+    second, files = run()
+    assert second == [3 * i + 1 for i in range(32)] and len(files) == 2
+    monkeypatch.setitem(globals(), "TABLE", np.array([7, 2, 3]))
+    third, files = run()
+    assert third == [3 * i + 7 for i in range(32)] and len(files) == 3
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("not a folder")
+    monkeypatch.setenv("MINI_CACHE_DIR", str(blocked))
+    kernel = cuda.jit(scale.py_func)
+    x = np.arange(32, dtype=np.int64)
+    kernel[1, 32](x)
+    assert x[5] == 11
