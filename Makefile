@@ -8,7 +8,7 @@
 #   PROMPT="Once upon"  text for ch14 to go on with; or as ids: TOKENS=15496,11,612,318
 #   MAX_NEW=64          how many tokens ch14 writes
 #   WEIGHTS=FILE        another weight file for ch14
-#   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: -k, -x, tests/ch03 ...)
+#   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: tests/ch03, -x, -n 2 ...)
 #   ARCH=sm_80          the GPU architecture to compile for: on a GPU it is used, without one the kernels are checked
 #   SEEDS=0:2000        the random kernels that fuzz tries
 #   TORCH_INDEX=URL     where pip looks for torch, besides PyPI. PyPI's torch for Linux comes with 3 GB of CUDA libraries;
@@ -54,7 +54,7 @@ ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT=".
 	[ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@"; \
 	[ -z "$$KBK_TOKENS" ] || set -- --tokens="$$KBK_TOKENS" "$$@"; \
 	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
-	echo "==> $(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
+	printf '==> %s\n' "$(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
 	$(PY) ch14_mini_llm/run.py "$$@"
 
 test: $(VENV)/.dev setup ## run the tests (ARGS="-k softmax")
@@ -83,7 +83,7 @@ setup: plan $(VENV)/.base ## install what ch14 needs, and numba-cuda where there
 	fi
 
 plan: $(VENV)/.venv-made
-	@$(PY) common/ptx_check.py --plan --arch "$$KBK_ARCH" > $(VENV)/plan.sh
+	@$(PY) common/archs.py --arch "$$KBK_ARCH" > $(VENV)/plan.sh
 
 $(VENV)/.base: pyproject.toml $(VENV)/.venv-made
 	@echo "==> installing NumPy, Numba and the tokenizer into $(VENV) (0.1 GB)"

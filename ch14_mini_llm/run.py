@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
         run(build_parser().parse_args(argv))
         sys.stdout.flush()
         return 0
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Load, generate, print: the program without its error handling."""
+    if options.weights == "":
+        raise RequestError("--weights is empty; give the path of a weight file, or leave it out")
     path = options.weights or default_weights()
     config, tensors = load_weights(path)
     prompt = prompt_tokens(options)
@@ -94,7 +97,6 @@ def run(options: argparse.Namespace) -> None:
 
     tokens, times = list(prompt), []
     stream = Stream(enabled=not options.json)
-    stream.write(prompt)
     start = time.perf_counter()
     with notice_when_slow(backend) as stop_notice:
         for token in generate(
@@ -102,10 +104,10 @@ def run(options: argparse.Namespace) -> None:
         ):
             times.append(time.perf_counter())
             stop_notice()
+            stream.write([token] if len(times) > 1 else [*prompt, token])
             tokens.append(token)
-            stream.write([token])
     end = time.perf_counter()
-    stream.finish()
+    stream.finish(tokens=[] if times else prompt)
 
     first = times[0] if times else end
     result = {
@@ -273,8 +275,9 @@ class Stream:
             sys.stdout.write("".join(self.decoder.push(token) for token in tokens))
             sys.stdout.flush()
 
-    def finish(self) -> None:
-        """Show what is left of a character cut off, and leave an empty line."""
+    def finish(self, tokens) -> None:
+        """Show `tokens`, what is left of a character cut off, and an empty line."""
+        self.write(tokens)
         if self.enabled:
             print(self.decoder.finish() + "\n", flush=True)
 

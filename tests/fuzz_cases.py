@@ -164,7 +164,8 @@ def oracle_args(case, **options):
 
 def check_valid(case):
     """Raises OracleError for races and undefined behaviour, AssertionError if the order of the threads matters."""
-    compare(case, oracle_args(case, checked=True, backwards=True), oracle_args(case, checked=True), "run backwards")
+    forwards = oracle_args(case, checked=True)
+    compare(case, oracle_args(case, checked=True, backwards=True), forwards, "threads run last to first")
 
 
 def compare(case, got, expected, what="the backend"):
@@ -181,8 +182,8 @@ def compare(case, got, expected, what="the backend"):
         where = tuple(int(i) for i in different[0])
         raise AssertionError(
             f"{case.source}\nseed {case.seed}, grid {case.grid}, block {case.block}, {case.shared_bytes} shared bytes: "
-            f"{name}[{', '.join(map(str, where))}] is {g[where]!r}, should be {e[where]!r} ({what}; {len(different)} of "
-            f"{e.size} elements differ)")
+            f"{name}[{', '.join(map(str, where))}] is {g[where]!r}, should be {e[where]!r} ({what}; {len(different)} "
+            f"of {e.size} elements differ)")
 
 
 def launch(module, case, args):
@@ -214,7 +215,7 @@ def failure_of(case, backend_run=launch):
         return "wrong result"
     except OracleError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a backend raises is a finding
+    except Exception as error:  # whatever a backend raises is a finding
         first = (str(error).strip() or "no message").splitlines()[0]
         return f"{type(error).__name__}: {re.sub(r'[0-9]+', '0', re.sub(r'[^ ]*[/][^ ]*', '', first))[:100]}"
     return None
@@ -276,7 +277,7 @@ def shrink(case, still_fails, rounds=400):
             try:
                 check_valid(candidate)
                 fails = still_fails(candidate)
-            except Exception:  # noqa: BLE001 - not valid any more: a SyntaxError, an OracleError, ...
+            except Exception:  # not valid any more: a SyntaxError, an OracleError, ...
                 continue
             if fails:
                 best, progress = candidate, True
@@ -317,13 +318,13 @@ def _seeds(text):
 
 
 def main(generate, argv=None):
-    """The command line of tests/fuzz_kernels.py. Returns by SystemExit: 0 all agree, 1 something failed, 2 bad usage."""
+    """The command line of tests/fuzz_kernels.py. Ends by SystemExit: 0 all agree, 1 something failed, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_kernels",
                                      description="Random kernels: the oracle against itself, or against the backend.")
     parser.add_argument("--seeds", type=_seeds, default=range(100), metavar="FIRST:END", help="default 0:100")
     parser.add_argument("--backend", action="store_true", help="compare the backend that common/ chooses")
     parser.add_argument("--shrink", action="store_true", help="also write a shrunk version of a failing case")
-    parser.add_argument("--size", type=int, default=8, help="statements at the top level of a kernel (default 8)")
+    parser.add_argument("--size", type=int, default=5, help="statements at the top level of a kernel (default 5)")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="kinds of statements to leave out")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder for failing cases")
@@ -364,7 +365,8 @@ def main(generate, argv=None):
     for problem, count in problems.most_common():
         print(f"{count:6d}  {problem}")
     failed = sum(problems.values())
-    print(f"{len(tasks) - failed} of {len(tasks)} kernels agree" + (f"; failures in {options.out}{os.sep}" if failed else ""))
+    where = f"; failures in {options.out}{os.sep}" if failed else ""
+    print(f"{len(tasks) - failed} of {len(tasks)} kernels agree{where}")
     raise SystemExit(1 if failed else 0)
 
 

@@ -21,6 +21,7 @@ Command line: ``python -m tests.fuzz_kernels --seeds 0:2000 [--backend] [--shrin
 Without --backend the cases run on the oracle alone, in checked mode (races, unwritten memory, order of threads).
 """
 import random
+import re
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -38,72 +39,86 @@ MAX_FLOAT_BITS = 22         # float32 holds 24
 
 # How often each kind of statement is chosen. `without` of generate() takes these names and those of EXTRAS.
 STATEMENTS = {
-    "assign": 9, "reassign": 7, "augment": 5, "tuple": 2, "if": 8, "block_if": 6, "warp_if": 7, "for": 7, "while": 4,
-    "accumulate": 5, "barrier": 8, "syncwarp": 4, "vote_barrier": 3, "shared_write": 9, "collective": 8, "match": 2,
-    "activemask": 2, "local": 4, "output": 6, "stride_loop": 4, "atomic": 6, "own_atomic": 3, "reuse": 4, "maybe": 4,
-    "loop_variable": 2, "early_return": 3, "call_block": 5, "tree_reduce": 3, "scan": 2, "butterfly": 2, "warp_scan": 2,
-    "warp_down": 2, "compact": 2, "match_group": 2, "submask": 2, "vote_loop": 2, "double_buffer": 2, "break": 6,
+    "assign": 9, "reassign": 7, "augment": 5, "tuple": 4, "if": 8, "block_if": 8, "warp_if": 7, "for": 7, "while": 4,
+    "accumulate": 5, "barrier": 8, "syncwarp": 4, "vote_barrier": 4, "shared_write": 9, "collective": 8, "match": 2,
+    "activemask": 3, "local": 4, "output": 6, "stride_loop": 4, "atomic": 6, "own_atomic": 5, "reuse": 4, "maybe": 4,
+    "loop_variable": 2, "early_return": 5, "call_block": 7, "tree_reduce": 3, "scan": 2, "butterfly": 2, "warp_scan": 2,
+    "warp_down": 2, "compact": 2, "match_group": 2, "submask": 4, "vote_loop": 4, "double_buffer": 2, "break": 6,
     "continue": 4, "return": 6,
 }
 EXTRAS = ("dynamic_shared", "dynamic_alias", "float16", "const_array", "device_pure", "device_warp", "device_block",
           "uniform_break", "uniform_load", "shfl_wrap", "device_return_barrier", "negative_index")
 
-# What a set of cases must contain; the test counts the sources that match (re.search with re.MULTILINE).
-_INSIDE = r"^( +){head}[^\n]*:\n(?:\1 +[^\n]*\n)*?\1 +[^\n]*{body}"
-
-
-def _inside(head, body):
-    return _INSIDE.format(head=head, body=body)
-
-
+# What a set of cases must contain: a regular expression for a line, or a pair (or triple) of them for a line inside a
+# suite whose head matches the first (inside ...).
 FEATURES = {
-    "block 1-D": r"^BLOCK = \(\d+,\)", "block 2-D": r"^BLOCK = \(\d+, \d+\)", "block 3-D": r"^BLOCK = \(\d+, \d+, \d+\)",
+    "block 1-D": r"^BLOCK = \(\d+,\)", "block 2-D": r"^BLOCK = \(\d+, \d+\)",
+    "block 3-D": r"^BLOCK = \(\d+, \d+, \d+\)",
     "several blocks": r"^GRID = (?!\(1,\))", "ragged warp": r"^# .* ragged",
-    "barrier": r"cuda\.syncthreads\(\)", "barrier in for": _inside("for ", r"cuda\.syncthreads"),
-    "barrier in while": _inside("while ", r"cuda\.syncthreads"), "barrier in if": _inside("if ", r"cuda\.syncthreads"),
-    "barrier in else": _inside("else", r"cuda\.syncthreads"),
-    "barrier in loop in if": _inside("if ", r"(?:for|while) [^\n]*:\n(?:\1 +[^\n]*\n)*?\1 {4,} +cuda\.syncthreads"),
-    "syncthreads_count": "syncthreads_count", "syncthreads_and": "syncthreads_and", "syncthreads_or": "syncthreads_or",
-    "syncwarp": r"syncwarp\(\)", "syncwarp mask": r"syncwarp\([^)]", "shfl_sync": "shfl_sync",
-    "shfl_up_sync": "shfl_up_sync", "shfl_down_sync": "shfl_down_sync", "shfl_xor_sync": "shfl_xor_sync",
-    "all_sync": r"all_sync", "any_sync": r"any_sync", "eq_sync": "eq_sync", "ballot_sync": "ballot_sync",
-    "match_any_sync": "match_any_sync", "match_all_sync": "match_all_sync", "activemask": "activemask",
-    "lanemask_lt": "lanemask_lt", "collective in for": _inside("for ", "_sync"),
-    "collective in while": _inside("while ", "_sync"), "collective in if": _inside("if ", "_sync"),
-    "collective in warp branch": _inside("if [^\n]*(?:warp|// 32)", r"cuda\.\w+_sync"),
-    "collective in while test": r"while [^\n]*sync[^\n]*:", "collective in if test": r"if [^\n]*_sync[^\n]*:",
-    "nested collectives": r"_sync\([^\n]*_sync\(", "sub-mask": r"_sync\(0x(?:FFFF|FF|F),",
-    "laneid": r"cuda\.laneid", "warpsize": r"cuda\.warpsize", "gridDim": r"cuda\.gridDim", "grid(1)": r"cuda\.grid\(1\)",
-    "grid(2)": r"cuda\.grid\(2\)", "gridsize": r"cuda\.gridsize",
+    "barrier": r"cuda\.syncthreads\(\)", "barrier in for": (r"for ", r"cuda\.syncthreads"),
+    "barrier in while": (r"while ", r"cuda\.syncthreads"), "barrier in if": (r"if ", r"cuda\.syncthreads"),
+    "barrier in else": (r"else", r"cuda\.syncthreads"),
+    "barrier in loop in if": (r"if ", r"for |while ", r"cuda\.syncthreads"),
+    "barrier in if in loop": (r"for |while ", r"if ", r"cuda\.syncthreads"),
+    "syncthreads_count": r"syncthreads_count", "syncthreads_and": r"syncthreads_and",
+    "syncthreads_or": r"syncthreads_or",
+    "syncwarp": r"syncwarp\(\)", "syncwarp mask": r"syncwarp\([^)]", "shfl_sync": r"shfl_sync",
+    "shfl_up_sync": r"shfl_up_sync", "shfl_down_sync": r"shfl_down_sync", "shfl_xor_sync": r"shfl_xor_sync",
+    "all_sync": r"all_sync", "any_sync": r"any_sync", "eq_sync": r"eq_sync", "ballot_sync": r"ballot_sync",
+    "match_any_sync": r"match_any_sync", "match_all_sync": r"match_all_sync", "activemask": r"activemask",
+    "lanemask_lt": r"lanemask_lt", "collective in for": (r"for ", r"_sync\("),
+    "collective in while": (r"while ", r"_sync\("), "collective in if": (r"if ", r"_sync\("),
+    "collective in warp branch": (r"if .*(?:warp|// 32)", r"cuda\.\w+_sync\("),
+    "collective in while test": r"while .*_(?:sync|or)\(.*:$", "collective in if test": r"if .*_sync\(.*:$",
+    "nested collectives": r"_sync\(.*_sync\(", "sub-mask": r"_sync\(0x(?:FFFF|FF|F),",
+    "laneid": r"cuda\.laneid", "warpsize": r"cuda\.warpsize", "gridDim": r"cuda\.gridDim",
+    "grid(1)": r"cuda\.grid\(1\)", "grid(2)": r"cuda\.grid\(2\)", "gridsize": r"cuda\.gridsize",
     "shared 1-D": r"shared\.array\([1-9N]", "shared 2-D": r"shared\.array\(\(", "dynamic shared": r"shared\.array\(0",
-    "two dynamic arrays": r"shared\.array\(0[^\n]*\n[^\n]*shared\.array\(0",
-    "several shared arrays": r"shared\.array[^\n]*\n[^\n]*shared\.array", "local array": r"local\.array",
-    "const array": r"const\.array_like", "atomic global": r"atomic\.\w+\(g", "atomic shared": r"atomic\.\w+\(h",
-    "atomic old value": r"= cuda\.atomic", "atomic add": r"atomic\.add", "atomic max or min": r"atomic\.m(?:ax|in)",
-    "atomic bits": r"atomic\.(?:or_|and_|xor)", "atomic exch or cas": r"atomic\.(?:exch|cas)",
-    "int32 array": "int32 array", "int64 array": "int64 array", "uint32 array": "uint32 array",
-    "float32 array": "float32 array", "float64 array": "float64 array", "bool array": "bool array",
-    "float16 array": "float16 array", "global 2-D": r"\w+\[[^\[\]\n]*(?:\[[^\[\]\n]*\])?[^\[\]\n]*, [^\n]*\]",
-    "device function": r"@cuda\.jit\(device=True\)", "device barrier": r"def d\w+\((?:[^\n]*\n)(?: +[^\n]*\n)*? +cuda\.sync",
-    "device shuffle": r"def d\w+\((?:[^\n]*\n)(?: +[^\n]*\n)*?[^\n]*_sync\(",
-    "device return in branch": r"def d\w+\((?:[^\n]*\n)(?: +[^\n]*\n)*? {8,}return",
-    "device calls device": r"def d\w+\((?:[^\n]*\n)(?: +[^\n]*\n)*? +[^\n]*[ (]d[pwb]\d\(",
-    "call in expression": r"[+*] d[pwb]\d\(|d[pwb]\d\([^\n]*\) [+*]",
-    "early return": r"^    if [^\n]*:\n        return$", "break": r"^ +break", "continue": r"^ +continue",
-    "while": r"^ +while ", "while True": r"while True:", "negative step": r"range\([^\n]*, -\d+\):",
-    "loop over scalar argument": r"range\((?:\w+, )?na\d\)", "loop over tuple": r"for \w+ in \(",
-    "divergent loop": r"for \w+ in range\([^\n]*(?:tid|lane|%)", "grid stride": r"for \w+ in range\(gid, ",
-    "block stride": r"for \w+ in range\(tid, ", "elif": r"^ +elif", "else": r"^ +else:",
-    "conditional expression": r" if [^\n]* else ", "nested conditional": r" if [^\n]* else [^\n]* if [^\n]* else ",
-    "and": r" and ", "or": r" or ", "not": r"not ", "chained comparison": r"-?\w+ <=? [^<>=\n]+ <=? ",
-    "augmented": r"^ +\w+ [-+*/%&|^]+= ", "augmented element": r"^ +\w+\[[^\n]*\] [-+*/%&|^]+= ",
-    "tuple assignment": r"^ +\w+, \w+ = \w", "swap": r"^ +(\w+), (\w+) = \2, \1$", "floor division": r"//",
-    "negative index": r"- \d+\]|\[-", "shape": r"\.shape\[", "popc": r"popc", "clz": "clz", "ffs": "ffs",
-    "brev": "brev", "selp": "selp", "fma": r"cuda\.fma", "math": r"math\.", "min or max": r"\b(?:min|max)\(",
+    "two dynamic arrays": r"dz = cuda\.shared\.array\(0", "several shared arrays": r"[ts]1 = cuda\.shared\.array",
+    "local array": r"local\.array", "const array": r"const\.array_like", "atomic global": r"atomic\.\w+\(g",
+    "atomic shared": r"atomic\.\w+\(h", "atomic old value": r"= cuda\.atomic", "atomic add": r"atomic\.add",
+    "atomic max or min": r"atomic\.m(?:ax|in)", "atomic bits": r"atomic\.(?:or_|and_|xor)",
+    "atomic exch or cas": r"atomic\.(?:exch|cas)", "atomic tuple index": r"atomic\.\w+\(\w+, \(.*, .*\), ",
+    "int32 array": r"int32 array", "int64 array": r"int64 array", "uint32 array": r"uint32 array",
+    "float32 array": r"float32 array", "float64 array": r"float64 array", "bool array": r"bool array",
+    "float16 array": r"float16 array", "global 2-D": r"o\d\[g(?:id|y), ",
+    "device function": r"^@cuda\.jit\(device=True\)",
+    "device barrier": (r"def d", r"cuda\.syncthreads"), "device shuffle": (r"def d", r"cuda\.shfl"),
+    "device return in branch": (r"def d", r"if ", r"return"), "device calls device": (r"def d", r"d[pwb]\d\("),
+    "call in expression": r"[+*] d[pwb]\d\(|d[pwb]\d\(.*\) [+*]", "early return": r"^        return$",
+    "break": r"^ +break$", "continue": r"^ +continue$", "while": r"^ +while ", "while True": r"while True:",
+    "negative step": r"range\(.*, -\d+\):", "loop over scalar argument": r"range\((?:\w+, )?na\d\)",
+    "loop over tuple": r"for \w+ in \(", "divergent loop": r"for \w+ in range\(.*(?:tid|lane|%)",
+    "grid stride": r"for \w+ in range\(gid, ", "block stride": r"for \w+ in range\(tid, ", "elif": r"^ +elif",
+    "else": r"^ +else:", "conditional expression": r" if .* else ", "nested conditional": r" if .* else .* if .* else ",
+    "and": r" and ", "or": r" or ", "not": r"not ", "chained comparison": r"[^<>=]<=? [^<>=]+ <=? ",
+    "augmented": r"^ +\w+ [-+*/%&|^]+= ", "augmented element": r"^ +\w+\[.*\] [-+*/%&|^]+= ",
+    "tuple assignment": r"^ +\w+, \w+ = ", "swap": r"^ +(\w+), (\w+) = \2, \1$", "floor division": r"//",
+    "negative index": r"- \d+\]|\[-", "shape": r"\.shape\[", "popc": r"popc", "clz": r"clz", "ffs": r"ffs",
+    "brev": r"brev", "selp": r"selp", "fma": r"cuda\.fma", "math": r"math\.", "min or max": r"\b(?:min|max)\(",
     "np.float32": r"np\.float32\(", "int()": r"\bint\(", "int wraparound": r"6364136223846793005|2654435761",
     "name reused": r"reused", "maybe assigned": r"only if assigned", "loop variable after loop": r"left by the loop",
-    "keeps old value": r"^( +)if [^\n]*:\n\1    (\w+) = ", "scalar float": r"fa\d", "scalar bool": r"ba\d",
+    "keeps old value": r"keeps its value", "scalar float": r"fa\d", "scalar bool": r"ba\d",
 }
+
+
+def features_of(source):
+    """The names in FEATURES that occur in a case's source."""
+    lines = [(len(text) - len(text.lstrip()), text) for text in source.splitlines() if text.strip()]
+
+    def inside(patterns, start, stop):
+        for k in range(start, stop):
+            if re.search(patterns[0], lines[k][1]):
+                if len(patterns) == 1:
+                    return True
+                end = k + 1
+                while end < len(lines) and lines[end][0] > lines[k][0]:
+                    end += 1
+                if inside(patterns[1:], k + 1, end):
+                    return True
+        return False
+
+    return {name for name, p in FEATURES.items() if inside((p,) if isinstance(p, str) else p, 0, len(lines))}
 
 
 class Expr(NamedTuple):
@@ -134,7 +149,8 @@ class Var:
 class Array:
     """An array with the interval of its elements. `own` holds index texts of elements that this thread owns."""
 
-    def __init__(self, name, kind, dtype, shape, lo, hi, frac=0, own=(), mode="R", op=None, warp_tile=False, offset=None):
+    def __init__(self, name, kind, dtype, shape, lo, hi, frac=0, own=(), mode="R", op=None, warp_tile=False,
+                 offset=None):
         self.name, self.kind, self.dtype, self.shape = name, kind, dtype, shape
         self.lo, self.hi, self.frac, self.own, self.mode, self.op = lo, hi, frac, own, mode, op
         self.warp_tile = warp_tile      # element k belongs to thread k: mode V is possible
@@ -405,7 +421,8 @@ class Body:
         """Overflow on purpose: int64 wraps, uint32 times uint32 is a uint64."""
         a = self.int_expr(depth - 1, level)
         if self.chance(0.5):
-            return Expr(f"((np.int64({a.text}) * 6364136223846793005 + 1442695040888963407) >> 40)", -(1 << 23), 1 << 23)
+            text = f"((np.int64({a.text}) * 6364136223846793005 + 1442695040888963407) >> 40)"
+            return Expr(text, -(1 << 23), 1 << 23)
         factor = f"np.uint32({self.fit(a, 0, 1023).text})"
         return Expr(f"((({factor} * np.uint32(2654435761)) >> 7) & 1023)", 0, 1023)
 
@@ -432,8 +449,10 @@ class Body:
                 c = self.bool_expr(1)
             return Expr(f"cuda.syncthreads_count(int({c}))", 0, self.m.threads)
         if which == "match":
+            if level > THREAD:
+                return None
             v = self.fit(self.int_expr(depth - 1), 0, 3)
-            return Expr(f"(cuda.match_any_sync({self.mask()}, {v.text}) & 65535)", 0, 65535) if level == THREAD else None
+            return Expr(f"(cuda.match_any_sync({self.mask()}, {v.text}) & 65535)", 0, 65535)
         ballot = f"cuda.ballot_sync({self.mask()}, {self.bool_expr(1)})"
         if which == "popc":
             return Expr(f"(cuda.popc({ballot}) + 0)", 0, 32)
@@ -612,14 +631,16 @@ class Body:
             if kind == "b" and at >= level:
                 options.append((lambda e=e: e.text, 1))
         if depth > 0:
-            options += [(lambda: self.bool_pair(depth, level), 4), (lambda: f"not ({self.bool_expr(depth - 1, level)})", 1),
+            options += [(lambda: self.bool_pair(depth, level), 4),
+                        (lambda: f"not ({self.bool_expr(depth - 1, level)})", 1),
                         (lambda: f"(({self.compare(0, level)}) & ({self.compare(0, level)}))", 0.7)]
         if self.chance(0.25):
             load = self.load("b", level)
             if load:
                 options.append((lambda: load.text, 3))
         if self.collectives(level) and depth > 0:
-            options.append((lambda: f"cuda.{self.pick('all', 'any', 'eq')}_sync({self.mask()}, {self.bool_expr(0)})", 2.5))
+            vote = self.pick("all", "any", "eq")
+            options.append((lambda: f"cuda.{vote}_sync({self.mask()}, {self.bool_expr(0)})", 2.5))
         makers, weights = zip(*options)
         return self.rng.choices(makers, weights)[0]()
 
@@ -753,7 +774,9 @@ class Body:
                 return
 
     def suite(self):
-        self.statements(self.rng.randint(1, 3 if self.depth < 3 else 1))
+        if self.level == BLOCK and self.is_kernel and self.chance(0.25):
+            self.s_barrier()
+        self.statements(self.rng.randint(1, 2 if self.depth < 3 else 1))
 
     def random_var(self, kind=None, level=None):
         """A new variable and an expression that fits it."""
@@ -795,7 +818,7 @@ class Body:
         if var is None:
             return False
         if self.chance(0.4):        # keeps its old value where the condition is false
-            self.emit(f"if {self.bool_expr(1, var.level)}:")
+            self.emit(f"if {self.bool_expr(1, var.level)}:  # else {var.name} keeps its value")
             with self.nest(var.level):
                 self.emit(f"{var.name} = {self.value_for(var)}")
         else:
@@ -827,7 +850,13 @@ class Body:
     def s_tuple(self):
         same = [(a, b) for a in self.visible("i", writable=True) for b in self.visible("i", writable=True)
                 if a is not b and a.level == b.level <= self.level and (a.lo, a.hi) == (b.lo, b.hi)]
-        if same and self.chance(0.6):
+        if same and self.chance(0.6) or self.chance(0.2):
+            if not same:
+                pair = [self.new("i", 0, 63), self.new("i", 0, 63)]
+                for v in pair:
+                    self.emit(f"{v.name} = {self.value_for(v)}")
+                    self.show(v)
+                same = [pair]
             a, b = self.rng.choice(same)
             self.emit(f"{a.name}, {b.name} = {b.name}, {a.name}")
             return True
@@ -896,6 +925,8 @@ class Body:
         if self.level == BLOCK and self.chance(0.45) and self.shared:
             self.s_shared_write()
             self.s_barrier()
+            if self.chance(0.3):
+                self.s_block_if()
         self.suite()
 
     def s_for(self):
@@ -1023,7 +1054,8 @@ class Body:
         if self.depth >= 3 or self.mult > 8:
             return False
         trip = self.rng.randint(2, 4)
-        var = self.new("i", 1, trip, fixed=True)
+        # a name of its own: for Numba the loop might not run at all and leave what the name held before
+        var = self.new("i", 1, trip, fixed=True, reuse=False)
         self.emit(f"for {var.name} in range(1, {trip + 1}):  # {var.name} is left by the loop")
         with self.nest(THREAD, loop=True, mult=trip):
             self.show(var)
@@ -1254,7 +1286,7 @@ class Body:
                 self.emit(f"{name}[{counter.name}] = " + (
                     self.fit(self.int_expr(1), lo, hi) if kind == "i" else self.fit_float(self.float_expr(1))).text)
         self.locals.append(a)
-        self.statements(2)
+        self.statements(1)
         e = self.fit(self.int_expr(1), lo, hi) if kind == "i" else self.fit_float(self.float_expr(1))
         self.emit(f"{name}[{self.index(n, THREAD)}] = {e.text}")
         self.statements(1)
@@ -1265,7 +1297,7 @@ class Body:
         return True
 
     def s_atomic(self):
-        options = [a for a in self.globals if a.mode == "A"] + [a for a in self.shared if a.mode == "A"]
+        options = [a for a in self.globals if a.mode == "A"] + [a for a in self.shared if a.mode == "A"] * 3
         if not options or self.mult > 40:
             return False
         a = self.rng.choice(options)
@@ -1691,7 +1723,7 @@ class Module:
     # -- device functions ---------------------------------------------------------------------------------------------
     def device_functions(self):
         if self.on("device_pure"):
-            for _ in range(self.rng.choices([0, 1, 2, 3], [3, 4, 3, 1])[0]):
+            for _ in range(self.rng.choices([0, 1, 2], [3, 4, 3])[0]):
                 self.pure_function()
         if self.on("device_warp") and self.chance(0.4):
             self.warp_function()
@@ -1728,7 +1760,8 @@ class Module:
         kind = self.rng.choice("if")
         body.returns = self.result(body, kind, *self.interval(kind))
         body.atoms.append(("i", Expr("cuda.threadIdx.x", 0, self.block[0] - 1), THREAD))
-        body.statements(self.rng.randint(0, 3))
+        body.depth = 1              # a function is shorter than a kernel
+        body.statements(self.rng.randint(0, 1))
         if self.chance(0.3):
             body.emit(f"if {body.bool_expr(1)}:")
             body.emit(f"    return {body.returns()}")
@@ -1750,13 +1783,17 @@ class Module:
         if self.chance(0.5):
             body.emit("lane = cuda.laneid")
             body.atoms.append(("i", Expr("lane", 0, 31), THREAD))
-        body.s_collective() if self.chance(0.5) else body.s_butterfly() or body.s_warp_down()
-        body.statements(self.rng.randint(0, 3))
+        first = [n for n in ("collective", "butterfly", "warp_down", "warp_scan") if self.on(n)]
+        if first:
+            getattr(body, f"s_{self.rng.choice(first)}")()
+        body.depth = 1
+        body.statements(self.rng.randint(0, 1))
         make = self.result(body, kind, *self.interval(kind))
-        if self.chance(0.3):
-            body.emit(f"if {body.bool_expr(1)}:")
+        if self.chance(0.4):
+            level = self.rng.choice([THREAD, WARP])
+            body.emit(f"if {body.bool_expr(1, level)}:")
+            body.lazy += level == THREAD    # lanes part here: no collectives from now on
             body.emit(f"    return {make()}")
-        body.lazy += 1
         body.emit(f"return {make()}")
         function = Function("dw0", kind, tuple(kinds), *self.interval(kind), cost=body.cost)
         self.finish(body, "dw0", names, function, self.warp_functions)
@@ -1797,7 +1834,8 @@ class Module:
         body.emit("sm[tid] = x")
         body.emit("cuda.syncthreads()")
         array.mode = body.pick("R", "W")
-        body.statements(self.rng.randint(1, 3))
+        body.depth = 1
+        body.statements(self.rng.randint(1, 2))
         make = self.result(body, kind, lo, hi, frac)
         out = Var("result", kind, lo, hi, frac, fixed=True)
         if "u" in names and self.on("device_return_barrier") and self.chance(0.5):
@@ -1930,7 +1968,8 @@ class Module:
             self.array(params, name, dtype, shape, "ints" if kind == "i" else "bools" if kind == "b" else "dyadic",
                        *((0, 9) if kind == "i" else () if kind == "b" else (4, 2)))
         for k in range(self.rng.randint(0, 2)):
-            dtype, kind = self.rng.choice([("int32", "i"), ("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f")])
+            dtype = self.rng.choice(["int32", "int32", "int64", "uint32", "float32"])
+            kind = "f" if dtype == "float32" else "i"
             op = self.rng.choice(["add", "max", "min"] + (["or_", "xor", "and_"] if kind == "i" else ["add"]))
             shape = self.rng.choice([(1,), (5,), (16,), (3, 4)])
             body.globals.append(Array(f"g{k}", kind, dtype, shape, 0, 0, mode="A", op=op))
@@ -2024,7 +2063,7 @@ class Module:
                 body.emit(f"dz = cuda.shared.array(0, {self.dtype(dtype)})")
                 self.shared_bytes *= 2
                 add("dz", kind, dtype, (pad,), (f"{pad} + tid",), declare=False, fill=f"{pad} + k", offset=pad)
-        if self.on("atomic") and self.chance(0.3):
+        if self.on("atomic") and self.chance(0.45):
             op = self.rng.choice(["add", "max", "min", "or_", "xor"])
             add("h0", "i", self.rng.choice(["int32", "int64", "uint32"]), (self.rng.choice([4, 16, 33]),), (), op=op)
         if self.on("double_buffer") and self.chance(0.25):
@@ -2058,6 +2097,15 @@ class Module:
                 self.array(params, f"e{a.name}", a.dtype, (self.blocks, count),
                            *(("ints", 0, 0) if a.kind == "i" else ("dyadic", 0, 0)))
 
+    def used_sections(self):
+        """The sections without the device functions that nobody calls."""
+        kept = []
+        for section in reversed(self.sections):     # callers stand behind what they call
+            name = re.search(r"^def (d\w+)\(", section, re.MULTILINE)
+            if not name or any(re.search(rf"\b{name[1]}\(", other) for other in kept):
+                kept.insert(0, section)
+        return kept
+
     def case(self):
         self.device_functions()
         self.kernel()
@@ -2068,13 +2116,13 @@ class Module:
         if self.numba_types:
             head[-1:] = ["from numba import cuda, float32, float64, int32, int64, uint32"]
         head += ["", f"GRID = {self.grid}", f"BLOCK = {self.block}", "FULL = 0xFFFFFFFF"]
-        text = "\n\n\n".join(self.sections)
+        text = "\n\n\n".join(self.used_sections())
         head += [f"NT_{n} = {n}" for n in sorted(self.constants)]
         return Case(self.seed, "\n".join(head) + "\n\n\n" + text + "\n", self.grid, self.block, self.shared_bytes,
                     tuple(self.specs))
 
 
-def generate(seed, size=8, without=()):
+def generate(seed, size=5, without=()):
     """The random kernel number `seed`.
 
     size      how many statements at the top level of the kernel (about; nested ones come on top)

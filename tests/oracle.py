@@ -189,39 +189,46 @@ _FLOAT_OPS = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide, "
               "%": np.remainder, "**": np.power}
 
 
-def _binary(op, a, b):
-    result = _arith_type(op, _code(a), _code(b))
+def _operation(op, a, b):
+    """The function of two values of the type codes a and b that computes `a op b`."""
+    result = _arith_type(op, a, b)
     if result[0] == "f":
+        function, to = _FLOAT_OPS[op], _NP[result]
         if result == "f8":
-            return float(_FLOAT_OPS[op](np.float64(a), np.float64(b)))
+            return lambda x, y: float(function(np.float64(x), np.float64(y)))
         if op == "**":
-            return _NP[result](np.power(np.float64(a), np.float64(b)))
-        return _FLOAT_OPS[op](_cast(a, result), _cast(b, result))
+            return lambda x, y: to(function(np.float64(x), np.float64(y)))
+        return lambda x, y: function(to(x), to(y))
+    function = _INT_OPS[op]
     if result == "b1":
-        return bool(_INT_OPS[op](a, b))
-    if op not in ("<<", ">>"):
-        b = _cast(b, result)
-    return _wrap(_INT_OPS[op](int(_cast(a, result)), int(b)), result)
+        return lambda x, y: bool(function(x, y))
+    if result == "i8" and op not in ("<<", ">>") and "u8" not in (a, b):
+        def apply(x, y):
+            r = function(int(x), int(y))
+            return r if _I8_MIN <= r <= _I8_MAX else _wrap(r, "i8")
+        return apply
+    if op in ("<<", ">>"):
+        return lambda x, y: _wrap(function(int(_cast(x, result)), int(y)), result)
+    return lambda x, y: _wrap(function(int(_cast(x, result)), int(_cast(y, result))), result)
 
 
 def _binary_function(op):
-    fast = _INT_OPS.get(op)
-    fast_float = {"+": operator.add, "-": operator.sub, "*": operator.mul}.get(op)
+    table = {}      # by the types of the operands
+    if op in ("+", "-", "*"):
+        table[float, float] = {"+": operator.add, "-": operator.sub, "*": operator.mul}[op]
 
     def apply(a, b):
-        if type(a) is int and type(b) is int and fast:
-            r = fast(a, b)
-            return r if _I8_MIN <= r <= _I8_MAX else _wrap(r, "i8")
-        if type(a) is float and type(b) is float and fast_float:
-            return fast_float(a, b)
-        return _binary(op, a, b)
+        types = type(a), type(b)
+        if types not in table:
+            table[types] = _operation(op, _code(a), _code(b))
+        return table[types](a, b)
 
     return apply
 
 
 def _compare_function(compare):
     def apply(a, b):
-        if type(a) is int and type(b) is int:
+        if type(a) is type(b) is int:
             return compare(a, b)
         if _code(a)[0] == "f" or _code(b)[0] == "f":
             return compare(float(a), float(b))
@@ -802,13 +809,24 @@ _PYTHON = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
            ast.BitOr: operator.or_, ast.BitXor: operator.xor, ast.LShift: operator.lshift, ast.RShift: operator.rshift}
 
 
-def _fold(op, left, right):
-    """CPython computes `1 << 4` and `2 ** -1` before Numba sees them, by Python's rules; None where it does not."""
-    try:
-        value = _PYTHON[type(op)](left, right)
-    except (ArithmeticError, TypeError, ValueError):
-        return None
-    return value if type(value) in (int, float) else None
+def _literal(node):
+    """The value of an expression of literals: CPython computes `1 << 4` and `2 ** -1` before Numba sees them, by
+    Python's rules. None for anything else."""
+    if isinstance(node, ast.Constant):
+        return node.value if type(node.value) in (int, float) else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _literal(node.operand)
+        return None if value is None else -value
+    if isinstance(node, ast.BinOp) and type(node.op) in _PYTHON:
+        left, right = _literal(node.left), _literal(node.right)
+        if left is None or right is None:
+            return None
+        try:
+            value = _PYTHON[type(node.op)](left, right)
+        except (ArithmeticError, TypeError, ValueError):
+            return None
+        return value if type(value) in (int, float) else None
+    return None
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -863,7 +881,8 @@ class _Rewriter(ast.NodeTransformer):
         home = self.outer.get("cuda") or sys.modules.get("numba.cuda")
         original = getattr(root, "__name__", name).split(".")[-1]
         for candidate in (name, original):  # from numba.cuda import atomic as at
-            if home is not None and not isinstance(root, (int, float, tuple, np.generic, np.ndarray)) \
+            if home is not None and not hasattr(root, "bitwidth") \
+                    and not isinstance(root, (int, float, tuple, np.generic, np.ndarray)) \
                     and getattr(home, candidate, _MISSING) is root:
                 return ".".join([candidate, *parts[1:]])
         return None
@@ -913,18 +932,17 @@ class _Rewriter(ast.NodeTransformer):
         op = _BINARY.get(type(node.op))
         if op is None:
             self.fail(node, "this operator is not known to the oracle")
+        value = _literal(node)
+        if value is not None:
+            return self.visit_Constant(ast.copy_location(ast.Constant(value), node))
         left, right = self.visit(node.left), self.visit(node.right)
-        if isinstance(left, ast.Constant) and isinstance(right, ast.Constant):
-            value = _fold(node.op, left.value, right.value)
-            if value is not None:
-                return self.visit_Constant(ast.copy_location(ast.Constant(value), node))
         return ast.copy_location(self.call("binary" + str(list(_BINARY.values()).index(op)), left, right), node)
 
     def visit_UnaryOp(self, node):
-        operand = node.operand
-        if isinstance(node.op, ast.USub) and isinstance(operand, ast.Constant) and type(operand.value) in (int, float):
-            return self.visit_Constant(ast.copy_location(ast.Constant(-operand.value), node))
-        operand = self.visit(operand)
+        value = _literal(node)
+        if value is not None:
+            return self.visit_Constant(ast.copy_location(ast.Constant(value), node))
+        operand = self.visit(node.operand)
         if isinstance(node.op, ast.Not):
             return ast.copy_location(ast.UnaryOp(ast.Not(), operand), node)
         name = {ast.USub: "negative", ast.UAdd: "positive", ast.Invert: "invert"}[type(node.op)]
@@ -1164,7 +1182,7 @@ class _Program:
         ast.increment_lineno(module, function.__code__.co_firstlineno - 1)
         filename = function.__code__.co_filename
         self.files.add(filename)
-        exec(compile(module, filename, "exec", dont_inherit=True), self.namespace)  # noqa: S102
+        exec(compile(module, filename, "exec", dont_inherit=True), self.namespace)
         self.functions[function] = self.namespace[name]
         return self.namespace[name]
 
@@ -1297,8 +1315,8 @@ def _advance_block(threads):
         if t.op[0][0] in _WARP_OPS:
             others = [u for u in alive if u.warp is t.warp and _mask(t.op[1]) >> u.lane & 1 and u.op[0] != t.op[0]
                       or u.warp is t.warp and u.op[0] == t.op[0] and _mask(u.op[1]) != _mask(t.op[1])]
-            raise _located(t, f"{_describe(t.op)} never completes: lane {others[0].lane} is named by the mask but waits "
-                              f"at {_place(others[0])} ({_describe(others[0].op)})")
+            raise _located(t, f"{_describe(t.op)} never completes: lane {others[0].lane} is named by the mask but "
+                              f"waits at {_place(others[0])} ({_describe(others[0].op)})")
     first = alive[0]
     for t in alive[1:]:
         if t.op[0] != first.op[0]:

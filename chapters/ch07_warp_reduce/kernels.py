@@ -8,7 +8,7 @@ kernel                      how the threads come to one number           beside 
 ==========================  ===========================================  ============================================
 ``sum_v1_shared_tree``      halving an array in shared memory            9 barriers, 1 atomic a block
 ``sum_v2_warp_shuffle``     5 shuffles a warp                            no barrier, 8 atomics a block
-``sum_v3_warp_then_block``  5 shuffles, 8 numbers shared, 5 shuffles     2 barriers, 1 atomic a block
+``sum_v3_warp_then_block``  5 shuffles a warp, then 8 numbers shared     2 barriers, 1 atomic a block
 ``layernorm_v1_two_pass``   ``block_sum`` twice: mean, then variance     4 barriers; x is read three times
 ``gemv_logits``             one dot product a warp                       no barrier; the matrix is read once
 ``greedy_argmax``           value and index shuffled together            1 barrier, one block
@@ -66,34 +66,31 @@ def block_sum(value, partial):
     value: float32. partial: (32,) float32 in shared memory, declared by the kernel; its contents do not matter, and it
     may be used again as soon as the call returns. The block must be a multiple of 32 threads, and all must call it.
     """
-    lane = cuda.threadIdx.x % WARP
     total = warp_sum(value)
-    if lane == 0:
+    if cuda.threadIdx.x % WARP == 0:
         partial[cuda.threadIdx.x // WARP] = total
     cuda.syncthreads()
     total = float32(0)
-    if lane < cuda.blockDim.x // WARP:
-        total = partial[lane]
-    total = warp_sum(total)  # every warp adds the same numbers, so every thread gets the sum without another broadcast
+    for warp in range(cuda.blockDim.x // WARP):  # every thread adds the few numbers left: all read the same address,
+        total += partial[warp]  # which costs one read, and nobody has to hand the result round
     cuda.syncthreads()  # all have read partial: from here on the next call may write it
     return total
 
 
 @cuda.jit(device=True)
 def block_max(value, partial):
-    """Largest ``value`` of a one-dimensional block, returned in every thread. NaN is ignored, as in warp_max.
+    """Largest ``value`` of a one-dimensional block, returned in every thread. NaN is ignored; all NaN gives -inf.
 
     value: float32. partial: (32,) float32 in shared memory, under the terms of :func:`block_sum`.
     """
-    lane = cuda.threadIdx.x % WARP
     largest = warp_max(value)
-    if lane == 0:
+    if cuda.threadIdx.x % WARP == 0:
         partial[cuda.threadIdx.x // WARP] = largest
     cuda.syncthreads()
     largest = float32(-np.inf)
-    if lane < cuda.blockDim.x // WARP:
-        largest = partial[lane]
-    largest = warp_max(largest)
+    for warp in range(cuda.blockDim.x // WARP):
+        if partial[warp] > largest:
+            largest = partial[warp]
     cuda.syncthreads()
     return largest
 
@@ -301,7 +298,6 @@ def greedy_argmax(logits, out, n):
     partial = cuda.shared.array(WARP, float32)
     partial_index = cuda.shared.array(WARP, int32)
     tid = cuda.threadIdx.x
-    lane = tid % WARP
     best = float32(-np.inf)
     index = int32(n)  # n stands for "none yet": it loses against every real index
     for i in range(tid, n, cuda.blockDim.x):
@@ -310,19 +306,18 @@ def greedy_argmax(logits, out, n):
             best = value
             index = int32(i)
     best, index = warp_argmax(best, index)
-    if lane == 0:
+    if tid % WARP == 0:
         partial[tid // WARP] = best
         partial_index[tid // WARP] = index
     cuda.syncthreads()
-    if tid < WARP:  # the first warp finishes alone
-        best = float32(-np.inf)
-        index = int32(n)
-        if lane < cuda.blockDim.x // WARP:
-            best = partial[lane]
-            index = partial_index[lane]
-        best, index = warp_argmax(best, index)
-        if tid == 0:
-            out[0] = index if index < n else -1
+    best = partial[0]
+    index = partial_index[0]
+    for warp in range(1, cuda.blockDim.x // WARP):
+        if partial[warp] > best or (partial[warp] == best and partial_index[warp] < index):
+            best = partial[warp]
+            index = partial_index[warp]
+    if tid == 0:
+        out[0] = index if index < n else -1
 
 
 def greedy_argmax_reference(logits):

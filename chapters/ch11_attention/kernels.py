@@ -28,6 +28,7 @@ from numba import cuda, float32
 from chapters.ch10_softmax.kernels import softmax_launch, softmax_reference, softmax_row
 
 TILE = 16
+PADDED = TILE + 1  # a shape in shared memory must be a constant: Numba takes a name, not a sum
 
 
 def attention_scores_launch(n_tokens, n_head):
@@ -81,7 +82,7 @@ def attention_scores_v2_tiled(q, k, scores, n_tokens, head_dim, scale):
     Launch: ``attention_scores_v2_tiled[attention_scores_launch(n_tokens, n_head)](…)``.
     """
     q_tile = cuda.shared.array((TILE, TILE), float32)
-    k_tile = cuda.shared.array((TILE, TILE + 1), float32)  # one column more: writing down a column meets all banks
+    k_tile = cuda.shared.array((TILE, PADDED), float32)  # one column more: writes down a column meet all banks
     tx = cuda.threadIdx.x
     ty = cuda.threadIdx.y
     key, query = cuda.grid(2)

@@ -3,26 +3,26 @@
 =================  ====================================================  ===========================================
 kernel             what it does                                          passes over the vocabulary, one block
 =================  ====================================================  ===========================================
-``filter_logits``  logits -> weights: temperature, top-k, then top-p     2, and up to 32 for each filter in use
-``draw_token``     weights -> a token, by one uniform random number      1, and one warp's share again
+``filter_logits``  logits -> weights: temperature, top-k, then top-p     3, and some 15 to 30 for each filter in use
+``draw_token``     weights -> a token, by one uniform random number      1, then 1/32 of it, 1/1024, …
 =================  ====================================================  ===========================================
 
 Three ideas make this short and exactly repeatable:
 
 *Weights are integers.* A token's weight is exp((logit - largest) / temperature), the softmax before its division, in
 units of 2^-40. Integer sums are exact, so they do not depend on the order of the threads, and the same logits keep the
-same tokens on every run. A token less likely than 2^-41 of the likeliest one has weight 0 and is never drawn.
+same tokens on every run. A token less than 2^-41 times as likely as the likeliest has weight 0 and is never drawn.
 
-*A filter is a threshold.* The k largest logits are those above some number; so is the smallest set of tokens that holds
-a share p of all weight. Floats sort like integers once their bits are adjusted (``float_key``), so the number is
-found by halving an interval of integers, at most 32 times; each time the block adds up what lies above the middle.
+*A filter is a line.* The k largest logits are those above some line; so is the smallest set of tokens that holds a
+share p of the weight. Floats sort like integers once their bits are rearranged (``float_key``), so the line is found by
+halving an interval of integers: each time the block adds up what lies above the middle.
 
-*Random numbers are a function.* Philox turns (seed, step) into random bits with no state to keep: step 7 of a
+*Random numbers are a function.* Philox turns (seed, step) into random bits, with no state to keep: step 7 of a
 generation draws the same number whether or not steps 0 … 6 were run, on a GPU or not.
 
 Order and ties: temperature, then top-k, then top-p over what top-k kept, renormalised (as the transformers library
-does). Exactly k tokens stay; among equal logits at the edge of either filter, those with the lowest index. -inf and NaN
-are never kept; if nothing else is there, the token is -1. +inf takes all the weight, shared evenly if there are several.
+does). Exactly k tokens stay; among equal logits at the edge of either filter, those with the lowest index. -inf and
+NaN are never kept; if nothing else is there, the token is -1. +inf takes all the weight, shared if there are several.
 """
 
 import math
@@ -31,13 +31,15 @@ import operator
 import numpy as np
 from numba import cuda, float32, float64, int32, int64, uint64
 
-from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP, block_max, warp_sum
+from chapters.ch07_warp_reduce.kernels import WARP, block_max, warp_sum
 
-SAMPLING_THREADS = 1024
+SAMPLING_THREADS = 512  # a thread of filter_logits needs more than the 64 registers that 1024 threads would leave it
 UNIT = 1 << 40  # the weight of the likeliest token
-MAX_VOCAB = 1 << 22  # the sum of so many weights still fits an int64
+INDEX_BITS = 22
+MAX_VOCAB = 1 << INDEX_BITS  # the sum of so many weights still fits an int64
+LAST_INDEX = MAX_VOCAB - 1
 DROPPED = -1  # the weight of a token that a filter took out
-LOWEST_KEY = -0x7F7FFFFF - 1  # float_key of the lowest finite float32
+LOWEST_KEY = -0x7F7FFFFF  # float_key of the lowest finite float32
 
 
 # --- device functions: sums of integers, floats as integers, random numbers ------------------------------------------
@@ -49,48 +51,32 @@ def block_sum_int64(value, partial):
 
     value: int64. partial: (32,) int64 in shared memory, free for use again as soon as the call returns.
     """
-    lane = cuda.threadIdx.x % WARP
     total = warp_sum(value)
-    if lane == 0:
+    if cuda.threadIdx.x % WARP == 0:
         partial[cuda.threadIdx.x // WARP] = total
     cuda.syncthreads()
     total = int64(0)
-    if lane < cuda.blockDim.x // WARP:
-        total = partial[lane]
-    total = warp_sum(total)
+    for warp in range(cuda.blockDim.x // WARP):
+        total += partial[warp]
     cuda.syncthreads()
     return total
-
-
-@cuda.jit(device=True)
-def warp_inclusive_sum(value):
-    """Lane l gets the sum of ``value`` over lanes 0 … l. All 32 lanes must call it together. Source: Hillis, Steele 1986.
-
-    value: int64 (or int32, float32, float64).
-    """
-    lane = cuda.threadIdx.x % WARP
-    for step in range(5):
-        left = cuda.shfl_up_sync(FULL_WARP, value, 1 << step)
-        if lane >= 1 << step:
-            value += left
-    return value
 
 
 @cuda.jit(device=True)
 def float_key(value):
     """An int64 that sorts as the float32 ``value`` does: a < b gives float_key(a) < float_key(b). Not for NaN.
 
-    A float's bits, read as an integer, grow with it if it is positive and fall if it is negative: those are mirrored.
+    A float is a sign and a magnitude, and the bits of a magnitude, read as an integer, grow with it.
     """
-    bits = int64(cuda.libdevice.float_as_int(value))
-    return bits if bits >= 0 else bits ^ 0x7FFFFFFF
+    magnitude = int64(cuda.libdevice.float_as_int(abs(value)))
+    return -magnitude if value < 0 else magnitude
 
 
 @cuda.jit(device=True)
 def key_float(key):
-    """The float32 whose ``float_key`` is ``key``."""
-    bits = key if key >= 0 else key ^ 0x7FFFFFFF
-    return cuda.libdevice.int_as_float(int32(bits))
+    """The float32 whose ``float_key`` is ``key`` (0.0 for 0)."""
+    magnitude = cuda.libdevice.int_as_float(int32(abs(key)))
+    return -magnitude if key < 0 else magnitude
 
 
 @cuda.jit(device=True)
@@ -126,59 +112,41 @@ def uniform(seed, step, draw):
 
 
 @cuda.jit(device=True)
-def keep_largest(logits, weights, need, total, low, high, n, partial):
-    """Drops all but the fewest largest logits whose weights add up to ``need``; of equal logits the first ones stay.
+def keep_largest(logits, weights, need, count, low, high, n, partial):
+    """Drops all tokens but the fewest of the largest logits whose weights add up to ``need``.
 
-    logits: (n,) float32. weights: (n,) int64, those outside get DROPPED. need: int64, 1 … total, with ``total`` the sum
-    of all weights. low, high: int64 with float_key(logit) in low … high - 1 for every token not dropped.
-    partial: (32,) int64, shared. All threads of the block call it. Returns float_key of the smallest logit kept, int64.
+    logits: (n,) float32. weights: (n,) int64; tokens that leave get DROPPED. need: int64, from 1 to the sum of weights.
+    count: int64, the tokens not dropped yet. low, high: int64, every such token's place is in low … high - 1.
+    partial: (32,) int64, shared. All threads of the block call it. Returns the place of the line drawn, int64.
+
+    A token's *place* is float_key(logit) · 2^22 + 2^22 - 1 - index: no two are equal, and among equal logits a lower
+    index has the higher place. The line is moved by halves until one token alone lies between low and high.
     """
     tid = cuda.threadIdx.x
-    mass_low = total  # the weight of all tokens with a key >= low: always >= need
-    mass_high = int64(0)  # the same for high: always < need
-    while high - low > 1:
+    count_low = count  # tokens at or above low; their weight is always >= need
+    count_high = int64(0)  # tokens at or above high; their weight is always < need
+    while count_low - count_high > 1:
         middle = low + (high - low) // 2
-        pivot = key_float(middle)  # comparing floats, not keys, leaves NaN and -inf out and makes -0.0 equal 0.0
+        edge = key_float(middle >> INDEX_BITS)
+        last = LAST_INDEX - (middle & LAST_INDEX)
         mass = int64(0)
+        count = int64(0)
         for i in range(tid, n, cuda.blockDim.x):
-            if logits[i] >= pivot:
-                mass += max(weights[i], 0)
+            if weights[i] >= 0 and (logits[i] > edge or (logits[i] == edge and i <= last)):
+                mass += weights[i]
+                count += 1
         mass = block_sum_int64(mass, partial)
+        count = block_sum_int64(count, partial)
         if mass >= need:
             low = middle
-            mass_low = mass
+            count_low = count
         else:
             high = middle
-            mass_high = mass
-        if mass == need:
-            high = low + 1  # nothing to halve any more: the set is complete
-    edge = key_float(low)
-
-    cut = int64(n)  # of the tokens at the edge, those with index < cut stay
-    if mass_low > need:
-        ties = int64(0)
-        for i in range(tid, n, cuda.blockDim.x):
-            if logits[i] == edge and weights[i] > 0:
-                ties += 1
-        ties = block_sum_int64(ties, partial)
-        weight = (mass_low - mass_high) // ties  # equal logits have equal weights
-        room = (need - mass_high + weight - 1) // weight
-        if room < ties:
-            below = int64(0)
-            while cut - below > 1:  # fewer than ``room`` ties lie below ``below``, at least ``room`` below ``cut``
-                middle = below + (cut - below) // 2
-                count = int64(0)
-                for i in range(tid, middle, cuda.blockDim.x):
-                    if logits[i] == edge and weights[i] > 0:
-                        count += 1
-                count = block_sum_int64(count, partial)
-                if count >= room:
-                    cut = middle
-                else:
-                    below = middle
-
+            count_high = count
+    edge = key_float(low >> INDEX_BITS)
+    last = LAST_INDEX - (low & LAST_INDEX)
     for i in range(tid, n, cuda.blockDim.x):
-        if not (logits[i] > edge or (logits[i] == edge and i < cut)):
+        if not (logits[i] > edge or (logits[i] == edge and i <= last)):
             weights[i] = DROPPED
     return low
 
@@ -189,43 +157,46 @@ def filter_logits(logits, weights, n, temperature, k, p):
 
     logits: (n,) float32. weights: (n,) int64. n: int32, at most MAX_VOCAB. temperature: float64 > 0. k: int32 >= 1, no
     filter from n on. p: float64 in (0, 1]; 1 is no filter. Kept: the k largest logits, and of these the fewest whose
-    weights make up p of the sum (to the unit; always one at least). exp is taken in float64, and only for the tokens that
-    top-k left: float32 would be off by some 2^-22, which moves the edge of top-p over a flat distribution.
-    Launch: ``filter_logits[sample_launch()](…)``, one block. Source: top-k, Fan et al. 2018; top-p, Holtzman et al. 2020,
-    "The Curious Case of Neural Text Degeneration".
+    weights make up p of the sum (to the unit; always one at least). exp is taken in float64, and only for the tokens
+    that top-k left: float32 would be off by some 2^-22, which moves the edge of top-p in a flat distribution.
+    Launch: ``filter_logits[sample_launch()](…)``, one block. Source: top-k, Fan et al. 2018; top-p, Holtzman et al.
+    2020, "The Curious Case of Neural Text Degeneration".
     """
     partial_max = cuda.shared.array(WARP, float32)
     partial = cuda.shared.array(WARP, int64)
     tid = cuda.threadIdx.x
     largest = float32(-np.inf)
-    valid = int64(0)
     for i in range(tid, n, cuda.blockDim.x):
-        if logits[i] > float32(-np.inf):  # false for NaN too
-            weights[i] = 1
-            valid += 1
-            largest = max(largest, logits[i])
-        else:
-            weights[i] = DROPPED
+        largest = max(largest, logits[i])  # max ignores NaN
     largest = block_max(largest, partial_max)
-    valid = block_sum_int64(valid, partial)
 
-    low = int64(LOWEST_KEY)
-    high = float_key(largest) + 1
-    if k < valid:  # each token weighs 1 so far: k tokens are a weight of k
-        low = keep_largest(logits, weights, int64(k), valid, low, high, n, partial)
-
-    total = int64(0)
-    for i in range(tid, n, cuda.blockDim.x):
-        if weights[i] != DROPPED:
-            weight = int64(UNIT)
-            if logits[i] < largest:  # inf - inf would be NaN
-                weight = int64(math.exp((float64(logits[i]) - float64(largest)) / temperature) * UNIT + 0.5)
+    low = int64(LOWEST_KEY) << INDEX_BITS
+    high = (float_key(largest) + 1) << INDEX_BITS
+    count = int64(n)
+    need = int64(k)
+    for top_p in range(2):  # first top-k, where each token weighs 1, so that k tokens are a weight of k; then top-p
+        total = int64(0)
+        for i in range(tid, n, cuda.blockDim.x):
+            weight = int64(DROPPED)
+            if top_p == 0:
+                if logits[i] > float32(-np.inf):  # false for NaN too
+                    weight = int64(1)
+            elif weights[i] != DROPPED:
+                weight = int64(UNIT)
+                if logits[i] < largest:  # inf - inf would be NaN
+                    weight = int64(math.exp((float64(logits[i]) - float64(largest)) / temperature) * UNIT + 0.5)
             weights[i] = weight
-            total += weight
-    total = block_sum_int64(total, partial)
-    if p < 1.0 and total > 0:
-        need = min(max(int64(p * total), 1), total)
-        keep_largest(logits, weights, need, total, low, high, n, partial)
+            total += max(weight, 0)
+        total = block_sum_int64(total, partial)
+        if top_p == 0:
+            count = total
+        else:
+            count = min(count, int64(k))
+            need = total
+            if p < 1.0:
+                need = max(int64(p * total), 1)
+        if need < total:
+            low = keep_largest(logits, weights, need, count, low, high, n, partial)
 
 
 # --- the draw --------------------------------------------------------------------------------------------------------
@@ -236,44 +207,44 @@ def draw_token(weights, out, n, seed, step):
     """out[d] = a token, drawn with probability weights[token] / sum of weights; block d makes draw d of this step.
 
     weights: (n,) int64, from filter_logits; DROPPED counts as 0. out: (draws,) int32; -1 if all weights are 0.
-    n: int32. seed, step: uint64; the same pair always draws the same number.
-    The running sum of the weights passes uniform · total at the token drawn. Each warp adds up one stretch of the
-    vocabulary; the warp in whose stretch that point lies then walks through it, 32 tokens at a time.
+    n: int32. seed, step: uint64; the same pair always draws the same numbers.
+    The token is the one at which the running sum of the weights passes uniform · total. To find it, the warps add up
+    32 stretches of the vocabulary; the one in which that point lies is divided by 32 again, and so on.
     Launch: ``draw_token[sample_launch(draws)](…)``. Source: inversion sampling, Devroye 1986, chapter III.
     """
     sums = cuda.shared.array(WARP, int64)
     lane = cuda.threadIdx.x % WARP
     warp = cuda.threadIdx.x // WARP
     n_warps = cuda.blockDim.x // WARP
-    stretch = (n + n_warps - 1) // n_warps
-    begin = warp * stretch
-    end = min(begin + stretch, n)
-    mass = int64(0)
-    for i in range(begin + lane, end, WARP):
-        mass += max(weights[i], 0)
-    mass = warp_sum(mass)
-    if lane == 0:
-        sums[warp] = mass
-    cuda.syncthreads()
-    before = int64(0)  # the weight in front of this warp's stretch
+    begin = int64(0)  # the token is one of begin … end - 1
+    end = int64(n)
     total = int64(0)
-    for w in range(n_warps):
-        if w == warp:
-            before = total
-        total += sums[w]
-    target = int64(uniform(seed, step, uint64(cuda.blockIdx.x)) * total)
-    if before <= target and target < before + mass:
-        for tile in range(begin, end, WARP):
-            i = tile + lane
-            weight = int64(0)
-            if i < end:
-                weight = max(weights[i], 0)
-            after = before + warp_inclusive_sum(weight)
-            if after - weight <= target and target < after:  # true for one lane of the whole block
-                out[cuda.blockIdx.x] = i
-            before = cuda.shfl_sync(FULL_WARP, after, WARP - 1)
-    if total == 0 and cuda.threadIdx.x == 0:
-        out[cuda.blockIdx.x] = -1
+    target = int64(-1)  # how much of the weight from begin on lies in front of the point: known after the first round
+    while end - begin > 1 or target < 0:
+        stretch = (end - begin + WARP - 1) // WARP
+        for turn in range((WARP + n_warps - 1) // n_warps):  # one turn in a block of 32 warps
+            part = warp + turn * n_warps
+            first = begin + part * stretch
+            mass = int64(0)
+            for i in range(first + lane, min(first + stretch, end), WARP):
+                mass += max(weights[i], 0)
+            mass = warp_sum(mass)
+            if lane == 0 and part < WARP:
+                sums[part] = mass
+        cuda.syncthreads()
+        if target < 0:
+            for part in range(WARP):
+                total += sums[part]
+            target = int64(uniform(seed, step, uint64(cuda.blockIdx.x)) * total)
+        chosen = 0
+        while chosen < WARP - 1 and sums[chosen] <= target:
+            target -= sums[chosen]
+            chosen += 1
+        cuda.syncthreads()  # all have read sums: the next round writes it
+        begin += chosen * stretch
+        end = min(begin + stretch, end)
+    if cuda.threadIdx.x == 0:
+        out[cuda.blockIdx.x] = begin if total > 0 else -1
 
 
 # --- host side -------------------------------------------------------------------------------------------------------
@@ -302,9 +273,9 @@ def _whole(name, value, low, high, mend):
 def check_sampling(n, temperature=1.0, k=None, p=1.0, seed=0, step=0):
     """The sampling parameters, checked, as the kernels take them: ``(n, temperature, k, p, seed, step)``.
 
-    k: None or more than n becomes n, no filter. seed and step become np.uint64. Raises ValueError, naming the value, the
-    limit and what to do, unless 1 <= n <= MAX_VOCAB, temperature > 0 and finite, k >= 1, 0 < p <= 1, and seed and step
-    are in 0 … 2^64 - 1.
+    k: None or more than n becomes n, no filter. seed and step become np.uint64. Raises ValueError, naming the value,
+    the limit and what to do, unless 1 <= n <= MAX_VOCAB, temperature > 0 and finite, k >= 1, 0 < p <= 1, and seed and
+    step are in 0 … 2^64 - 1.
     """
     n = _whole("n", n, 1, MAX_VOCAB, "it is the length of the logits")
     k = n if k is None else min(_whole("k", k, 1, 2**31 - 1, "leave top-k out (None) to keep every token"), n)
@@ -314,7 +285,7 @@ def check_sampling(n, temperature=1.0, k=None, p=1.0, seed=0, step=0):
             "for the likeliest token each time use greedy decoding, or k = 1"
         )
     if not 0 < p <= 1:
-        raise ValueError(f"p = {p}: must be more than 0 and at most 1; p = 1 keeps every token, k = 1 only the likeliest")
+        raise ValueError(f"p = {p}: must be more than 0 and at most 1; 1 keeps every token")
     seed = _whole("seed", seed, 0, 2**64 - 1, "any number there gives its own sequence")
     step = _whole("step", step, 0, 2**64 - 1, "count the tokens generated so far")
     return n, float(temperature), k, float(p), np.uint64(seed), np.uint64(step)
@@ -323,9 +294,9 @@ def check_sampling(n, temperature=1.0, k=None, p=1.0, seed=0, step=0):
 def sample(logits, weights, out, n, temperature=1.0, k=None, p=1.0, seed=0, step=0, stream=0):
     """Draws ``len(out)`` tokens from the logits of one position; the result stays on the device.
 
-    logits: (n,) float32. weights: (n,) int64, working memory; afterwards what filter_logits wrote. out: (draws,) int32;
-    draw 0 does not depend on how many follow. All three are device arrays. The other parameters: :func:`check_sampling`,
-    whose ValueErrors it raises.
+    logits: (n,) float32. weights: (n,) int64, working memory; afterwards what filter_logits wrote. out: (draws,)
+    int32; -1 if no logit can be drawn. All three are device arrays. The other parameters, and the ValueErrors raised,
+    are those of :func:`check_sampling`; one seed and a new step for each token make a generation.
     """
     n, temperature, k, p, seed, step = check_sampling(n, temperature, k, p, seed, step)
     grid, block = sample_launch()
@@ -338,7 +309,7 @@ def sample(logits, weights, out, n, temperature=1.0, k=None, p=1.0, seed=0, step
 
 
 def weights_reference(logits, temperature=1.0, k=None, p=1.0):
-    """NumPy reference of :func:`filter_logits`, by sorting: (n,) float32, returns (n,) int64, DROPPED where not kept."""
+    """NumPy reference of :func:`filter_logits`, by sorting: (n,) float32; returns (n,) int64."""
     weights = np.full(len(logits), DROPPED, np.int64)
     valid = np.flatnonzero(logits > -np.inf)
     if not len(valid):
@@ -368,7 +339,7 @@ def probabilities_reference(logits, temperature=1.0, k=None, p=1.0):
 
 
 def philox_reference(counter, key):
-    """NumPy-free reference of :func:`philox4x32` in Python's integers: four and two 32-bit words, returns four."""
+    """Reference of :func:`philox4x32` in Python's integers: four and two 32-bit words, returns four."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -385,7 +356,7 @@ def uniform_reference(seed, step, draw=0):
 
 
 def draw_reference(weights, number):
-    """NumPy reference of :func:`draw_token`: (n,) int64 and its uniform number in [0, 1); returns an int, -1 if none."""
+    """NumPy reference of :func:`draw_token`: (n,) int64 and a uniform number in [0, 1); returns an int, -1 if none."""
     running = np.cumsum(np.maximum(weights, 0))
     if running[-1] == 0:
         return -1

@@ -139,6 +139,10 @@ class Lowering:
             self.arrays[target.id] = self.const_array(value, node)
             return
         shape = self.static(arguments.get("shape", ast.Constant(None)))
+        parts = getattr(arguments.get("shape"), "elts", [arguments.get("shape")])
+        if any(isinstance(part, (ast.BinOp, ast.UnaryOp)) for part in parts):
+            self.fail(node, f"the shape of cuda.{stub.name} is an expression; numba-cuda takes only literals and names of constants",
+                      "give the result a name outside the kernel: PADDED = TILE + 1")  # fmt: skip
         if isinstance(shape, int):
             shape = (shape,)
         if not isinstance(shape, tuple) or not all(isinstance(d, (int, np.integer)) for d in shape):

@@ -76,7 +76,7 @@ def test_rows_without_a_softmax_become_nan_and_leave_the_others_alone(rng):
     x = rng.standard_normal((5, 70), dtype=np.float32)
     x[1], x[2, 3], x[3, 69] = -np.inf, np.nan, np.inf
     got = softmax(ch10.softmax_row, x)
-    assert np.isnan(got[1]).all() and np.isnan(got[2]).all() and np.isnan(got[3, 69])
+    assert np.isnan(got[1:4]).all()
     np.testing.assert_allclose(got[[0, 4]], ch10.softmax_reference(x[[0, 4]]), rtol=2e-6, atol=0)
 
 

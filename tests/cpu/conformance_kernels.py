@@ -7,6 +7,7 @@ from numba import cuda, float32, float64, int32, int64, uint32
 
 FULL = 0xFFFFFFFF
 TILE = 8
+PADDED = TILE + 1
 TABLE = np.array([3, 1, 4, 1, 5, 9, 2, 6], np.int32)
 WEIGHTS = (2, 3, 5, 7)
 HALF = np.float32(0.5)
@@ -199,7 +200,7 @@ def device_function_with_votes(x, out):
 
 @cuda.jit
 def transpose_tile(x, out):
-    tile = cuda.shared.array((TILE, TILE + 1), float32)
+    tile = cuda.shared.array((TILE, PADDED), float32)
     tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
     row, col = cuda.blockIdx.y * TILE + ty, cuda.blockIdx.x * TILE + tx
     if row < x.shape[0] and col < x.shape[1]:

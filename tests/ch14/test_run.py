@@ -1,0 +1,292 @@
+"""The command line: text, JSON, streaming, and every mistake a user can make."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import common
+from ch14_mini_llm import run as run_module
+from ch14_mini_llm.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, decode
+from ch14_mini_llm.weights import GPT2Config, load_weights, save_weights, tensor_table
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "ch14_mini_llm" / "run.py"
+HELLO = [15496, 11, 612, 318]
+SIZES = dict(n_layer=2, n_head=2, d_model=8, d_ff=32, n_ctx=1024, vocab_size=VOCAB_SIZE)
+
+
+def write_model(path, always=None, **sizes):
+    """A random model of the real vocabulary; ``always``: the token that it finds most likely whatever it reads."""
+    config = GPT2Config(**{**SIZES, **sizes})
+    rng = np.random.default_rng(3)
+    tensors = {name: rng.standard_normal(shape) * 0.3 for name, shape, _ in tensor_table(config)}
+    if always is not None:
+        tensors["ln_f.weight"] *= 0
+        tensors["ln_f.bias"][:] = np.arange(config.d_model) == 0  # the last hidden state is (1, 0, 0, ...)
+        tensors["wte.weight"][:, 0] = np.arange(config.vocab_size) == always
+    save_weights(path, config, tensors)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("weights") / "model.bin")
+
+
+def start(*arguments, **options):
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": Path.home(), **options}
+    return subprocess.Popen([sys.executable, str(PROGRAM), *map(str, arguments)], **options)
+
+
+def call(*arguments, environment=None):
+    """Run the program in another folder; returns (exit code, standard output, standard error)."""
+    process = start(*arguments, env={**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})})
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out.decode(), err.decode()
+
+
+def run_json(*arguments):
+    code, out, err = call(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)  # fails unless one JSON value is all there is
+
+
+# --- what it prints --------------------------------------------------------------------------------------------------
+
+
+def test_text_with_stats_and_trace(weights):
+    code, out, err = call("--weights", weights, "--max_new=5", "--stats", "--trace")
+    assert code == 0, err
+    assert out.startswith("Hello, there is")  # the default prompt
+    *_, tokens_line, text_line = out.splitlines()
+    tokens = list(map(int, tokens_line.removeprefix("tokens: ").split(",")))
+    assert tokens[:4] == HELLO and len(tokens) == 9
+    assert json.loads(text_line.removeprefix("text: ")) == decode(tokens)
+    assert out.startswith(decode(tokens) + "\n")  # streamed
+    assert "kernel launches of one step over 8 tokens" in out
+    assert "chapters/ch06_shared_tile/kernels.py:" in out and "\nlargest: " in out
+    assert "tokens/s after the first token" in out and f"backend:       {common.BACKEND}" in out
+    assert str(weights) in err and "d_model 8" in err
+    assert "Traceback" not in err
+
+
+def test_json_holds_everything(weights):
+    found = run_json("--weights", weights, "--tokens=15496,11,612,318", "--max_new=5", "--trace")
+    assert found["prompt_tokens"] == HELLO == found["tokens"][:4]
+    assert len(found["tokens"]) == 9
+    assert found["text"] == decode(found["tokens"])
+    assert found["backend"] == common.BACKEND
+    assert found["device"] and found["weights"] == str(weights)
+    assert found["tokens_per_s"] > 0 and found["first_token_s"] > 0
+    assert found["first_token_from_program_start_s"] > found["first_token_s"]
+    assert found["stopped"] == "max_new"
+    launches = found["launches"]
+    assert len(launches) == 1 + 17 * SIZES["n_layer"] + 3
+    assert launches[0]["kernel"] == "embed" and launches[-1]["kernel"] == "greedy_argmax"
+    for launch in launches:
+        assert set(launch) == {"kernel", "defined_at", "grid", "block", "ms"}
+        assert len(launch["grid"]) == len(launch["block"]) == 3 and launch["ms"] >= 0
+        file, line = launch["defined_at"].split(":")
+        assert f"def {launch['kernel']}(" in (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+
+
+def test_prompt_as_text_and_as_tokens_are_the_same(weights):
+    as_text = run_json("--weights", weights, "--prompt", "Hello, there is", "--max_new=2")
+    assert as_text["prompt_tokens"] == HELLO
+    assert "launches" not in as_text
+    assert as_text["tokens"] == run_json("--weights", weights, "--max_new=2", "--ignore_eos")["tokens"]
+
+
+def test_sampling_repeats_with_its_seed(weights, capsys):
+    def tokens_and_seed(*seed):
+        settings = ["--max_new=8", "--temperature=1.5", "--top_k=1000", "--top_p=0.95", "--json", *seed]
+        assert run_module.main([f"--weights={weights}", *settings]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["tokens"], found["seed"]
+
+    assert tokens_and_seed("--seed=7") == tokens_and_seed("--seed=7")
+    assert tokens_and_seed("--seed=7")[0] != tokens_and_seed("--seed=8")[0]
+    tokens, seed = tokens_and_seed()  # no seed given: one is chosen, and told
+    assert tokens_and_seed(f"--seed={seed}") == (tokens, seed)
+
+
+def test_stops_at_end_of_text_unless_told_otherwise(tmp_path):
+    path = write_model(tmp_path / "model.bin", always=END_OF_TEXT_ID)
+    found = run_json("--weights", path, "--max_new=3")
+    assert found["tokens"] == HELLO and found["stopped"] == "end_of_text" and found["tokens_per_s"] == 0
+    code, out, err = call("--weights", path, "--max_new=3")
+    assert (code, out) == (0, 'Hello, there is\n\ntokens: 15496,11,612,318\ntext: "Hello, there is"\n')
+    found = run_json("--weights", path, "--max_new=3", "--ignore_eos")
+    assert found["tokens"] == HELLO + 3 * [END_OF_TEXT_ID] and found["stopped"] == "max_new"
+
+
+def test_every_token_is_on_screen_before_the_next_is_made(weights, monkeypatch, capsys):
+    shown = []
+
+    def watched(model, tokens, max_new, sampling, stop):
+        for token in (257, 7932, 1295):
+            shown.append(capsys.readouterr().out)
+            yield token
+
+    import ch14_mini_llm.generate
+
+    monkeypatch.setattr(ch14_mini_llm.generate, "generate", watched)
+    assert run_module.main(["--weights", str(weights)]) == 0
+    assert shown == ["", "Hello, there is a", " wonderful"]
+
+
+def test_half_a_character_waits_for_the_other_half(weights, monkeypatch, capsys):
+    snake = run_module.encode("\U0001f40d")
+    assert len(snake) > 1
+    made = iter([*snake, snake[0]])
+    import ch14_mini_llm.generate
+
+    monkeypatch.setattr(ch14_mini_llm.generate, "generate", lambda *args, **kwargs: made)
+    assert run_module.main(["--weights", str(weights), "--tokens=64"]) == 0
+    assert capsys.readouterr().out.startswith("a\U0001f40d\ufffd\n\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+def test_ctrl_c_ends_it_cleanly(weights):
+    process = start("--weights", weights, "--max_new=1000", "--ignore_eos")
+    assert process.stdout.read(5) == b"Hello"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.endswith(b"run.py: interrupted\n") and b"Traceback" not in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows reports a closed pipe in another way")
+def test_a_reader_that_leaves_is_no_error(weights):
+    process = start("--weights", weights, "--max_new=1000", "--ignore_eos")
+    assert process.stdout.read(5) == b"Hello"
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 141
+    assert b"Traceback" not in err and b"BrokenPipe" not in err
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def assert_one_line(code, out, err, *needles):
+    assert code == 2, (out, err)
+    assert out == ""
+    assert err.startswith("run.py: error: ") and err.endswith("\n") and err.count("\n") == 1, err
+    for needle in needles:
+        assert needle in err
+
+
+@pytest.mark.parametrize(
+    "arguments, needles",
+    [
+        (["--tokens="], ["--tokens is empty"]),
+        (["--tokens= "], ["--tokens is empty"]),
+        (["--tokens=1,,2"], ["item 1 is ''"]),
+        (["--tokens=1,two"], ["item 1 is 'two'", "--tokens=15496,11,612,318"]),
+        (["--tokens=1.5"], ["'1.5'"]),
+        (["--tokens=1_000"], ["'1_000'"]),
+        (["--tokens=" + "9" * 5000], ["9...", "not an integer"]),
+        (["--tokens=50257"], ["token id 50257 (position 0)", "0 to 50256"]),
+        (["--tokens=1,-1"], ["token id -1 (position 1)"]),
+        (["--tokens=1", "--prompt=a"], ["--tokens and --prompt"]),
+        (["--prompt="], ["--prompt is empty"]),
+        (["--max_new=0"], ["max_new is 0", "at least 1"]),
+        (["--max_new=-3"], ["max_new is -3"]),
+        (["--max_new=many"], ["--max_new", "'many'"]),
+        (["--max_new=2.0"], ["--max_new", "'2.0'"]),
+        (["--max_new=1021"], ["4 prompt tokens", "1025", "1024", "up to 1020"]),
+        (["--prompt=" + "a b " * 600], ["1024", "at most 1023 tokens"]),
+        (["--temperature=0"], ["temperature is 0", "above 0"]),
+        (["--temperature=-0.5"], ["temperature is -0.5"]),
+        (["--temperature=nan"], ["temperature is nan"]),
+        (["--temperature=warm"], ["--temperature", "'warm'"]),
+        (["--top_k=0"], ["top_k is 0", "at least 1"]),
+        (["--top_k=50258"], ["top_k is 50258", "50257"]),
+        (["--top_k=1.5"], ["--top_k", "'1.5'"]),
+        (["--top_p=0"], ["top_p is 0", "above 0"]),
+        (["--top_p=1.5"], ["top_p is 1.5", "at most 1"]),
+        (["--seed=-1"], ["seed is -1"]),
+        (["--weights=nowhere.bin"], ["nowhere.bin", "no such weight file"]),
+        (["--weights="], ["--weights is empty"]),
+        (["--no_such_option"], ["--no_such_option"]),
+        (["--tokens"], ["--tokens", "expected one argument"]),
+        (["stray"], ["stray"]),
+    ],
+    ids=lambda value: value[0][:20] if str(value[0]).startswith("--") else None,
+)
+def test_a_mistake_is_one_line(weights, capsys, arguments, needles):
+    """In this process, for speed: `main` gives the exit code that the program ends with."""
+    if not any(a.startswith("--weights") for a in arguments):
+        arguments = ["--weights", str(weights), *arguments]
+    code = run_module.main(arguments)
+    captured = capsys.readouterr()
+    assert_one_line(code, captured.out, captured.err, *needles)
+
+
+@pytest.mark.parametrize("arguments", [["--tokens=1,,2"], ["--top_p=2", "--json"], ["--weights=nowhere.bin"]])
+def test_a_mistake_ends_the_program_with_code_2(weights, arguments):
+    arguments = arguments if "--weights=nowhere.bin" in arguments else [f"--weights={weights}", *arguments]
+    assert_one_line(*call(*arguments))
+
+
+def test_damaged_weights_are_one_line(weights, tmp_path, capsys):
+    data = weights.read_bytes()
+    for name, damaged, needle in (
+        ("cut.bin", data[:-2], "cut short"),
+        ("short.bin", data[:10], "file length is 10"),
+        ("magic.bin", b"GGUF" + data[4:], "magic"),
+        ("nan.bin", data[:64] + b"\x00\x7e" + data[66:], "wte.weight holds nan"),
+        ("heads.bin", data[:12] + b"\x03" + data[13:], "n_head is 3"),
+    ):
+        (tmp_path / name).write_bytes(damaged)
+        code = run_module.main(["--weights", str(tmp_path / name)])
+        captured = capsys.readouterr()
+        assert_one_line(code, captured.out, captured.err, name, needle)
+    code = run_module.main(["--weights", str(tmp_path)])
+    captured = capsys.readouterr()
+    assert_one_line(code, captured.out, captured.err, str(tmp_path))
+
+
+def test_no_weights_at_all(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("ch14_mini_llm.weights.DATA_DIR", tmp_path)
+    code = run_module.main([])
+    captured = capsys.readouterr()
+    assert_one_line(code, captured.out, captured.err, "there are no weights", "download_gpt2.py")
+
+
+def test_an_unknown_backend_is_one_line(weights):
+    code, out, err = call("--weights", weights, environment={"MINI_BACKEND": "abacus"})
+    assert_one_line(code, out, err, "abacus", "gpu, cpu or auto")
+
+
+@pytest.mark.skipif(common.BACKEND == "gpu", reason="there is a GPU")
+def test_a_gpu_that_is_not_there(weights):
+    code, out, err = call("--weights", weights, environment={"MINI_BACKEND": "gpu"})
+    assert code == 2 and out == ""
+    assert err.startswith("run.py: error: MINI_BACKEND=gpu") and "Traceback" not in err
+
+
+def test_help_names_every_option():
+    code, out, err = call("--help")
+    assert code == 0 and not err
+    for option in "tokens prompt max_new weights temperature top_k top_p seed ignore_eos stats trace json".split():
+        assert f"--{option}" in out
+
+
+def test_the_model_in_data_is_the_default(monkeypatch, tmp_path, capsys):
+    """data/tiny-gpt2.bin unless data/gpt2-small.bin is there; the program says which."""
+    monkeypatch.setattr("ch14_mini_llm.weights.DATA_DIR", tmp_path)
+    for name in ("tiny-gpt2.bin", "gpt2-small.bin"):
+        write_model(tmp_path / name)
+        assert load_weights(tmp_path / name)
+        assert run_module.main(["--max_new=1", "--json"]) == 0
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["weights"] == str(tmp_path / name)
+        assert str(tmp_path / name) in captured.err
