@@ -51,8 +51,10 @@ class BlockLevel:
             self.emit(f"for {stmt.target.id} in range({args}):")
             self.block_body(stmt.body, loop=True)
         else:
+            spin = self.spin_start()
             self.emit("while True:")
             self.depth += 1
+            self.spin_check(spin, stmt)
             if not (isinstance(stmt.test, ast.Constant) and stmt.test.value):
                 if self.a.uniform(stmt.test):
                     self.emit(f"if not ({self.expr(stmt.test)}):")

@@ -281,7 +281,11 @@ class GroupLevel:
             args = ", ".join(self.expr(a) for a in stmt.iter.args)
             self.emit(f"for {stmt.target.id} in range({args}):")
         else:
+            spin = self.spin_start()
             self.emit(f"while {self.expr(stmt.test)}:")
+            self.depth += 1
+            self.spin_check(spin, stmt)
+            self.depth -= 1
         self.nested(stmt.body, ctx.but(loop="plain"))
 
     def masked_while(self, stmt, ctx):
@@ -292,8 +296,10 @@ class GroupLevel:
         self.emit(f"{active}[:] = False")
         self.emit(f"{again}[:] = True")
         self.lanes(ctx, lambda: (self.need.add("_lane"), self.emit(f"{active}[_lane] = True")))
+        spin = self.spin_start()
         self.emit("while True:")
         self.depth += 1
+        self.spin_check(spin, stmt)
         self.emit(f"{again}[:] = True")
         if not (isinstance(stmt.test, ast.Constant) and stmt.test.value):
             self.lanes(inner, lambda: (self.emit(f"if not ({self.expr(stmt.test)}):"), self.emit(f"    {active}[_lane] = False")))

@@ -6,7 +6,8 @@ from .analysis import exposed, loads, stores
 from .fold import has_return
 from .tree import name
 
-SPIN_LIMIT = 1 << 32
+SPIN_LIMIT = 1 << 32  # rounds of one thread's while loop: some seconds
+GROUP_SPIN_LIMIT = 1 << 26  # rounds of a while loop that a whole warp or block takes
 
 
 class LaneLevel:
@@ -120,22 +121,33 @@ class LaneLevel:
         self.after_loop(stmt, loops)
 
     def scalar_While(self, stmt, ctx, loops):
-        spin = self.fresh("spin")
-        self.emit(f"{spin} = 0")
+        spin = self.spin_start()
         if has_return(stmt):
             self.emit("_ret = False")
         keep, self.volatile = getattr(self, "volatile", False), self.spins(stmt)
         self.emit(f"while {self.expr(stmt.test)}:")
         self.volatile = keep
         self.depth += 1
-        self.emit(f"{spin} += 1")
-        self.fail(f"{spin} > {SPIN_LIMIT}", stmt, f"this loop has gone round {SPIN_LIMIT} times: it waits for something "
-                  "that does not happen (the CPU backend runs a block's threads, and the blocks, in order)",
-                  "do not wait for a later thread or block inside a kernel; end the kernel and launch another", "_tid")  # fmt: skip
         self.need.add("_tid")
+        self.spin_check(spin, stmt, "_tid", SPIN_LIMIT)
         self.depth -= 1
         self.scalar_body(stmt.body, ctx, loops + 1)
         self.after_loop(stmt, loops)
+
+    def spin_start(self):
+        """Write the start of a counter of rounds; returns its name."""
+        spin = self.fresh("spin")
+        self.emit(f"{spin} = 0")
+        return spin
+
+    def spin_check(self, spin, stmt, thread="-1", limit=None):
+        """Write the counter's step: a loop that goes round without end is reported, not left to hang."""
+        limit = limit or GROUP_SPIN_LIMIT
+        self.emit(f"{spin} += 1")
+        self.fail(f"{spin} > {limit}", stmt, f"this loop has gone round {limit} times: it waits for something "
+                  "that does not happen (the CPU backend runs a block's threads, and the blocks, in order)",
+                  "look for what should end the loop; and do not wait for a later thread or block inside a kernel: "
+                  "end the kernel and launch another", thread)  # fmt: skip
 
     def spins(self, stmt):
         """Does a while loop read global memory in its condition (perhaps waiting for another block)?"""

@@ -241,6 +241,29 @@ def test_waiting_for_a_later_block_is_refused_not_hung(monkeypatch, tmp_path):
 
 
 @cuda.jit
+def never_ends_around_a_barrier(x):
+    step = 8
+    while step > 0:  # <- here
+        x[cuda.threadIdx.x] += step
+        cuda.syncthreads()
+
+
+@cuda.jit
+def never_ends_in_a_warp(x):
+    value = x[cuda.threadIdx.x]
+    while cuda.any_sync(FULL, value >= 0):
+        value += cuda.shfl_xor_sync(FULL, value, 1) * 0
+
+
+def test_loops_without_end_are_reported(monkeypatch, tmp_path):
+    monkeypatch.setattr("common.cpu.emit_lane.GROUP_SPIN_LIMIT", 1 << 12)
+    monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path))
+    check(never_ends_around_a_barrier, HangError, "gone round 4096 times", 1, 32, i32(32))
+    with pytest.raises(HangError, match="gone round 4096 times"):
+        never_ends_in_a_warp[1, 32](i32(32))
+
+
+@cuda.jit
 def no_bounds_guard(x, y):
     i = cuda.grid(1)
     y[i] = x[i] + 1  # <- here
