@@ -129,7 +129,7 @@ class LaneLevel:
         self.volatile = keep
         self.depth += 1
         self.need.add("_tid")
-        self.spin_check(spin, stmt, "_tid", SPIN_LIMIT)
+        self.spin_check(spin, stmt, "_tid" if self.lane_level else "-1", SPIN_LIMIT)
         self.depth -= 1
         self.scalar_body(stmt.body, ctx, loops + 1)
         self.after_loop(stmt, loops)

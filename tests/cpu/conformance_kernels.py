@@ -622,6 +622,65 @@ def register_tile(a, b, out, n):
 
 
 @cuda.jit
+def uniform_while(x, out, n):
+    tile = cuda.shared.array(64, int32)
+    tid = cuda.threadIdx.x
+    half, rounds = n, 0
+    while half > 1:
+        half = half // 2 if half % 2 == 0 else 3 * half + 1
+        rounds += 1
+    tile[tid] = x[cuda.grid(1)]
+    while rounds > 5:
+        rounds -= 2
+        tile[tid] += rounds
+    cuda.syncthreads()
+    first = tile[0]
+    total = 0
+    k = 0
+    while k < rounds:
+        total += tile[k]
+        k += 1
+    out[cuda.grid(1)] = first * 1000 + total + tile[tid] + rounds
+
+
+@cuda.jit
+def one_thread_a_block(x, out, n):
+    b = cuda.blockIdx.x
+    seen = 0
+    for k in range(n):
+        if x[k] % (b + 2) == 0:
+            out[b] += x[k]
+            seen = out[b]
+        elif x[k] > 7:
+            break
+    out[b] = out[b] * 10 + seen
+
+
+@cuda.jit
+def warp_per_row(x, out, rows, cols):
+    row = cuda.grid(1) // 32
+    lane = cuda.threadIdx.x % 32
+    if row >= rows:
+        return
+    total = 0
+    for j in range(lane, cols, 32):
+        total += x[row, j] * (j + 1)
+    for offset in (16, 8, 4, 2, 1):
+        total += cuda.shfl_down_sync(FULL, total, offset)
+    if lane == 0:
+        out[row] = total
+
+
+@cuda.jit
+def stencil(x, out, n):
+    i = cuda.grid(1)
+    if 0 < i < n - 1:
+        out[i] = x[i - 1] + 2 * x[i] + x[i + 1]
+    elif i < n:
+        out[i] = x[i]
+
+
+@cuda.jit
 def lower_triangle(x, out, n):
     row = cuda.blockIdx.x
     for j in range(cuda.threadIdx.x, row + 1, cuda.blockDim.x):

@@ -96,6 +96,13 @@ case(k.half_precision, 1, 40, ints(40).astype(np.float16) / np.float16(4), ints(
 case(k.collective_inside_expression, 1, 64, ints(64), zeros(64))
 case(k.register_tile, (2, 2), (8, 8), ints((32, 9)).astype("f"), ints((9, 32)).astype("f"), zeros(32, 32, dtype=np.float32), 9)
 case(k.lower_triangle, 37, 16, ints((37, 37)), zeros(37, 37), 37)
+for n in (1, 7, 27):
+    case(k.uniform_while, 2, 33, ints(66), zeros(66), n)
+case(k.one_thread_a_block, 5, 1, ints(30, 1, 9), zeros(5), 30)
+for rows, cols in [(1, 1), (7, 31), (9, 100)]:
+    case(k.warp_per_row, 3, 128, ints((rows, cols)), zeros(rows), rows, cols)
+for n in (1, 2, 33, 255, 300):
+    case(k.stencil, 3, 128, ints(n), zeros(n), n)
 case(k.row_of_view, 1, 30, ints((30, 5)), zeros(30))
 case(k.last_block, 5, 32, ints(150, 0, 9), zeros(2), zeros(1, dtype=np.int32), 150)
 
