@@ -3,8 +3,8 @@
     python benchmarks/bench_cpu.py [--out benchmarks/results/cpu/bench.json] [--no-simulator] [--repeat 15]
 
 Prints a table and writes the raw figures. Every kernel is the chapter's own, and its result is checked against NumPy
-after it was timed. Ratios above 1 mean that our kernel is faster. Throughput counts the bytes an ideal kernel moves (each
-input read once, each output written once), or 2·M·N·K operations for the matmul.
+after it was timed. Ratios above 1 mean that our kernel is faster. Throughput counts the bytes an ideal kernel moves
+(each input read once, each output written once), or 2·M·N·K operations for the matmul.
 
 Times are medians over interleaved rounds (ours, NumPy, ours, NumPy …), so that a slow moment of the machine meets both.
 """
@@ -25,16 +25,19 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("MINI_BACKEND", "cpu")
 
 import common  # noqa: E402  (before numba.cuda)
+
+# isort: split
 import numba  # noqa: E402
 import numpy as np  # noqa: E402
+from numba import cuda  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
 from chapters.ch03_indexing import kernels as ch03  # noqa: E402
 from chapters.ch06_shared_tile import kernels as ch06  # noqa: E402
 from chapters.ch07_warp_reduce import kernels as ch07  # noqa: E402
 from chapters.ch10_softmax import kernels as ch10  # noqa: E402
 from common.cpu import machine  # noqa: E402
 from common.cpu.launch import workers  # noqa: E402
-from numba import cuda  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 BARS = {"matmul": (0.15, 0.3), "vector add": (0.6, 1), "row softmax": (0.6, 1), "layernorm": (1, 1), "sum": (0.15, 1)}
 
@@ -78,15 +81,27 @@ def cases():
     a, b = rng.standard_normal((2, n, n), dtype=np.float32)
     ours, theirs = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
     launch = ch06.matmul_kernel[ch06.matmul_launch(n, n)]
-    yield ("matmul", "GFLOP/s", 2 * n**3 / 1e9, lambda: launch(a, b, ours, n, n, n), lambda: np.matmul(a, b, out=theirs),
-           lambda: np.abs(ours - theirs).max() < 1e-3)  # fmt: skip
+    yield (
+        "matmul",
+        "GFLOP/s",
+        2 * n**3 / 1e9,
+        lambda: launch(a, b, ours, n, n, n),
+        lambda: np.matmul(a, b, out=theirs),
+        lambda: np.abs(ours - theirs).max() < 1e-3,
+    )
 
     n2 = 1 << 24
     x, y = rng.standard_normal((2, n2), dtype=np.float32)
     out, expected = np.zeros(n2, np.float32), np.zeros(n2, np.float32)
     launch2 = ch03.residual_add[ch03.blocks_1d(n2)]
-    yield ("vector add", "GB/s", 12 * n2 / 1e9, lambda: launch2(x, y, out, n2), lambda: np.add(x, y, out=expected),
-           lambda: np.array_equal(out, expected))  # fmt: skip
+    yield (
+        "vector add",
+        "GB/s",
+        12 * n2 / 1e9,
+        lambda: launch2(x, y, out, n2),
+        lambda: np.add(x, y, out=expected),
+        lambda: np.array_equal(out, expected),
+    )
 
     rows, cols = 4096, 1024
     z = rng.standard_normal((rows, cols), dtype=np.float32)
@@ -97,8 +112,14 @@ def cases():
         s_ref[0] = e / e.sum(1, keepdims=True)
 
     launch3 = ch10.softmax_row[ch10.softmax_launch(rows)]
-    yield ("row softmax", "GB/s", 8 * z.size / 1e9, lambda: launch3(z, s_out, cols), numpy_softmax,
-           lambda: np.abs(s_out - s_ref[0]).max() < 1e-6)  # fmt: skip
+    yield (
+        "row softmax",
+        "GB/s",
+        8 * z.size / 1e9,
+        lambda: launch3(z, s_out, cols),
+        numpy_softmax,
+        lambda: np.abs(s_out - s_ref[0]).max() < 1e-6,
+    )
 
     w, bias = rng.standard_normal((2, cols), dtype=np.float32)
     l_out, l_ref = np.zeros_like(z), [None]
@@ -109,8 +130,14 @@ def cases():
 
     launch4 = ch07.layernorm_row[ch07.layernorm_launch(rows)]
     eps = np.float32(1e-5)
-    yield ("layernorm", "GB/s", 8 * z.size / 1e9, lambda: launch4(z, w, bias, l_out, cols, eps), numpy_layernorm,
-           lambda: np.abs(l_out - l_ref[0]).max() < 1e-4)  # fmt: skip
+    yield (
+        "layernorm",
+        "GB/s",
+        8 * z.size / 1e9,
+        lambda: launch4(z, w, bias, l_out, cols, eps),
+        numpy_layernorm,
+        lambda: np.abs(l_out - l_ref[0]).max() < 1e-4,
+    )
 
     total = np.zeros(1, np.float32)
     t_ref = [None]
@@ -142,7 +169,9 @@ def compile_times():
     script = ROOT / "benchmarks" / "compile_times.py"
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "MINI_CACHE_DIR": folder, "MINI_BACKEND": "cpu"}
-        runs = [subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=True) for _ in "ab"]
+        runs = [
+            subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, check=True) for _ in "ab"
+        ]
     return [json.loads(r.stdout) for r in runs]
 
 
@@ -154,7 +183,9 @@ def simulator(n=64):
     launch = ch06.matmul_kernel[ch06.matmul_launch(n, n)]
     ours, _ = interleaved(lambda: launch(a, b, c, n, n, n), lambda: None, 200)
     env = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1"}
-    run = subprocess.run([sys.executable, "-c", SIMULATOR, ch06.__file__, str(n)], env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SIMULATOR, ch06.__file__, str(n)], env=env, capture_output=True, text=True
+    )
     if run.returncode:
         sys.exit(f"the simulator run failed:\n{run.stderr}")
     return ours, float(run.stdout)
@@ -169,18 +200,29 @@ def main():
     if common.BACKEND != "cpu":
         sys.exit("bench_cpu.py measures the CPU backend: run it with MINI_BACKEND=cpu")
     result = {
-        "machine": machine.device_name(), "workers": workers(), "python": platform.python_version(),
-        "numpy": np.__version__, "numba": numba.__version__, "date": time.strftime("%Y-%m-%d"),
-        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"), "kernels": {},
-    }  # fmt: skip
+        "machine": machine.device_name(),
+        "workers": workers(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
+        "kernels": {},
+    }
     rows = []
     for name, unit, amount, ours, theirs, check in tqdm(list(cases()), desc="kernels", file=sys.stderr):
         mine, peer = interleaved(ours, theirs, options.repeat)
         if not check():
             sys.exit(f"{name}: the result is wrong")
         bar, aim = BARS[name]
-        result["kernels"][name] = {"unit": unit, "ours": amount / mine, "numpy": amount / peer, "ratio": peer / mine,
-                                   "bar": bar, "aim": aim}  # fmt: skip
+        result["kernels"][name] = {
+            "unit": unit,
+            "ours": amount / mine,
+            "numpy": amount / peer,
+            "ratio": peer / mine,
+            "bar": bar,
+            "aim": aim,
+        }
         rows.append((name, f"{amount / mine:8.1f} {unit}", f"{amount / peer:8.1f}", f"{peer / mine:6.2f}", f">= {bar}"))
     result["launch_us"] = launch_overhead()
     rows.append(("small launch", f"{result['launch_us']:8.1f} µs", "", "", "<= 60 µs"))
@@ -193,7 +235,9 @@ def main():
     if not options.no_simulator:
         mine, peer = simulator()
         result["simulator"] = {"ours_s": mine, "simulator_s": peer, "ratio": peer / mine}
-        rows.append(("matmul 64³, simulator", f"{mine * 1e6:8.1f} µs", f"{peer:8.2f} s", f"{peer / mine:.0f}", ">= 100000"))
+        rows.append(
+            ("matmul 64³, simulator", f"{mine * 1e6:8.1f} µs", f"{peer:8.2f} s", f"{peer / mine:.0f}", ">= 100000")
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"{result['machine']}, {result['workers']} workers, numpy {result['numpy']}")

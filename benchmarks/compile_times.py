@@ -12,17 +12,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ["MINI_BACKEND"] = "cpu"
 
-import common  # noqa: E402, F401  (before numba.cuda)
-import numpy as np  # noqa: E402
-from chapters.ch03_indexing import kernels as ch03  # noqa: E402
-from chapters.ch04_memory import kernels as ch04  # noqa: E402
-from chapters.ch06_shared_tile import kernels as ch06  # noqa: E402
-from chapters.ch07_warp_reduce import kernels as ch07  # noqa: E402
-from chapters.ch10_softmax import kernels as ch10  # noqa: E402
-from chapters.ch11_attention import kernels as ch11  # noqa: E402
-from chapters.ch13_llm_ops import kernels as ch13  # noqa: E402
-from chapters.ch13_llm_ops import sampling  # noqa: E402
-from numba import cuda  # noqa: E402
+import common  # noqa: F401  (before numba.cuda)
+
+# isort: split
+import numpy as np
+from numba import cuda
+
+from chapters.ch03_indexing import kernels as ch03
+from chapters.ch04_memory import kernels as ch04
+from chapters.ch06_shared_tile import kernels as ch06
+from chapters.ch07_warp_reduce import kernels as ch07
+from chapters.ch10_softmax import kernels as ch10
+from chapters.ch11_attention import kernels as ch11
+from chapters.ch13_llm_ops import kernels as ch13
+from chapters.ch13_llm_ops import sampling
 
 
 @cuda.jit
@@ -56,7 +59,9 @@ def main():
     take(ch11.attention_values, ch11.attention_values_launch(8, 2, 32), square, x3, x2, 8, 2, 32)
     take(ch13.gelu_kernel, ch13.gelu_launch(64), x1, x1, 64)
     start = time.perf_counter()
-    sampling.sample(cuda.to_device(x1), cuda.device_array(64, np.float32), cuda.device_array(1, np.int32), 64, 0.8, 5, 0.9)
+    sampling.sample(
+        cuda.to_device(x1), cuda.device_array(64, np.float32), cuda.device_array(1, np.int32), 64, 0.8, 5, 0.9
+    )
     times["filter_logits + draw_token"] = time.perf_counter() - start
     print(json.dumps(times, indent=1))
 

@@ -1,7 +1,7 @@
 """The ground floor: import this before Numba's ``cuda`` and it picks where kernels run.
 
-``MINI_BACKEND=gpu|cpu|auto`` decides by hand; ``auto``, the default, takes the GPU where the driver and a device answer.
-After ``import common``, ``from numba import cuda`` gives numba-cuda on a GPU, and our CPU backend elsewhere.
+``MINI_BACKEND=gpu|cpu|auto`` decides by hand; ``auto``, the default, takes the GPU where the driver and a device
+answer. After ``import common``, ``from numba import cuda`` gives numba-cuda on a GPU, and our CPU backend elsewhere.
 """
 
 import sys

@@ -259,7 +259,7 @@ def _safetensors_readers(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         raise ConversionError("reading model.safetensors needs a package: pip install safetensors") from None
     try:
         file = safe_open(path, framework="np")
-        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise ConversionError(f"{path}: cannot be read ({error}); delete it and fetch it again") from None
     for name, dtype in types.items():

@@ -10,6 +10,8 @@ for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "ch14", ROOT / "tests" / "
         sys.path.insert(0, str(folder))
 
 import common  # noqa: E402  (before numba.cuda)
+
+# isort: split
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 

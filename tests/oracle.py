@@ -7,8 +7,9 @@ independent is what makes the answer worth comparing with.
 
 Values follow Numba's typing, not NumPy's: ``int32 + int32`` is an int64, ``float32 + int64`` a float64, ``int / int`` a
 float64, integers wrap at 64 bits, and a store casts to the array's dtype. Inside the interpreter an int64 is a Python
-``int``, a float64 a ``float`` and a bool a ``bool``; every other type is a NumPy scalar. The tables were read off
-Numba-CUDA 0.30.4 (``cuda.compile_ptx`` of one-line device functions); ``tests/test_oracle.py`` holds a copy of them.
+``int``, a float64 a ``float`` and a bool a ``bool``; every other type is a NumPy scalar. The rules were read off
+Numba-CUDA 0.30.4 (``cuda.compile_ptx`` of one-line device functions); ``tests/test_oracle.py`` holds them against
+Numba's own inference.
 
 What differs from a compiler, by nature: a variable that holds an int on one path and a float on another is not unified
 beforehand (the values agree, float32/float64 rounding may not), and a variable may be read before it was assigned only

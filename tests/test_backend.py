@@ -19,27 +19,27 @@ class FakeDriver:
     def __init__(self, devices=("NVIDIA A100",), init=0, version=13000, count_code=0):
         self.devices, self.init, self.version, self.count_code = devices, init, version, count_code
 
-    def cuDriverGetVersion(self, out):  # noqa: N802
+    def cuDriverGetVersion(self, out):
         out._obj.value = self.version
         return 0
 
-    def cuInit(self, flags):  # noqa: N802
+    def cuInit(self, flags):
         assert flags == 0
         return self.init
 
-    def cuDeviceGetCount(self, out):  # noqa: N802
+    def cuDeviceGetCount(self, out):
         out._obj.value = len(self.devices)
         return self.count_code
 
-    def cuDeviceGet(self, out, number):  # noqa: N802
+    def cuDeviceGet(self, out, number):
         out._obj.value = number
         return 0
 
-    def cuDeviceGetName(self, out, length, device):  # noqa: N802
+    def cuDeviceGetName(self, out, length, device):
         out.value = self.devices[device.value].encode()[: length - 1]
         return 0
 
-    def cuDeviceGetAttribute(self, out, attribute, device):  # noqa: N802
+    def cuDeviceGetAttribute(self, out, attribute, device):
         out._obj.value = {75: 9, 76: 0}[attribute]
         return 0
 

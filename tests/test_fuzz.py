@@ -6,9 +6,9 @@ runs a sample of the same kernels: three answers, one truth.
 
 import os
 
-import common
 import pytest
 
+import common
 from tests.fuzz_cases import run_case
 from tests.fuzz_kernels import generate
 

@@ -132,7 +132,11 @@ class Analysis:
                 if any(isinstance(a, ast.Name) and a.id in self.arrays for a in n.args):
                     if callee != "len":
                         return False
-            elif isinstance(n, ast.Subscript) and self.returns_diverge and not isinstance(n.value, (ast.Attribute, ast.Tuple)):
+            elif (
+                isinstance(n, ast.Subscript)
+                and self.returns_diverge
+                and not isinstance(n.value, (ast.Attribute, ast.Tuple))
+            ):
                 return False  # all threads may have returned: then nobody may load
         return True
 
@@ -251,7 +255,14 @@ class Analysis:
             return False
         left, right = self.is_nonneg(e.left), self.is_nonneg(e.right)
         if isinstance(e.op, ast.BitAnd):
-            return left and isinstance(e.left, ast.Constant) or right and isinstance(e.right, ast.Constant) or left and right
+            return (
+                left
+                and isinstance(e.left, ast.Constant)
+                or right
+                and isinstance(e.right, ast.Constant)
+                or left
+                and right
+            )
         if not (left and right):
             return False
         grows = [bool(loads(x) & self.recursive) for x in (e.left, e.right)]
@@ -287,7 +298,9 @@ class Analysis:
         if isinstance(e, ast.Name):
             return e.id not in self.varying or e.id in self.remat
         if isinstance(e, ast.BinOp):
-            integer = isinstance(e.op, (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.RShift, ast.LShift))
+            integer = isinstance(
+                e.op, (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.BitAnd, ast.RShift, ast.LShift)
+            )
             return integer and self._pure(e.left) and self._pure(e.right)
         return isinstance(e, ast.Constant) and type(e.value) is int
 
@@ -358,7 +371,11 @@ class Analysis:
                 if analysis._is_thread_id(node.left):
                     return ast.copy_location(ast.Name("_warp" if divides else "_lane", ast.Load()), node)
                 x = node.left
-                ids = isinstance(x, ast.BinOp) and isinstance(x.op, ast.Add) and {ast.unparse(x.left), ast.unparse(x.right)}
+                ids = (
+                    isinstance(x, ast.BinOp)
+                    and isinstance(x.op, ast.Add)
+                    and {ast.unparse(x.left), ast.unparse(x.right)}
+                )
                 if ids == {"_ox", "_tx"} and analysis.block_dim[0] % 32 == 0 and analysis.block_dim[1:] == (1, 1):
                     text = "(_ox >> 5) + _warp" if divides else "_lane"
                     return ast.copy_location(ast.parse(text, mode="eval").body, node)

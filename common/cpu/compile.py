@@ -31,7 +31,7 @@ SHARED_LIMIT = 48 * 1024  # static shared memory of a block, as on every GPU
 
 
 def cache_dir():
-    """Where generated modules and their machine code are kept: ``MINI_CACHE_DIR`` or a folder below the user's cache."""
+    """Where generated modules and machine code are kept: ``MINI_CACHE_DIR`` or a folder below the user's cache."""
     chosen = os.environ.get("MINI_CACHE_DIR")
     if chosen:
         return Path(chosen)
@@ -67,7 +67,9 @@ def source_digest(function):
             return digest.update(b")")
         if isinstance(value, (bool, int, float, str, bytes, type(None), np.generic)):
             return digest.update(f"{type(value).__name__}:{value!r};".encode())
-        return digest.update(f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}".encode())
+        return digest.update(
+            f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}".encode()
+        )
 
     def add_function(f):
         if f in seen:
@@ -110,8 +112,12 @@ def generate(function, block_dim, arg_types, nonneg, check):
     program = Program(function, block_dim, runtime.TABLES)
     params = program.params
     if len(params) != len(arg_types):
-        raise CompileError(f"{program.name} takes {len(params)} arguments, not {len(arg_types)}", program.filename,
-                           program.kernel.tree.lineno, f"pass: {', '.join(p.removeprefix('_arg_') for p in params)}")  # fmt: skip
+        raise CompileError(
+            f"{program.name} takes {len(params)} arguments, not {len(arg_types)}",
+            program.filename,
+            program.kernel.tree.lineno,
+            f"pass: {', '.join(p.removeprefix('_arg_') for p in params)}",
+        )
     taken = {*program.shared, *program.local, *program.consts, *program.device}
     rename_webs(params, program.body, taken, program.filename)
     arrays = [p for p, t in zip(params, arg_types) if isinstance(t, types.Array)]
@@ -133,7 +139,7 @@ def generate(function, block_dim, arg_types, nonneg, check):
 def _module_text(program, emitter, block_dim):
     bx, by, bz = block_dim
     head = [
-        f'"""{program.name} from {program.filename}, for blocks of {bx} x {by} x {bz} threads: generated, do not edit."""',
+        f'"""{program.name} from {program.filename}, blocks of {bx} x {by} x {bz}: generated, do not edit."""',
         "from common.cpu.runtime import *",
         "",
         *(f"{k} = {v}" for k, v in program.consts.items()),
@@ -164,8 +170,12 @@ def _module_text(program, emitter, block_dim):
     if emitter.alive:
         declare.append(_array("_alive", f"({bx * by * bz},)", "numba.types.boolean", None, used))
     if static > SHARED_LIMIT:
-        raise CompileError(f"{program.name} declares {static} bytes of shared memory; a block has {SHARED_LIMIT}",
-                           program.filename, program.kernel.tree.lineno, "use smaller tiles")  # fmt: skip
+        raise CompileError(
+            f"{program.name} declares {static} bytes of shared memory; a block has {SHARED_LIMIT}",
+            program.filename,
+            program.kernel.tree.lineno,
+            "use smaller tiles",
+        )
     for v in sorted(emitter.preset):
         kind = emitter.types[v]
         if hasattr(kind, "bitwidth"):
@@ -216,7 +226,9 @@ def _np_name(dtype):
 
 def load(function, digest, block_dim, arg_types, nonneg, check):
     """The :class:`Compiled` kernel, from disk if it is there."""
-    key = hashlib.sha256(repr((digest, block_dim, [str(t) for t in arg_types], nonneg, check)).encode()).hexdigest()[:20]
+    key = hashlib.sha256(repr((digest, block_dim, [str(t) for t in arg_types], nonneg, check)).encode()).hexdigest()[
+        :20
+    ]
     module_name = f"kbk_{function.__name__}_{key}"
     folder = cache_dir()
     path = folder / f"{module_name}.py"

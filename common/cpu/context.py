@@ -59,7 +59,7 @@ class Device:
         return machine.device_name()
 
     @functools.cached_property
-    def MULTIPROCESSOR_COUNT(self):  # noqa: N802 (the driver's spelling)
+    def MULTIPROCESSOR_COUNT(self):
         """Cores this process may use (int)."""
         return machine.cpu_count()
 

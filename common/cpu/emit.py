@@ -83,8 +83,12 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
         kind = self.types[var]
         if not hasattr(kind, "bitwidth") and kind.name not in ("bool", "boolean"):
             d = self.a.definitions[var][0]
-            raise CompileError(f"{var} is a {kind} and lives across a barrier, shuffle or loop", self.p.filename,
-                               d.stmt.lineno, "use its parts (numbers) instead, or index the array where it is needed")  # fmt: skip
+            raise CompileError(
+                f"{var} is a {kind} and lives across a barrier, shuffle or loop",
+                self.p.filename,
+                d.stmt.lineno,
+                "use its parts (numbers) instead, or index the array where it is needed",
+            )
         return "numba.types." + ("boolean" if kind.name in ("bool", "boolean") else kind.name)
 
     def size_of(self, var):
@@ -178,9 +182,13 @@ class _Writer(ast.NodeTransformer):
                 site = e.site(where, f"{array}", "")
                 thread = "_tid" if e.lane_level else "-1"
                 e.need.add("_tid")
-                new.append(ast.parse(
-                    f"_inside({ast.unparse(ast.fix_missing_locations(part))}, {array}.shape[{axis}], {axis}, _err, {site},"
-                    f" _bx, _by, _bz, {thread})", mode="eval").body)  # fmt: skip
+                new.append(
+                    ast.parse(
+                        f"_inside({ast.unparse(ast.fix_missing_locations(part))}, {array}.shape[{axis}], {axis}, "
+                        f"_err, {site}, _bx, _by, _bz, {thread})",
+                        mode="eval",
+                    ).body
+                )
             elif isinstance(part, ast.Constant) or not getattr(part, "known_nonneg", False):
                 new.append(part)
             else:

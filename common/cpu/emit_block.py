@@ -102,9 +102,13 @@ class BlockLevel:
         self.depth += with_levels
         self.lanes(Context(group, ("_alive",) if self.alive else ()), lambda: self.vote(test, count, total))
         self.depth -= with_levels
-        self.fail(f"{count} != 0 and {count} != {total}", stmt, f"{what} is true for some threads of the block and false "
-                  "for others: they would wait for each other forever on a GPU",
-                  "move the barrier out of the branch, so that every thread of the block reaches it")  # fmt: skip
+        self.fail(
+            f"{count} != 0 and {count} != {total}",
+            stmt,
+            f"{what} is true for some threads of the block and false "
+            "for others: they would wait for each other forever on a GPU",
+            "move the barrier out of the branch, so that every thread of the block reaches it",
+        )
         return count, total
 
     def vote(self, test, count, total):
@@ -131,7 +135,8 @@ class BlockLevel:
                 return self.emit(f"{target} = np.int32({value})")
             levels = group.open(self.emit)
             self.depth += levels
-            self.lanes(Context(group, ("_alive",) if self.alive else ()),
-                       lambda: self.emit(f"{self.place(target)} = np.int32({value})"))  # fmt: skip
+            self.lanes(
+                Context(group, ("_alive",) if self.alive else ()),
+                lambda: self.emit(f"{self.place(target)} = np.int32({value})"),
+            )
             self.depth -= levels
-

@@ -48,7 +48,7 @@ class GroupLevel:
         self.depth -= levels
 
     def wants_row(self, stmt):
-        """Are all loops strided by the thread index? Then neighbouring threads of the whole block read memory in order."""
+        """Are all loops strided by the thread index? Then the whole block reads memory in order."""
         for s in ast.walk(stmt):
             if isinstance(s, ast.While) or isinstance(s, ast.For) and self.a.uniform_control(s):
                 return False
@@ -72,7 +72,11 @@ class GroupLevel:
             return isinstance(stmt, ast.Pass) or has_exit(stmt) or self.uniform_assign(stmt)
         if not isinstance(stmt, (ast.If, ast.For, ast.While)) or has_exit(stmt):
             return False
-        return self.a.uniform_control(stmt) and not self.spins(stmt) and all(self.uniform_tree(s) for b in bodies(stmt) for s in b)
+        return (
+            self.a.uniform_control(stmt)
+            and not self.spins(stmt)
+            and all(self.uniform_tree(s) for b in bodies(stmt) for s in b)
+        )
 
     def movable(self, stmt, before):
         """May a uniform statement run ahead of the statements ``before`` it?"""
@@ -207,7 +211,7 @@ class GroupLevel:
         self.depth -= 1
 
     def all_lanes(self, test, ctx):
-        """Text of a condition that holds if ``test`` holds for every lane of the group; None if there is none so simple.
+        """Text of a condition that holds if ``test`` holds for every lane; None if there is none so simple.
 
         For bounds guards: ``i < n`` holds for all lanes if it does for the last one, when i grows with the lane.
         """
@@ -302,10 +306,19 @@ class GroupLevel:
         self.spin_check(spin, stmt)
         self.emit(f"{again}[:] = True")
         if not (isinstance(stmt.test, ast.Constant) and stmt.test.value):
-            self.lanes(inner, lambda: (self.emit(f"if not ({self.expr(stmt.test)}):"), self.emit(f"    {active}[_lane] = False")))
+            self.lanes(
+                inner,
+                lambda: (self.emit(f"if not ({self.expr(stmt.test)}):"), self.emit(f"    {active}[_lane] = False")),
+            )
         if self.alive:
-            self.lanes(ctx.but(masks=[active]), lambda: (self.need.add("_i"), self.emit("if not _alive[_i]:"),
-                                                         self.emit(f"    {active}[_lane] = False")))  # fmt: skip
+            self.lanes(
+                ctx.but(masks=[active]),
+                lambda: (
+                    self.need.add("_i"),
+                    self.emit("if not _alive[_i]:"),
+                    self.emit(f"    {active}[_lane] = False"),
+                ),
+            )
         self.emit(f"if not _any({active}):")
         self.emit("    break")
         self.group(stmt.body, inner)
@@ -349,4 +362,3 @@ class GroupLevel:
         self.depth += 1
         self.lane_run([at(ast.copy_location(rest, stmt), stmt)], ctx)
         self.depth -= 1
-

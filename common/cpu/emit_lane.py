@@ -76,7 +76,11 @@ class LaneLevel:
             return
         if isinstance(target, ast.Tuple):
             temps = [t.id if self.in_place(t.id) else self.fresh("t") for t in target.elts]
-            self.emit(f"{', '.join(temps)}, = {self.expr(stmt.value)}" if len(temps) == 1 else f"{', '.join(temps)} = {self.expr(stmt.value)}")
+            self.emit(
+                f"{', '.join(temps)}, = {self.expr(stmt.value)}"
+                if len(temps) == 1
+                else f"{', '.join(temps)} = {self.expr(stmt.value)}"
+            )
             for t, temp in zip(target.elts, temps):
                 if temp != t.id:
                     self.emit(f"{self.place(t.id)} = {temp}")
@@ -87,7 +91,9 @@ class LaneLevel:
 
     def rematerialised(self, stmt):
         """Is it the assignment of a value that is computed wherever it is needed?"""
-        return isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name) and stmt.targets[0].id in self.remat
+        return (
+            isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name) and stmt.targets[0].id in self.remat
+        )
 
     def place(self, var):
         if self.in_place(var):
@@ -144,18 +150,27 @@ class LaneLevel:
         """Write the counter's step: a loop that goes round without end is reported, not left to hang."""
         limit = limit or GROUP_SPIN_LIMIT
         self.emit(f"{spin} += 1")
-        self.fail(f"{spin} > {limit}", stmt, f"this loop has gone round {limit} times: it waits for something "
-                  "that does not happen (the CPU backend runs a block's threads, and the blocks, in order)",
-                  "look for what should end the loop; and do not wait for a later thread or block inside a kernel: "
-                  "end the kernel and launch another", thread)  # fmt: skip
+        self.fail(
+            f"{spin} > {limit}",
+            stmt,
+            f"this loop has gone round {limit} times: it waits for something "
+            "that does not happen (the CPU backend runs a block's threads, and the blocks, in order)",
+            "look for what should end the loop; and do not wait for a later thread or block inside a kernel: "
+            "end the kernel and launch another",
+            thread,
+        )
 
     def spins(self, stmt):
         """Does a while loop read global memory in its condition (perhaps waiting for another block)?"""
         return isinstance(stmt, ast.While) and any(
-            isinstance(n, ast.Subscript) and isinstance(n.value, ast.Name) and n.value.id in self.a.params
-            or isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id.startswith("_atomic_")
+            isinstance(n, ast.Subscript)
+            and isinstance(n.value, ast.Name)
+            and n.value.id in self.a.params
+            or isinstance(n, ast.Call)
+            and isinstance(n.func, ast.Name)
+            and n.func.id.startswith("_atomic_")
             for n in ast.walk(stmt.test)
-        )  # fmt: skip
+        )
 
     def after_loop(self, stmt, loops):
         if has_return(stmt):
@@ -184,4 +199,3 @@ class LaneLevel:
         self.need.add("_lane")  # a loop that runs under masks: this lane leaves it
         self.emit(f"{ctx.loop[which]}[_lane] = False")
         self.emit("continue")
-

@@ -4,9 +4,11 @@ import ast
 
 
 def _mask_error(kind):
-    return (f"the mask of cuda.{kind} names lanes that do not take part, or leaves out the calling lane: on a GPU this "
-            "is undefined (it may hang)",
-            "compute the mask before the branch: mask = cuda.ballot_sync(0xffffffff, condition)")  # fmt: skip
+    return (
+        f"the mask of cuda.{kind} names lanes that do not take part, or leaves out the calling lane: on a GPU this "
+        "is undefined (it may hang)",
+        "compute the mask before the branch: mask = cuda.ballot_sync(0xffffffff, condition)",
+    )
 
 
 class WarpLevel:
@@ -90,8 +92,12 @@ class WarpLevel:
         def read():
             self.need.add("_lane")
             off = f"({sources}[_lane] & 31)" if sources else f"(({self.expr(offset)}) & 31)"
-            source = {"shfl_sync": off, "shfl_up_sync": f"_lane - {off}", "shfl_down_sync": f"_lane + {off}",
-                      "shfl_xor_sync": f"_lane ^ {off}"}[kind]  # fmt: skip
+            source = {
+                "shfl_sync": off,
+                "shfl_up_sync": f"_lane - {off}",
+                "shfl_down_sync": f"_lane + {off}",
+                "shfl_xor_sync": f"_lane ^ {off}",
+            }[kind]
             self.emit(f"_src = {source}")
             valid = {"shfl_up_sync": "_src >= 0", "shfl_down_sync": "_src < 32"}.get(kind)
             if act is not None:
@@ -160,10 +166,14 @@ class WarpLevel:
         node = stmt.value
         if ctx.masks or self.a.threads % 32:
             act, exist = self.active_bits(ctx, False)
-            self.fail(f"{act} != 0xFFFFFFFF", stmt, "all 32 lanes of the warp must take part in this instruction",
-                      "launch a multiple of 32 threads and keep it out of divergent branches")  # fmt: skip
+            self.fail(
+                f"{act} != 0xFFFFFFFF",
+                stmt,
+                "all 32 lanes of the warp must take part in this instruction",
+                "launch a multiple of 32 threads and keep it out of divergent branches",
+            )
         arguments = []
-        for i, a in enumerate(node.args):
+        for i in range(len(node.args)):
             kind = self.types[("argument", id(stmt), i)]
             arguments.append(self.buffer("v", "32", f"numba.types.{kind.name}", 256))
 
@@ -189,5 +199,3 @@ class WarpLevel:
                 self.emit(f"{self.place(part.id)} = {buffer}[_lane]")
 
         self.lanes(ctx, read)
-
-

@@ -1,4 +1,4 @@
-"""Control flow made ready for fission: early exits folded into branches, ranges that differ between threads unrolled to while."""
+"""Control flow made ready for fission: early exits become branches, ranges that differ between threads become while."""
 
 import ast
 
@@ -9,7 +9,9 @@ from .tree import at, bodies, name
 def contains(stmt, kinds):
     """Does a statement (or list) contain a collective of one of ``kinds`` ('B', 'W')?"""
     roots = stmt if isinstance(stmt, list) else [stmt]
-    return any((special(s) or "-") in kinds for r in roots for s in ast.walk(r) if isinstance(s, (ast.Assign, ast.Expr)))
+    return any(
+        (special(s) or "-") in kinds for r in roots for s in ast.walk(r) if isinstance(s, (ast.Assign, ast.Expr))
+    )
 
 
 def has_exit(stmt, kinds=(ast.Break, ast.Continue)):

@@ -82,8 +82,11 @@ class FunctionFront(Lowering, Inlining, Resolver):
         self.bindings = dict(bindings or {})  # parameter -> AST it stands for (inlining)
         args = self.tree.args
         if args.vararg or args.kwarg or args.kwonlyargs or args.defaults:
-            self.fail(self.tree, "a kernel takes positional parameters only, without defaults",
-                      "list the parameters one by one")  # fmt: skip
+            self.fail(
+                self.tree,
+                "a kernel takes positional parameters only, without defaults",
+                "list the parameters one by one",
+            )
         self.param_names = [a.arg for a in args.posonlyargs + args.args]
         self.locals = set(self.param_names)
         for node in ast.walk(self.tree):

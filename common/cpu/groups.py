@@ -22,13 +22,21 @@ class Group:
         self.full = kind == "row" or self.threads % LANES == 0 or self.threads < LANES
         self.size = str(bx if kind == "row" else min(LANES, self.threads)) if self.full else "_gn"
         last = f"{int(self.size) - 1}" if self.full else "(_gn - 1)"
-        self.constant = {"row": {"_ty", "_tz"}, "line": {"_warp"}, "wide": {"_ty", "_tz", "_warp"}, "any": {"_warp"}}[kind]
+        self.constant = {"row": {"_ty", "_tz"}, "line": {"_warp"}, "wide": {"_ty", "_tz", "_warp"}, "any": {"_warp"}}[
+            kind
+        ]
         self.ends = {
             "row": ({"_tx": "0", "_tid": "_c"}, {"_tx": last, "_tid": f"(_c + {last})"}),
-            "line": ({"_tx": "_c", "_tid": "_c", "_lane": "0"}, {"_tx": f"(_c + {last})", "_tid": f"(_c + {last})", "_lane": last}),
-            "wide": ({"_tx": "_x0", "_tid": "_c", "_lane": "0"}, {"_tx": f"(_x0 + {last})", "_tid": f"(_c + {last})", "_lane": last}),
+            "line": (
+                {"_tx": "_c", "_tid": "_c", "_lane": "0"},
+                {"_tx": f"(_c + {last})", "_tid": f"(_c + {last})", "_lane": last},
+            ),
+            "wide": (
+                {"_tx": "_x0", "_tid": "_c", "_lane": "0"},
+                {"_tx": f"(_x0 + {last})", "_tid": f"(_c + {last})", "_lane": last},
+            ),
             "any": None,
-        }[kind]  # fmt: skip
+        }[kind]
 
     def open(self, emit):
         """Write the outer loops; returns how many levels of indentation they took."""
@@ -96,7 +104,7 @@ class Group:
 
 
 def choose_group(block_dim, warp, splits):
-    """The group that suits a region. ``warp``: it has shuffles or votes; ``splits``: loops stand outside the lane loop."""
+    """The group that suits a region. ``warp``: it has shuffles or votes; ``splits``: loops outside the lane loop."""
     bx, by, bz = block_dim
     line = by == bz == 1
     if warp or (splits and (line or bx % LANES == 0 or bx < 4)):

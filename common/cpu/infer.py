@@ -28,10 +28,9 @@ def _stand_in(rule):
         arguments = ", ".join(f"a{i}" for i in range(count))
         namespace = {"rule": rule, "signature": signature}
         exec(
-            f"def stand_in(typingctx, {arguments}):\n"
-            f"    return signature(rule({arguments}), {arguments}), None\n",
+            f"def stand_in(typingctx, {arguments}):\n    return signature(rule({arguments}), {arguments}), None\n",
             namespace,
-        )  # fmt: skip
+        )
         return intrinsic(namespace["stand_in"])
 
     return make
@@ -73,8 +72,10 @@ def _matched(result):
 
 def _count(predicate):
     if not isinstance(types.unliteral(predicate), types.Integer):
-        raise errors.TypingError(f"the predicate of syncthreads_count/and/or must be an integer, not {predicate}"
-                                 " (on a GPU too): write int(condition)")  # fmt: skip
+        raise errors.TypingError(
+            f"the predicate of syncthreads_count/and/or must be an integer, not {predicate}"
+            " (on a GPU too): write int(condition)"
+        )
     return types.int32
 
 
@@ -84,8 +85,15 @@ def _nothing(*args):
 
 def stand_ins():
     """Typing stand-ins for all collectives, by the name they have in normal form."""
-    table = {f"_c_{n}": _stand_in(_shuffle)(3) for n in ("shfl_sync", "shfl_up_sync", "shfl_down_sync", "shfl_xor_sync")}
-    for n, result in (("all_sync", types.boolean), ("any_sync", types.boolean), ("eq_sync", types.boolean), ("ballot_sync", types.int32)):
+    table = {
+        f"_c_{n}": _stand_in(_shuffle)(3) for n in ("shfl_sync", "shfl_up_sync", "shfl_down_sync", "shfl_xor_sync")
+    }
+    for n, result in (
+        ("all_sync", types.boolean),
+        ("any_sync", types.boolean),
+        ("eq_sync", types.boolean),
+        ("ballot_sync", types.int32),
+    ):
         table[f"_c_{n}"] = _stand_in(_vote(result))(2)
     table["_c_match_any_sync"] = _stand_in(_matched(types.int32))(2)
     table["_c_match_all_sync"] = _stand_in(_matched(types.Tuple((types.int32, types.boolean))))(2)
@@ -132,9 +140,15 @@ def infer(program, arg_types, namespace):
     body = [_Plain().visit(s) for s in body] or [ast.Pass()]
     first = program.body[0].lineno if program.body else 1
     tree = ast.FunctionDef(
-        name=program.name, args=ast.arguments([], [ast.arg(p) for p in params], None, [], [], None, []), body=body,
-        decorator_list=[], returns=None, type_params=[], lineno=first, col_offset=0,
-    )  # fmt: skip
+        name=program.name,
+        args=ast.arguments([], [ast.arg(p) for p in params], None, [], [], None, []),
+        body=body,
+        decorator_list=[],
+        returns=None,
+        type_params=[],
+        lineno=first,
+        col_offset=0,
+    )
     module = ast.fix_missing_locations(ast.Module([tree], []))
     for node in ast.walk(module):  # one line each: nodes from different places now stand inside one another
         if hasattr(node, "lineno"):
@@ -150,8 +164,12 @@ def infer(program, arg_types, namespace):
         result = type_inference_stage(typing, target, ir, (*arg_types, *extra_types, *[types.int64] * len(bases)), None)
     except errors.NumbaError as error:
         line = getattr(getattr(error, "loc", None), "line", None) or _line_in(str(error), program) or first
-        raise KernelTypeError(_shorten(error), program.filename, line,
-                              "the same kernel would fail to compile on a GPU; the message above is Numba's") from None  # fmt: skip
+        raise KernelTypeError(
+            _shorten(error),
+            program.filename,
+            line,
+            "the same kernel would fail to compile on a GPU; the message above is Numba's",
+        ) from None
     table = {}
     for key, kind in result.typemap.items():
         if isinstance(key, str) and not key.startswith("$"):
@@ -180,7 +198,9 @@ def _copy(stmts, named):
         if special(stmt) == "W" and call.func.id.startswith("_c_match"):
             variable = f"_v{len(named)}"
             named["value", id(stmt)] = variable
-            result.append(ast.copy_location(ast.Assign([ast.Name(variable, ast.Store())], copy_expr(call.args[1])), stmt))
+            result.append(
+                ast.copy_location(ast.Assign([ast.Name(variable, ast.Store())], copy_expr(call.args[1])), stmt)
+            )
         result.append(new)
     return result
 
@@ -203,7 +223,9 @@ def _intrinsic_types(stmt, call, named):
 
 
 def _line_in(message, program):
-    found = re.findall(re.escape(program.filename) + r'", line (\d+)|' + re.escape(program.filename) + r" \((\d+)\)", message)
+    found = re.findall(
+        re.escape(program.filename) + r'", line (\d+)|' + re.escape(program.filename) + r" \((\d+)\)", message
+    )
     return int(next(filter(None, found[-1]))) if found else None
 
 
@@ -215,7 +237,7 @@ def _shorten(error):
             return re.sub(r"^\s*\w+: ", "", lines[i + 1])
     keep = []
     for line in lines:
-        if line.startswith(("This is not usually a problem", "There are", "File \"", "To see Python/NumPy features")):
+        if line.startswith(("This is not usually a problem", "There are", 'File "', "To see Python/NumPy features")):
             break
         if line and not line.startswith(("Failed in", "During: ")):
             keep.append(line)

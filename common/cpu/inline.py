@@ -49,15 +49,22 @@ class Inlining:
                 vs[:] = [next(done) if isinstance(e, ast.expr) else e for e in vs]
             return node
         if any(has_special(s) for s in skipped):
-            self.fail(node, "a barrier, shuffle or vote in a part of an expression that some threads skip",
-                      "compute it on a line of its own, before this one")  # fmt: skip
+            self.fail(
+                node,
+                "a barrier, shuffle or vote in a part of an expression that some threads skip",
+                "compute it on a line of its own, before this one",
+            )
         return node
 
     def flatten_list(self, nodes, out):
         last = max((i for i, n in enumerate(nodes) if has_special(n)), default=-1)
         result = []
         for i, node in enumerate(nodes):
-            if i < last and not has_special(node) and any(isinstance(n, (ast.Subscript, ast.Call)) for n in ast.walk(node)):
+            if (
+                i < last
+                and not has_special(node)
+                and any(isinstance(n, (ast.Subscript, ast.Call)) for n in ast.walk(node))
+            ):
                 t = self.program.fresh()  # evaluated before the collective, so kept from before it
                 out.append(assign(t, node, node))
                 node = at(name(t), node)
@@ -74,10 +81,16 @@ class Inlining:
             self.fail(node, f"{function.__name__} takes {len(front.param_names)} arguments, not {len(node.args)}")
         assigned = {n.id for n in ast.walk(front.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         for p, value in zip(front.param_names, node.args):
-            stable = isinstance(value, ast.Constant) or isinstance(value, ast.Name) and (
-                value.id in program.shared or value.id in program.local or value.id in program.consts
-                or value.id in self.stable_params()
-            )  # fmt: skip
+            stable = (
+                isinstance(value, ast.Constant)
+                or isinstance(value, ast.Name)
+                and (
+                    value.id in program.shared
+                    or value.id in program.local
+                    or value.id in program.consts
+                    or value.id in self.stable_params()
+                )
+            )
             if stable and p not in assigned:
                 front.bindings[p] = value
                 if isinstance(value, ast.Name):
@@ -100,8 +113,11 @@ class Inlining:
         for loop in (n for s in stmts for n in ast.walk(s) if isinstance(n, (ast.For, ast.While))):
             for n in ast.walk(loop):
                 if isinstance(n, ast.Return):
-                    self.fail(n, "return inside a loop of a device function that contains barriers or shuffles",
-                              "break out of the loop and return after it")  # fmt: skip
+                    self.fail(
+                        n,
+                        "return inside a loop of a device function that contains barriers or shuffles",
+                        "break out of the loop and return after it",
+                    )
         values = [r.value for r in returns if r.value is not None]
         self.result = None
         self.result_names = None
@@ -131,8 +147,11 @@ class Inlining:
                 body, orelse = [], []
                 ends = [_always_returns(stmt.body), _always_returns(stmt.orelse)]
                 if not any(ends) and rest:
-                    self.fail(stmt, "this device function contains barriers or shuffles and returns in too nested a way",
-                              "give it one return, at its end")  # fmt: skip
+                    self.fail(
+                        stmt,
+                        "this device function contains barriers or shuffles and returns in too nested a way",
+                        "give it one return, at its end",
+                    )
                 self.lower_returns(stmt.body + ([] if ends[0] else rest), body)
                 self.lower_returns(stmt.orelse + ([] if ends[1] else rest), orelse)
                 out.append(ast.copy_location(ast.If(test, body or [at(ast.Pass(), stmt)], orelse), stmt))

@@ -62,13 +62,17 @@ def dim3(value, what, limits):
     except (TypeError, ValueError):
         dims = (None,)
     if not 1 <= len(dims) <= 3 or any(d is None for d in dims):
-        raise LaunchError(f"the {what} is {value!r}; it must be an int or a tuple of 1 to 3 ints",
-                          mend="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…)")  # fmt: skip
+        raise LaunchError(
+            f"the {what} is {value!r}; it must be an int or a tuple of 1 to 3 ints",
+            mend="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…)",
+        )
     dims += (1,) * (3 - len(dims))
     for axis, d, limit in zip("xyz", dims, limits):
         if not 1 <= d <= limit:
-            raise LaunchError(f"the {what} is {value!r}: {axis} = {d} is not in 1 … {limit}",
-                              mend="check the arithmetic of the launch (an empty input gives a grid of 0)")  # fmt: skip
+            raise LaunchError(
+                f"the {what} is {value!r}: {axis} = {d} is not in 1 … {limit}",
+                mend="check the arithmetic of the launch (an empty input gives a grid of 0)",
+            )
     return dims
 
 
@@ -96,8 +100,10 @@ class Dispatcher:
 
     def __getitem__(self, launch):
         if not isinstance(launch, tuple) or not 2 <= len(launch) <= 5:
-            raise LaunchError(f"{self.__name__}[…] takes grid and block, and optionally stream and bytes of shared memory",
-                              mend=f"{self.__name__}[blocks, threads](…)")  # fmt: skip
+            raise LaunchError(
+                f"{self.__name__}[…] takes grid and block, and optionally stream and bytes of shared memory",
+                mend=f"{self.__name__}[blocks, threads](…)",
+            )
         grid, block, stream, shared = (*launch, 0, 0)[:2] + (*launch[2:4], 0, 0)[:2]
         return self.configure(grid, block, stream, shared)
 
@@ -107,8 +113,10 @@ class Dispatcher:
             raise LaunchError(f"{self.__name__} is a device function: call it from a kernel, do not launch it")
         grid, block = dim3(griddim, "grid", MAX_GRID), dim3(blockdim, "block", MAX_BLOCK)
         if math.prod(block) > MAX_THREADS:
-            raise LaunchError(f"the block {block} has {math.prod(block)} threads; a block has at most {MAX_THREADS}",
-                              mend="use a smaller block and more blocks")  # fmt: skip
+            raise LaunchError(
+                f"the block {block} has {math.prod(block)} threads; a block has at most {MAX_THREADS}",
+                mend="use a smaller block and more blocks",
+            )
         if not 0 <= int(sharedmem) <= MAX_DYNAMIC_SHARED:
             raise LaunchError(f"{sharedmem} bytes of dynamic shared memory; a block has at most {MAX_DYNAMIC_SHARED}")
         return _Configured(self, grid, block, int(sharedmem))
@@ -116,8 +124,10 @@ class Dispatcher:
     def __call__(self, *args):
         if self.device:
             return self.py_func(*args)
-        raise LaunchError(f"{self.__name__} is a kernel and needs a launch configuration",
-                          mend=f"{self.__name__}[blocks, threads]({', '.join(['…'] if args else [])})")  # fmt: skip
+        raise LaunchError(
+            f"{self.__name__} is a kernel and needs a launch configuration",
+            mend=f"{self.__name__}[blocks, threads]({', '.join(['…'] if args else [])})",
+        )
 
     def forall(self, ntasks, tpb=128, stream=0, sharedmem=0):
         """A 1-D launch over ``ntasks`` threads, as numba-cuda's ``forall``."""
@@ -167,8 +177,10 @@ class Dispatcher:
         try:
             return host_view(value)
         except (TypeError, ValueError) as error:
-            raise LaunchError(f"argument {position + 1} of {self.__name__} (a {type(value).__name__}): {error}",
-                              mend="pass contiguous NumPy arrays, device arrays, ints and floats") from None  # fmt: skip
+            raise LaunchError(
+                f"argument {position + 1} of {self.__name__} (a {type(value).__name__}): {error}",
+                mend="pass contiguous NumPy arrays, device arrays, ints and floats",
+            ) from None
 
     def _typeof(self, value, position):
         try:
@@ -179,8 +191,10 @@ class Dispatcher:
             return kind
         if isinstance(kind, (types.Number, types.Boolean)) or isinstance(kind, types.BaseTuple):
             return kind
-        raise LaunchError(f"argument {position + 1} of {self.__name__} is a {type(value).__name__}; kernels take arrays and numbers",
-                          mend="pass NumPy arrays, device arrays, ints and floats")  # fmt: skip
+        raise LaunchError(
+            f"argument {position + 1} of {self.__name__} is a {type(value).__name__}; kernels take arrays and numbers",
+            mend="pass NumPy arrays, device arrays, ints and floats",
+        )
 
     def _launch(self, grid, block, shared_bytes, args):
         try:
@@ -229,8 +243,10 @@ class Dispatcher:
             negative = " (a negative index wraps round silently without the check, also on a GPU)" if index < 0 else ""
             raise OutOfBoundsError(
                 f"{what}: index {index} on axis {axis} is outside 0 … {extent - 1}{negative}; {who}",
-                filename, line, "guard the access: if i < n: …",
-            )  # fmt: skip
+                filename,
+                line,
+                "guard the access: if i < n: …",
+            )
         kind = HangError if "gone round" in what else DivergenceError
         raise kind(f"{what}; {who}", filename, line, mend)
 

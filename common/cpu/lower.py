@@ -17,7 +17,7 @@ def _as_load(place):
 
 
 class Lowering:
-    """The part of the front end that lowers statements (``lower_X``), and resolves those of device functions (``visit_X``)."""
+    """Lowers statements (``lower_X``), and resolves those of device functions (``visit_X``)."""
 
     def lower_kernel(self):
         params = [self.rename(p) for p in self.param_names]
@@ -141,14 +141,20 @@ class Lowering:
         shape = self.static(arguments.get("shape", ast.Constant(None)))
         parts = getattr(arguments.get("shape"), "elts", [arguments.get("shape")])
         if any(isinstance(part, (ast.BinOp, ast.UnaryOp)) for part in parts):
-            self.fail(node, f"the shape of cuda.{stub.name} is an expression; numba-cuda takes only literals and names of constants",
-                      "give the result a name outside the kernel: PADDED = TILE + 1")  # fmt: skip
+            self.fail(
+                node,
+                f"the shape of cuda.{stub.name} is an expression; numba-cuda takes literals and names only",
+                "give the result a name outside the kernel: PADDED = TILE + 1",
+            )
         if isinstance(shape, int):
             shape = (shape,)
         if not isinstance(shape, tuple) or not all(isinstance(d, (int, np.integer)) for d in shape):
-            self.fail(node, f"the shape of cuda.{stub.name} must be a compile-time constant, as on a GPU",
-                      "use a literal or a global constant; for a size known at launch, cuda.shared.array(0, dtype) "
-                      "and the fourth launch argument")  # fmt: skip
+            self.fail(
+                node,
+                f"the shape of cuda.{stub.name} must be a compile-time constant, as on a GPU",
+                "use a literal or a global constant; for a size known at launch, cuda.shared.array(0, dtype) "
+                "and the fourth launch argument",
+            )
         dtype = self.dtype(arguments.get("dtype"), node)
         unique = program.fresh(f"{kind[0]}_{target.id.strip('_')}_") if self.prefix else self.rename(target.id)
         entry = (tuple(int(d) for d in shape), dtype)
@@ -170,8 +176,11 @@ class Lowering:
         try:
             return numpy_support.from_dtype(np.dtype(value))
         except Exception:
-            self.fail(where, f"{ast.unparse(node) if node else 'nothing'} is not a data type",
-                      "use numba.float32, np.float32, …")  # fmt: skip
+            self.fail(
+                where,
+                f"{ast.unparse(node) if node else 'nothing'} is not a data type",
+                "use numba.float32, np.float32, …",
+            )
 
     def lower_If(self, stmt, out):
         test = self.flatten(self.visit(stmt.test), out)
@@ -201,8 +210,11 @@ class Lowering:
         if isinstance(stmt.iter, (ast.Tuple, ast.Name, ast.Attribute)) and isinstance(self.static(stmt.iter), tuple):
             return self.lower_For_tuple(stmt, out)
         if not (isinstance(stmt.iter, ast.Call) and self.static(stmt.iter.func) is range and not stmt.iter.keywords):
-            self.fail(stmt, f"a kernel's for loop runs over range(…), not over {ast.unparse(stmt.iter)}",
-                      "for i in range(n): value = array[i]")  # fmt: skip
+            self.fail(
+                stmt,
+                f"a kernel's for loop runs over range(…), not over {ast.unparse(stmt.iter)}",
+                "for i in range(n): value = array[i]",
+            )
         if not isinstance(stmt.target, ast.Name):
             self.fail(stmt, "the loop variable must be a plain name")
         args = self.flatten_list([self.visit(a) for a in stmt.iter.args], out)
@@ -246,8 +258,12 @@ class Lowering:
                 shape, dtype = self.program.local.pop(unique)
                 self.program.local.update(keep)
                 self.arrays.pop(target.id)
-                new = call("_stack", at(ast.Tuple([ast.Constant(d) for d in shape], ast.Load()), stmt),
-                           name(self.program.const(type_text(dtype), "ty")), like=stmt)  # fmt: skip
+                new = call(
+                    "_stack",
+                    at(ast.Tuple([ast.Constant(d) for d in shape], ast.Load()), stmt),
+                    name(self.program.const(type_text(dtype), "ty")),
+                    like=stmt,
+                )
                 return at(ast.Assign([name(self.rename(target.id), ast.Store())], new), stmt)
         return self.generic_visit(stmt)
 

@@ -111,18 +111,25 @@ class Resolver(ast.NodeTransformer):
         if isinstance(value, Stub):
             self.fail(node, f"cuda.{value.name} is used as a value", f"call it: cuda.{value.name}(…)")
         shown = getattr(value, "__name__", type(value).__name__)
-        self.fail(node, f"{ast.unparse(node)} ({shown}) cannot be used inside a kernel",
-                  "pass it to the kernel as an argument, or make it a number or a tuple of numbers")  # fmt: skip
+        self.fail(
+            node,
+            f"{ast.unparse(node)} ({shown}) cannot be used inside a kernel",
+            "pass it to the kernel as an argument, or make it a number or a tuple of numbers",
+        )
 
     def const_array(self, value, node):
         if value.nbytes > 65536:
-            self.fail(node, f"a constant array of {value.nbytes} bytes; constant memory holds 65536",
-                      "pass it to the kernel as an argument")  # fmt: skip
+            self.fail(
+                node,
+                f"a constant array of {value.nbytes} bytes; constant memory holds 65536",
+                "pass it to the kernel as an argument",
+            )
         data = np.ascontiguousarray(value)
         return self.program.const(
             f"np.frombuffer(bytes.fromhex({data.tobytes().hex()!r}), dtype=np.{data.dtype.name})"
-            f".reshape({data.shape!r})", "const"
-        )  # fmt: skip
+            f".reshape({data.shape!r})",
+            "const",
+        )
 
     def visit_Name(self, node):
         if isinstance(node.ctx, (ast.Store, ast.Del)):
@@ -133,7 +140,9 @@ class Resolver(ast.NodeTransformer):
             return at(name(self.arrays.get(node.id) or self.rename(node.id)), node)
         value = lookup(self.function, node.id)
         if value is MISSING:
-            self.fail(node, f"the name {node.id!r} is not defined", "define it before the kernel, or check its spelling")
+            self.fail(
+                node, f"the name {node.id!r} is not defined", "define it before the kernel, or check its spelling"
+            )
         return self.value_node(value, node)
 
     def visit_Attribute(self, node):
@@ -169,11 +178,16 @@ class Resolver(ast.NodeTransformer):
         self.fail(node, "the walrus operator := is not supported in a kernel", "assign on a line of its own")
 
     def _no(self, node):
-        self.fail(node, f"{type(node).__name__} is not supported in a kernel",
-                  "kernels are made of assignments, if, for … in range, while and calls")  # fmt: skip
+        self.fail(
+            node,
+            f"{type(node).__name__} is not supported in a kernel",
+            "kernels are made of assignments, if, for … in range, while and calls",
+        )
 
     visit_Lambda = visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = _no
-    visit_Await = visit_Yield = visit_YieldFrom = visit_Dict = visit_Set = visit_JoinedStr = visit_Starred = visit_List = _no
+    visit_Await = visit_Yield = visit_YieldFrom = visit_Dict = visit_Set = visit_JoinedStr = visit_Starred = (
+        visit_List
+    ) = _no
     visit_With = visit_Try = visit_FunctionDef = visit_ClassDef = visit_Raise = visit_Global = visit_Import = _no
 
     def visit_Call(self, node):
@@ -181,8 +195,11 @@ class Resolver(ast.NodeTransformer):
         if callee is MISSING:
             if isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "item", "bit_count"):
                 return self.generic_visit(node)
-            self.fail(node, f"{ast.unparse(node.func)} cannot be called inside a kernel",
-                      "call a @cuda.jit(device=True) function, math.*, or a cuda.* function")  # fmt: skip
+            self.fail(
+                node,
+                f"{ast.unparse(node.func)} cannot be called inside a kernel",
+                "call a @cuda.jit(device=True) function, math.*, or a cuda.* function",
+            )
         if isinstance(callee, Stub):
             return self.stub_call(callee, node)
         if python_function(callee):
@@ -210,14 +227,20 @@ class Resolver(ast.NodeTransformer):
         key = getattr(callee, "__name__", "")
         if getattr(builtins, key, None) is callee and (key in PLAIN_BUILTINS or key in ("min", "max")):
             return call(tables["builtin"].get(key, key), *args, like=node)
-        self.fail(node, f"{ast.unparse(node.func)} cannot be called inside a kernel",
-                  "call a @cuda.jit(device=True) function, math.*, or a cuda.* function")  # fmt: skip
+        self.fail(
+            node,
+            f"{ast.unparse(node.func)} cannot be called inside a kernel",
+            "call a @cuda.jit(device=True) function, math.*, or a cuda.* function",
+        )
 
     def stub_call(self, stub, node):
         role, short = stub.role, stub.name.split(".")[-1]
         if role == "array":
-            self.fail(node, f"cuda.{stub.name}(…) must be assigned to a name on a line of its own",
-                      f"write: tile = cuda.{stub.name}(…)")  # fmt: skip
+            self.fail(
+                node,
+                f"cuda.{stub.name}(…) must be assigned to a name on a line of its own",
+                f"write: tile = cuda.{stub.name}(…)",
+            )
         if node.keywords:
             self.fail(node, f"cuda.{stub.name} takes its arguments by position")
         args = [self.visit(a) for a in node.args]
@@ -231,7 +254,9 @@ class Resolver(ast.NodeTransformer):
             return call("_nothing", like=node)
         if role == "atomic":
             if not args or not isinstance(args[0], ast.Name):
-                self.fail(node, f"cuda.{stub.name} takes an array's name first", f"cuda.{stub.name}(array, index, value)")
+                self.fail(
+                    node, f"cuda.{stub.name} takes an array's name first", f"cuda.{stub.name}(array, index, value)"
+                )
             return call(f"_atomic_{short.rstrip('_')}", *args, like=node)
         if role in ("scalar", "fp16", "libdevice"):
             key = self.program.tables[role].get(short)
@@ -267,8 +292,11 @@ class Resolver(ast.NodeTransformer):
         args = [self.visit(a) for a in node.args]
         if inline:
             if function in self.inline_stack:
-                self.fail(node, f"{function.__name__} calls itself and contains barriers or shuffles",
-                          "write the recursion as a loop")  # fmt: skip
+                self.fail(
+                    node,
+                    f"{function.__name__} calls itself and contains barriers or shuffles",
+                    "write the recursion as a loop",
+                )
             new = call("_inline", *args, like=node)
             new.special, new.function = "I", function
             return new
@@ -296,9 +324,13 @@ class Resolver(ast.NodeTransformer):
             bx, by, _ = program.block_dim
             body.insert(0, at(ast.parse(f"_lane = (_tx + {bx} * (_ty + {by} * _tz)) % 32").body[0], tree))
         new = ast.FunctionDef(
-            name=key, args=ast.arguments([], [ast.arg(p) for p in params], None, [], [], None, []),
-            body=body or [ast.Pass()], decorator_list=[], returns=None, type_params=[],
-        )  # fmt: skip
+            name=key,
+            args=ast.arguments([], [ast.arg(p) for p in params], None, [], [], None, []),
+            body=body or [ast.Pass()],
+            decorator_list=[],
+            returns=None,
+            type_params=[],
+        )
         program.device[key] = ast.fix_missing_locations(ast.copy_location(new, tree))
         program.device[key].filename = front.filename
         return key

@@ -1,7 +1,8 @@
 """What generated code calls: arrays on the stack, checked indices, error reports, scalar equivalents.
 
 Importing this module also teaches Numba's CPU target float16 and sets one LLVM option: a loop over 16 or 32 lanes
-must not be unrolled before the vectoriser has seen it (measured on the 16x16-tiled matmul: 11 against 70 GFLOP/s on one core).
+must not be unrolled before the vectoriser has seen it (measured on the 16x16-tiled matmul: 11 against 70 GFLOP/s
+on one core).
 """
 
 import math
@@ -51,8 +52,14 @@ def _stack(typingctx, shape, dtype):
             strides.insert(0, word(step))
             step *= d
         result = context.make_array(array)(context, builder)
-        context.populate_array(result, data=builder.bitcast(memory, result.data.type), shape=[word(d) for d in dims],
-                               strides=strides, itemsize=word(size), meminfo=None)  # fmt: skip
+        context.populate_array(
+            result,
+            data=builder.bitcast(memory, result.data.type),
+            shape=[word(d) for d in dims],
+            strides=strides,
+            itemsize=word(size),
+            meminfo=None,
+        )
         return result._getvalue()
 
     return array(shape, dtype), codegen
@@ -119,8 +126,19 @@ TABLES = {
 }
 _publish("_atomic_", ATOMIC)
 _publish("_block_", BLOCK_ATOMIC)
-_names.update(_U=_U, _stack=_stack, _report=_report, _inside=_inside, _any=_any, _same=_same,
-              _lanemask_lt=_lanemask_lt, _volatile_load=_volatile_load, np=np, math=math, numba=numba)  # fmt: skip
+_names.update(
+    _U=_U,
+    _stack=_stack,
+    _report=_report,
+    _inside=_inside,
+    _any=_any,
+    _same=_same,
+    _lanemask_lt=_lanemask_lt,
+    _volatile_load=_volatile_load,
+    np=np,
+    math=math,
+    numba=numba,
+)
 globals().update(_names)
 __all__ = list(_names)
 

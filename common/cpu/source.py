@@ -27,8 +27,12 @@ def source_tree(function):
     ast.increment_lineno(tree, first - 1)
     node = tree.body[0]
     if not isinstance(node, ast.FunctionDef):
-        raise CompileError("a kernel must be a plain function", function.__code__.co_filename, first,
-                           "write it with def, at the top of a file or cell")  # fmt: skip
+        raise CompileError(
+            "a kernel must be a plain function",
+            function.__code__.co_filename,
+            first,
+            "write it with def, at the top of a file or cell",
+        )
     return node, function.__code__.co_filename
 
 

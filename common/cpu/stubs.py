@@ -42,9 +42,19 @@ def _group(name, role, members):
 
 BLOCK_COLLECTIVES = ("syncthreads", "syncthreads_count", "syncthreads_and", "syncthreads_or")
 WARP_COLLECTIVES = (
-    "syncwarp", "shfl_sync", "shfl_up_sync", "shfl_down_sync", "shfl_xor_sync",
-    "all_sync", "any_sync", "eq_sync", "ballot_sync", "match_any_sync", "match_all_sync", "activemask",
-)  # fmt: skip
+    "syncwarp",
+    "shfl_sync",
+    "shfl_up_sync",
+    "shfl_down_sync",
+    "shfl_xor_sync",
+    "all_sync",
+    "any_sync",
+    "eq_sync",
+    "ballot_sync",
+    "match_any_sync",
+    "match_all_sync",
+    "activemask",
+)
 ATOMICS = ("add", "sub", "max", "min", "nanmax", "nanmin", "exch", "cas", "and_", "or_", "xor", "inc", "dec")
 FENCES = ("threadfence", "threadfence_block", "threadfence_system", "nanosleep")
 SCALARS = ("popc", "clz", "ffs", "brev", "selp", "fma", "cbrt", "lanemask_lt")

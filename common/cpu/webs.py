@@ -136,17 +136,18 @@ def rename_webs(params, body, taken, filename):
     read where no assignment can have reached it.
     """
     webs = _Webs(params, filename)
-    stores = [
-        n for s in body for n in ast.walk(s)
-        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    ]  # fmt: skip
+    stores = [n for s in body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     webs.variables = {n.id for n in stores} | set(params)
     undefined = {}
     webs.block(body, {p: frozenset([("param", p)]) for p in params}, undefined)
     for node in undefined.values():
         if id(node) not in webs.use_of:
-            raise CompileError(f"{node.id} is read before anything is assigned to it", filename, node.lineno,
-                               f"assign {node.id} on every way to this line")  # fmt: skip
+            raise CompileError(
+                f"{node.id} is read before anything is assigned to it",
+                filename,
+                node.lineno,
+                f"assign {node.id} on every way to this line",
+            )
     names, used = {}, set(taken) | set(params)
     for p in params:
         names[webs.find(("param", p))] = p

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from chapters.ch03_indexing import kernels as ch03
 from numba import cuda
+
+from chapters.ch03_indexing import kernels as ch03
 
 SIZES = [1, 31, 33, 127, 256, 1025]
 SHAPES = [(1, 1), (1, 33), (31, 1), (7, 127), (33, 1025), (129, 65)]

@@ -2,11 +2,12 @@
 
 import os
 
-import common
 import numpy as np
 import pytest
-from common.cpu import compile as compiling
 from numba import cuda
+
+import common
+from common.cpu import compile as compiling
 
 if common.BACKEND != "cpu":
     pytest.skip("about the CPU backend's compiler", allow_module_level=True)

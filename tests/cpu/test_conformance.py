@@ -4,12 +4,11 @@ Each kernel runs on the backend of this process (the CPU backend, or a GPU) and 
 tests/oracle.py; arrays must be equal, exactly unless a tolerance is given.
 """
 
+import conformance_kernels as k
 import numpy as np
 import oracle
 import pytest
 from numba import cuda
-
-import conformance_kernels as k
 
 CASES = []
 
@@ -49,7 +48,9 @@ case(k.device_functions, 2, 20, ints(40), zeros(40, 4))
 case(k.device_function_with_barriers, 3, 64, ints(192), zeros(192))
 case(k.device_function_with_votes, 2, 64, np.concatenate([ints(64, -9, 0), ints(64)]), zeros(128))
 case(k.transpose_tile, (3, 2), (8, 8), floats((13, 19)), zeros(19, 13, dtype=np.float32))
-case(k.matmul_tile, (2, 3), (8, 8), ints((17, 11)).astype("f"), ints((11, 9)).astype("f"), zeros(17, 9, dtype=np.float32))
+case(
+    k.matmul_tile, (2, 3), (8, 8), ints((17, 11)).astype("f"), ints((11, 9)).astype("f"), zeros(17, 9, dtype=np.float32)
+)
 case(k.dynamic_shared, 1, 50, ints(50), zeros(50), 50, shared=200)
 case(k.local_arrays, 2, 33, ints(66), zeros(66))
 case(k.constant_arrays, 1, 40, zeros(40))
@@ -86,7 +87,15 @@ case(k.reused_names, 2, 20, ints(40).astype("f"), zeros(40, dtype=np.float64))
 case(k.keeps_old_value, 2, 33, ints(66), zeros(66))
 for dtype in (np.int32, np.int64):
     y = ints(100, 1, 9, dtype, 2) * np.where(np.arange(100) % 2, 1, -1).astype(dtype)
-    case(k.python_integers, 4, 25, ints(100, dtype=dtype), y, zeros(100, 11), name=f"python_integers-{np.dtype(dtype).name}")
+    case(
+        k.python_integers,
+        4,
+        25,
+        ints(100, dtype=dtype),
+        y,
+        zeros(100, 11),
+        name=f"python_integers-{np.dtype(dtype).name}",
+    )
 case(k.negative_index, 1, 40, ints(50), zeros(40))
 case(k.wraps_around, 1, 40, ints(40), zeros(40))
 case(k.mixed_types, 1, 40, ints(40, 0, 2).astype(bool), ints(40, dtype=np.int8), ints(40, 0, 200, np.uint8),
@@ -94,7 +103,15 @@ case(k.mixed_types, 1, 40, ints(40, 0, 2).astype(bool), ints(40, dtype=np.int8),
 case(k.half_precision, 1, 40, ints(40).astype(np.float16) / np.float16(4), ints(40, seed=3).astype(np.float16),
      zeros(40, dtype=np.float16), zeros(40, dtype=np.float32))  # fmt: skip
 case(k.collective_inside_expression, 1, 64, ints(64), zeros(64))
-case(k.register_tile, (2, 2), (8, 8), ints((32, 9)).astype("f"), ints((9, 32)).astype("f"), zeros(32, 32, dtype=np.float32), 9)
+case(
+    k.register_tile,
+    (2, 2),
+    (8, 8),
+    ints((32, 9)).astype("f"),
+    ints((9, 32)).astype("f"),
+    zeros(32, 32, dtype=np.float32),
+    9,
+)
 case(k.lower_triangle, 37, 16, ints((37, 37)), zeros(37, 37), 37)
 for n in (1, 7, 27):
     case(k.uniform_while, 2, 33, ints(66), zeros(66), n)

@@ -4,9 +4,11 @@ import inspect
 import math
 import re
 
-import common
 import numpy as np
 import pytest
+from numba import cuda, float32, int32, njit
+
+import common
 from common.cpu import launch as cpu_launch
 from common.cpu.errors import (
     CompileError,
@@ -17,7 +19,6 @@ from common.cpu.errors import (
     OutOfBoundsError,
 )
 from common.cpu.registry import cpu_equivalent
-from numba import cuda, float32, int32, njit
 
 if common.BACKEND != "cpu":
     pytest.skip("these are the CPU backend's own messages", allow_module_level=True)
@@ -181,7 +182,7 @@ def raises(x):
 
 @cuda.jit
 def calls_numpy_random(x):
-    x[0] = np.random.rand()  # <- here
+    x[0] = np.random.rand()  # <- here # noqa: NPY002
 
 
 @cuda.jit
