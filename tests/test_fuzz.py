@@ -12,9 +12,9 @@ import common
 from tests.fuzz_cases import run_case
 from tests.fuzz_kernels import generate
 
-DEFAULT = "0:240" if common.BACKEND == "cpu" else "0:80"
+DEFAULT = "0:200" if common.BACKEND == "cpu" else "0:80"
 FIRST, LAST = map(int, os.environ.get("FUZZ_SEEDS", DEFAULT).split(":"))
-SIZE = int(os.environ.get("FUZZ_SIZE", "3"))
+SIZE = int(os.environ.get("FUZZ_SIZE", "2"))
 
 
 @pytest.mark.parametrize("seed", range(FIRST, LAST))
