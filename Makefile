@@ -58,7 +58,7 @@ ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT=".
 	$(PY) ch14_mini_llm/run.py "$$@"
 
 test: $(VENV)/.dev setup ## run the tests (ARGS="-k softmax")
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev ## check the code's style with ruff
 	$(PY) -m ruff check .

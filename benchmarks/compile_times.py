@@ -58,11 +58,10 @@ def main():
     take(ch11.attention_scores, ch11.attention_scores_launch(8, 2), x3, x3, square, 8, 32, np.float32(1))
     take(ch11.attention_values, ch11.attention_values_launch(8, 2, 32), square, x3, x2, 8, 2, 32)
     take(ch13.gelu_kernel, ch13.gelu_launch(64), x1, x1, 64)
-    start = time.perf_counter()
-    sampling.sample(
-        cuda.to_device(x1), cuda.device_array(64, np.float32), cuda.device_array(1, np.int32), 64, 0.8, 5, 0.9
-    )
-    times["filter_logits + draw_token"] = time.perf_counter() - start
+    logits, weights = cuda.to_device(x1), cuda.device_array(64, np.int64)
+    n, temperature, k, p, seed, step = sampling.check_sampling(64, 0.8, 5, 0.9)
+    take(sampling.filter_logits, sampling.sample_launch(), logits, weights, n, temperature, k, p)
+    take(sampling.draw_token, sampling.sample_launch(), weights, cuda.device_array(1, np.int32), n, seed, step)
     print(json.dumps(times, indent=1))
 
 

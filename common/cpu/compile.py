@@ -18,6 +18,7 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core import config, types
+from numba.cpython import numbers
 
 from . import runtime
 from .emit import STACK_BUDGET, Emitter
@@ -227,18 +228,25 @@ def _np_name(dtype):
 
 
 @contextlib.contextmanager
-def _no_garbage_collection():
-    """Numba makes millions of small objects that all live until it is done: looking through them costs a fifth."""
-    enabled = gc.isenabled()
+def _compiler_settings():
+    """What differs from Numba's ordinary compilation, for as long as one of our kernels is compiled.
+
+    Signed integers wrap round, as they do on a GPU: Numba tells LLVM that they never overflow, and a hash like
+    ``x * 6364136223846793005 >> 40`` then came out wrong (found by the random kernels). And no garbage collection:
+    Numba makes millions of small objects that all live until it is done; looking through them costs a fifth.
+    """
+    enabled, flags = gc.isenabled(), numbers._int_arith_flags
     gc.disable()
+    numbers._int_arith_flags = lambda result_type: []
     try:
         yield
     finally:
+        numbers._int_arith_flags = flags
         if enabled:
             gc.enable()
 
 
-@_no_garbage_collection()
+@_compiler_settings()
 def load(function, digest, block_dim, arg_types, nonneg, check):
     """The :class:`Compiled` kernel, from disk if it is there."""
     key = hashlib.sha256(repr((digest, block_dim, [str(t) for t in arg_types], nonneg, check)).encode()).hexdigest()[
