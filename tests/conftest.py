@@ -16,6 +16,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 
+# Tests of the CPU backend's inside stay out of a process that runs on a GPU: importing it teaches Numba a second float16.
+INSIDE = ("half", "scalars", "atomics", "errors", "compile")
+collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for name in INSIDE]
+
+
 def pytest_report_header():
     return f"kernel backend: {common.BACKEND} ({common.choice.reason})"
 

@@ -582,14 +582,6 @@ def wraps_around(x, out):
 
 
 @cuda.jit
-def hashes_by_overflow(out):
-    tid = cuda.threadIdx.x
-    out[tid, 0] = (int64(tid) * 6364136223846793005 + 1442695040888963407 >> 40) % 13
-    out[tid, 1] = (tid + 9223372036854775800) // 1000
-    out[tid, 2] = -9223372036854775807 - tid < 0
-
-
-@cuda.jit
 def mixed_types(b, i8, u8, i64, f64, out):
     i = cuda.grid(1)
     flag = b[i]

@@ -65,6 +65,26 @@ def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_p
     assert third == [3 * i + 7 for i in range(32)] and len(files) == 3
 
 
+@cuda.jit
+def hashes_by_overflow(out):
+    tid = cuda.threadIdx.x
+    out[tid, 0] = (np.int64(tid) * 6364136223846793005 + 1442695040888963407 >> 40) % 13
+    out[tid, 1] = (tid + 9223372036854775800) // 1000
+    out[tid, 2] = -9223372036854775807 - tid < 0
+
+
+def test_signed_integers_wrap_round():
+    """numba-cuda leaves signed overflow undefined (hashes usually wrap there too); here it is defined."""
+    out, expected = np.zeros((33, 3), np.int64), np.zeros((33, 3), np.int64)
+    hashes_by_overflow[1, 33](out)
+    tid = np.arange(33, dtype=np.int64)
+    with np.errstate(over="ignore"):
+        expected[:, 0] = (tid * np.int64(6364136223846793005) + np.int64(1442695040888963407) >> 40) % 13
+        expected[:, 1] = (tid + np.int64(9223372036854775800)) // 1000
+        expected[:, 2] = np.int64(-9223372036854775807) - tid < 0
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_a_cache_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     blocked = tmp_path / "a file"
     blocked.write_text("not a folder")
