@@ -15,8 +15,7 @@ import common  # noqa: E402  (before numba.cuda)
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-
-# Tests of the CPU backend's inside stay out of a process that runs on a GPU: importing it teaches Numba a second float16.
+# The CPU backend's own tests stay out of a process that runs on a GPU: they would teach Numba a second float16.
 INSIDE = ("half", "scalars", "atomics", "errors", "compile")
 collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for name in INSIDE]
 
