@@ -64,7 +64,7 @@ lint: $(VENV)/.dev ## check the code's style with ruff
 	$(PY) -m ruff check .
 
 fuzz: $(VENV)/.dev ## compare random kernels with an interpreter (SEEDS=0:2000)
-	$(PY) -m tests.fuzz_kernels --seeds $(SEEDS) $(ARGS)
+	$(PY) -m tests.fuzz_kernels --backend --seeds $(SEEDS) $(ARGS)
 
 bench-cpu: $(VENV)/.base ## measure the CPU backend beside NumPy and Numba's simulator
 	$(PY) benchmarks/bench_cpu.py $(ARGS)
