@@ -335,7 +335,7 @@ def test_clean_removes_only_an_environment_that_make_made(make):
     ("target", "expected"),
     [
         ("lint", "<-m><ruff><check><.>"),
-        ("fuzz", "<-m><tests.fuzz_kernels><--seeds><0:2000>"),
+        ("fuzz", "<-m><tests.fuzz_kernels><--backend><--seeds><0:2000>"),
         ("bench-cpu", "<benchmarks/bench_cpu.py>"),
         ("gpt2", "<data/download_gpt2.py><--out><data/gpt2-small.bin>"),
     ],

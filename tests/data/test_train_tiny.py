@@ -99,7 +99,16 @@ def test_the_file_holds_the_model_whose_loss_was_logged(trained):
     assert total / (len(held_out) - 1) == pytest.approx(final["held_out_loss"], abs=2e-4)
 
 
-def test_training_in_process_is_reproducible_and_exports_what_it_returns(tmp_path):
+@pytest.fixture
+def one_torch_thread():
+    """Bit for bit the same twice: with several threads, torch on a CPU adds gradients in the order they come."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_training_in_process_is_reproducible_and_exports_what_it_returns(tmp_path, one_torch_thread):
     write_text(tmp_path / "text.txt")
     corpus = train_tiny.read_corpus(tmp_path / "text.txt", TINY.n_ctx)
     settings = replace(TINY, steps=6, device="cpu", eval_every=3)
