@@ -86,11 +86,14 @@ class Group:
                 derived.append("_warp = _tid >> 5")
         else:
             lines = [f"for _lane in range({self.size}):"]
-            derived.append("_tid = _c + _lane")
+            if need & {"_tid", "_i"} or "_tx" in need and self.kind != "wide" or self.kind == "any":
+                derived.append("_tid = _c + _lane")
             if self.kind == "line":
-                derived.append("_tx = _tid")
+                if "_tx" in need:
+                    derived.append("_tx = _tid")
             elif self.kind == "wide":
-                derived.append("_tx = _x0 + _lane")
+                if "_tx" in need:
+                    derived.append("_tx = _x0 + _lane")
             else:
                 if "_tx" in need:
                     derived.append(f"_tx = _tid % {bx}")
