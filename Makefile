@@ -8,6 +8,7 @@
 #   PROMPT="Once upon"  text for ch14 to go on with; or as ids: TOKENS=15496,11,612,318
 #   MAX_NEW=64          how many tokens ch14 writes
 #   WEIGHTS=FILE        another weight file for ch14
+#   CH=09               the chapter that bench measures; all by default
 #   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: tests/ch03, -x, -n 2 ...)
 #   ARCH=sm_80          the GPU architecture to compile for: on a GPU it is used, without one the kernels are checked
 #   SEEDS=0:2000        the random kernels that fuzz tries
@@ -25,6 +26,7 @@ MAX_NEW = 64
 WEIGHTS =
 ARGS    =
 ARCH    =
+CH      =
 SEEDS   = 0:2000
 comma  := ,
 
@@ -39,11 +41,11 @@ export KBK_ARCH    := $(value ARCH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help ch14 test lint fuzz bench-cpu gpt2 setup plan clean
+.PHONY: help ch14 lab notebooks strip bench plots lessons test lint fuzz bench-cpu gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { sub(/ .*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo; echo "Variables (PROMPT, MAX_NEW, ARCH, PYTHON, ...) are explained at the top of the Makefile."
 
 ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT="...", MAX_NEW=64, ARCH=sm_80)
@@ -56,6 +58,28 @@ ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT=".
 	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
 	printf '==> %s\n' "$(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
 	$(PY) ch14_mini_llm/run.py "$$@"
+
+ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13: setup ## the demo of a chapter, ch02 to ch13
+	$(PY) -m chapters.$(notdir $(wildcard chapters/$@_*)) $(ARGS)
+
+lab: $(VENV)/.lab setup ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab chapters
+
+notebooks: $(VENV)/.dev setup ## run all notebooks from top to bottom
+	$(PY) -m pytest tests/test_lessons.py -k notebook $(ARGS)
+
+strip: $(VENV)/.dev ## take the outputs out of the notebooks, before a commit
+	$(PY) -m nbstripout --keep-id $(wildcard chapters/*/lab.ipynb)
+
+bench: $(VENV)/.dev setup ## measure the ladders beside the library (CH=09 for one chapter)
+	$(PY) benchmarks/ladders.py $(CH) $(ARGS)
+
+plots: $(VENV)/.dev ## draw the lessons' plots and write their tables from the committed figures
+	$(PY) benchmarks/plots.py
+	$(PY) -m chapters.lessons
+
+lessons: $(VENV)/.base ## write what the lessons take from the code: sources, links, the map of the book
+	$(PY) -m chapters.lessons
 
 test: $(VENV)/.dev setup ## run the tests (ARGS="-k softmax")
 	$(PY) -m pytest -n 2 $(ARGS)
@@ -73,7 +97,7 @@ gpt2: $(VENV)/.base ## fetch the real GPT-2 (548 MB) into data/gpt2-small.bin, w
 	$(PY) data/download_gpt2.py --out data/gpt2-small.bin $(ARGS)
 
 # --- the virtual environment --------------------------------------------------------------------------
-# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .gpu12, .gpu13.
+# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .lab, .gpu12, .gpu13.
 
 setup: plan $(VENV)/.base ## install what ch14 needs, and numba-cuda where there is a GPU for it
 	@. $(VENV)/plan.sh; stamp="$(VENV)/.$$EXTRA"; \
@@ -93,6 +117,11 @@ $(VENV)/.base: pyproject.toml $(VENV)/.venv-made
 $(VENV)/.dev: pyproject.toml $(VENV)/.venv-made
 	@echo "==> installing the tests' packages into $(VENV): torch is the large one, see TORCH_INDEX in the Makefile"
 	@$(PIP) -e ".[dev]" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $(VENV)/.base $@
+
+$(VENV)/.lab: pyproject.toml $(VENV)/.venv-made
+	@echo "==> installing JupyterLab and matplotlib into $(VENV)"
+	@$(PIP) -e ".[lab]"
 	@touch $(VENV)/.base $@
 
 $(VENV)/.venv-made:

@@ -35,6 +35,7 @@ from tqdm import tqdm  # noqa: E402
 from chapters.ch03_indexing import kernels as ch03  # noqa: E402
 from chapters.ch06_shared_tile import kernels as ch06  # noqa: E402
 from chapters.ch07_warp_reduce import kernels as ch07  # noqa: E402
+from chapters.ch07_warp_reduce import norms  # noqa: E402
 from chapters.ch10_softmax import kernels as ch10  # noqa: E402
 from common.cpu import machine  # noqa: E402
 from common.cpu.launch import workers  # noqa: E402
@@ -128,7 +129,7 @@ def cases():
         centred = z - z.mean(1, keepdims=True)
         l_ref[0] = centred / np.sqrt((centred**2).mean(1, keepdims=True) + np.float32(1e-5)) * w + bias
 
-    launch4 = ch07.layernorm_row[ch07.layernorm_launch(rows)]
+    launch4 = norms.layernorm_row[norms.layernorm_launch(rows, cols)]
     eps = np.float32(1e-5)
     yield (
         "layernorm",

@@ -226,7 +226,6 @@ def build_sampling(options: argparse.Namespace) -> Sampling | None:
 
 def pick_backend() -> tuple[str, str, str]:
     """(name, device, reason) of the backend; raises `BackendProblem`."""
-    os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # a small model has small grids: no news
     try:
         import common
     except RuntimeError as error:  # its BackendError, whose class cannot be imported when the package cannot

@@ -4,6 +4,7 @@
 answer. After ``import common``, ``from numba import cuda`` gives numba-cuda on a GPU, and our CPU backend elsewhere.
 """
 
+import os
 import sys
 import warnings
 
@@ -15,6 +16,9 @@ choice = choose()
 BACKEND = choice.name
 if getattr(choice, "warning", None):
     warnings.warn(choice.warning, stacklevel=2)
+
+# Lessons launch small grids on purpose; numba-cuda would warn at each that they do not fill the GPU.
+os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
 
 if BACKEND == "cpu":
     from .cpu.cuda_module import install as _install

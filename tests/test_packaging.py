@@ -102,7 +102,12 @@ def test_the_book_runs_on_the_base_install(folder):
 def test_common_runs_on_the_base_install_and_numba_cuda():
     allowed = set(pins(PROJECT["dependencies"])) | {"numba_cuda", "cuda"}
     undeclared = {name: str(path) for name, path in third_party("common").items() if name not in allowed}
-    assert not undeclared
+    assert undeclared in ({}, {"torch": "common/bench.py"})  # only there, to be measured beside
+
+
+def test_common_bench_does_not_need_torch_to_be_imported():
+    code = "import sys; sys.modules['torch'] = None; import common.bench"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("folder", ["tests", "data", "benchmarks"])
@@ -118,7 +123,7 @@ def test_everything_imported_is_declared(folder):
 
 
 def test_readme_names_only_targets_and_extras_that_exist():
-    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", MAKEFILE, re.MULTILINE))
+    targets = set(" ".join(re.findall(r"^([a-z][a-z0-9 -]*):", MAKEFILE, re.MULTILINE)).split())
     code = re.findall(r"`[^`\n]+`", README) + re.findall(r"^```.*?^```", README, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"\bmake ([a-z][a-z0-9-]+)", "\n".join(code)))
     assert {"ch14", "test"} <= named <= targets

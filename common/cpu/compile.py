@@ -26,6 +26,7 @@ from .errors import CompileError
 from .fold import analyse
 from .frontend import Program
 from .infer import infer, stand_ins
+from .registry import equivalent_of
 from .source import lookup, python_function
 from .webs import rename_webs
 
@@ -68,6 +69,9 @@ def source_digest(function):
             for v in value:
                 add(v)
             return digest.update(b")")
+        if equivalent_of(value) is not None:  # what an intrinsic does stands in the module of its equivalent
+            file = getattr(sys.modules.get(equivalent_of(value).function.__module__), "__file__", None)
+            digest.update(Path(file).read_bytes() if file else b"")
         if isinstance(value, (bool, int, float, str, bytes, type(None), np.generic)):
             return digest.update(f"{type(value).__name__}:{value!r};".encode())
         return digest.update(

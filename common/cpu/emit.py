@@ -136,6 +136,9 @@ class _Writer(ast.NodeTransformer):
                 node.func = name(node.func.id.replace("_atomic_", "_block_"))
             return node
         node.args = [self.visit(a) for a in node.args]
+        elements = getattr(getattr(node, "registered", None), "elements", 0)
+        if elements and self.e.check and ast.unparse(node.args[0]) in self.e.a.arrays:
+            node.args[1] = self.index_of(node.args[0].id, node.args[1], node, elements)
         return node
 
     def visit_Attribute(self, node):
@@ -171,7 +174,8 @@ class _Writer(ast.NodeTransformer):
             new.append(visited)
         return ast.Tuple(new, ast.Load()) if isinstance(index, ast.Tuple) else new[0]
 
-    def index_of(self, array, index, where):
+    def index_of(self, array, index, where, elements=1):
+        """``index`` as it is written: checked or marked as never negative. ``elements`` are accessed from there on."""
         e = self.e
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         new = []
@@ -182,13 +186,12 @@ class _Writer(ast.NodeTransformer):
                 site = e.site(where, f"{array}", "")
                 thread = "_tid" if e.lane_level else "-1"
                 e.need.add("_tid")
-                new.append(
-                    ast.parse(
-                        f"_inside({ast.unparse(ast.fix_missing_locations(part))}, {array}.shape[{axis}], {axis}, "
-                        f"_err, {site}, _bx, _by, _bz, {thread})",
-                        mode="eval",
-                    ).body
-                )
+                text = ast.unparse(ast.fix_missing_locations(part))
+                rest = f"{array}.shape[{axis}], {axis}, _err, {site}, _bx, _by, _bz, {thread})"
+                text = f"_inside({text}, {rest}"
+                if elements > 1 and axis == len(parts) - 1:
+                    text = f"_inside({text} + {elements - 1}, {rest} - {elements - 1}"
+                new.append(ast.parse(text, mode="eval").body)
             elif isinstance(part, ast.Constant) or not getattr(part, "known_nonneg", False):
                 new.append(part)
             else:

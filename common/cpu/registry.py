@@ -10,6 +10,7 @@ class Equivalent:
     function: object
     level: str
     returns: object
+    elements: int = 0
 
     @property
     def text(self):
@@ -21,13 +22,15 @@ class Equivalent:
 _equivalents = {}
 
 
-def cpu_equivalent(intrinsic, level="lane", returns=None):
+def cpu_equivalent(intrinsic, level="lane", returns=None, elements=0):
     """Decorator: the function below it does on the CPU what ``intrinsic`` does on a GPU.
 
     ``level="lane"``: a ``numba.njit`` function with the intrinsic's own arguments, called once for each lane.
     ``level="warp"``: a ``numba.njit`` function called once for each warp, with every argument as an array of
     32 values (one a lane) followed by the outputs, one array of 32 for each dtype in ``returns``
     (a NumPy dtype, or a tuple of them). All 32 lanes must take part.
+    ``elements``: if not 0, the first two arguments are an array and an index, and that many elements are read or
+    written from there on, along the last axis: ``MINI_CHECK=1`` checks them all.
 
     Raises ValueError for another level, or for a warp-level equivalent without ``returns``.
     """
@@ -37,7 +40,7 @@ def cpu_equivalent(intrinsic, level="lane", returns=None):
         raise ValueError("a warp-level equivalent needs returns=dtype (or a tuple of dtypes)")
 
     def register(function):
-        _equivalents[id(intrinsic)] = (intrinsic, Equivalent(function, level, returns))
+        _equivalents[id(intrinsic)] = (intrinsic, Equivalent(function, level, returns, elements))
         return function
 
     return register

@@ -207,9 +207,9 @@ class Resolver(ast.NodeTransformer):
         registered = equivalent_of(callee)
         if registered is not None:
             new = call(self.program.const(registered.text, "fn"), *[self.visit(a) for a in node.args], like=node)
+            new.registered = registered
             if registered.level == "warp":
                 new.special = "W"
-                new.registered = registered
             return new
         args = [self.visit(a) for a in node.args]
         if node.keywords:

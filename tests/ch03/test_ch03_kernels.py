@@ -11,6 +11,60 @@ SHAPES = [(1, 1), (1, 33), (31, 1), (7, 127), (33, 1025), (129, 65)]
 
 
 @pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(
+    "kernel, launch",
+    [(ch03.vector_add_v1_one_each, ch03.blocks_1d), (ch03.vector_add_v2_grid_stride, ch03.blocks_grid_stride)],
+    ids=["v1", "v2"],
+)
+def test_vector_add(rng, kernel, launch, n):
+    x, y = rng.standard_normal((2, n), dtype=np.float32)
+    out = cuda.to_device(np.full(n + 300, 7, np.float32))
+    kernel[launch(n)](cuda.to_device(x), cuda.to_device(y), out, n)
+    np.testing.assert_array_equal(out.copy_to_host()[:n], ch03.vector_add_reference(x, y))
+    np.testing.assert_array_equal(out.copy_to_host()[n:], 7)
+
+
+@pytest.mark.parametrize("grid, block", [(1, 1), (1, 32), (3, 64), (40, 256)])
+def test_a_grid_stride_loop_is_right_for_any_grid(rng, grid, block):
+    x, y = rng.standard_normal((2, 1025), dtype=np.float32)
+    out = cuda.device_array(1025, np.float32)
+    ch03.vector_add[grid, block](cuda.to_device(x), cuda.to_device(y), out, 1025)
+    np.testing.assert_array_equal(out.copy_to_host(), x + y)
+
+
+def test_blocks_grid_stride_stops_growing():
+    sizes = (1, 257, 1 << 18, (1 << 18) + 1, 1 << 30)
+    assert [ch03.blocks_grid_stride(n)[0] for n in sizes] == [1, 2, 1024, 1024, 1024]
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_saxpy(rng, n):
+    x, y = rng.standard_normal((2, n), dtype=np.float32)
+    a = np.float32(-1.7)
+    device_y = cuda.to_device(y)
+    ch03.saxpy[ch03.blocks_grid_stride(n)](a, cuda.to_device(x), device_y, n)
+    bound = 2.0**-23 * (np.abs(a * x) + np.abs(y))  # one rounding where the GPU fuses, two where it does not
+    assert np.all(np.abs(device_y.copy_to_host() - ch03.saxpy_reference(a, x, y)) <= bound)
+
+
+@pytest.mark.parametrize("n_head, n_tokens, head_dim", [(1, 1, 1), (3, 33, 31), (12, 5, 64), (2, 127, 65)])
+def test_scale_heads(rng, n_head, n_tokens, head_dim):
+    x = rng.standard_normal((n_head, n_tokens, head_dim), dtype=np.float32)
+    scale = rng.standard_normal(n_head, dtype=np.float32)
+    out = cuda.device_array(x.shape, np.float32)
+    ch03.scale_heads[ch03.blocks_3d(*x.shape)](cuda.to_device(x), cuda.to_device(scale), out, *x.shape)
+    np.testing.assert_array_equal(out.copy_to_host(), ch03.scale_heads_reference(x, scale))
+
+
+@pytest.mark.parametrize(
+    "shape, named", [((0, 5, 5), "at least 1"), ((5, 0, 5), "at least 1"), ((65536, 1, 1), "65536")]
+)
+def test_blocks_3d_refuses(shape, named):
+    with pytest.raises(ValueError, match=named):
+        ch03.blocks_3d(*shape)
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_residual_add(rng, n):
     x, branch = rng.standard_normal((2, n), dtype=np.float32)
     out = cuda.device_array(n, np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numba import cuda
 
-from chapters.ch07_warp_reduce.kernels import greedy_argmax_reference
+from chapters.ch07_warp_reduce.argmax import greedy_argmax_reference
 from chapters.ch13_llm_ops import sampling as ch13
 
 SIZES = [1, 31, 33, 127, 1025, 50257]

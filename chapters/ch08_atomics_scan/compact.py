@@ -1,0 +1,175 @@
+"""Chapter 8, stream compaction: keep the elements greater than a threshold, closed up, with their places in x.
+
+Every element kept needs a place of its own in the output. Either it draws the next number from a counter, or it counts
+the elements kept before it: a scan of flags. The counter is one pass, but hands out numbers to whoever comes first.
+
+=============================  ==========================  ==========  ===============================================
+kernel                         atomics                     order       when it loses
+=============================  ==========================  ==========  ===============================================
+``compact_v1_atomic``          one an element kept         any         many elements kept: all queue at the counter
+``compact_v2_warp_atomic``     one for 128 elements read   any         large arrays: the counter again; where order,
+                                                                       or the same order twice, matters
+``compact_v3_count``, then     none                        as in x     few elements: three launches; x is read twice
+``scan_tile_offsets``, then
+``compact_v3_scatter``
+=============================  ==========================  ==========  ===============================================
+
+Within a warp no scan is needed: a ballot gives every lane the 32 flags as the bits of one number, and the bits below a
+lane's own, counted (``popc``), are the flags before it. NaN is greater than nothing and is never kept.
+"""
+
+import numpy as np
+from numba import cuda, float32, int32
+
+from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
+
+from .scan_array import ROWS, TILE, scan_launch, scan_offsets_launch, scan_tile_offsets, tiles_of
+
+COMPACT_THREADS = 256
+COMPACT_BLOCKS = 1024
+
+
+def compact_launch(n):
+    """Launch configuration of the versions with a counter for ``n`` elements: ``(grid, block)``.
+
+    Raises ValueError if ``n`` is not positive.
+    """
+    if n <= 0:
+        raise ValueError(f"n = {n}: a launch needs at least 1 element; of none, none are kept")
+    elements = ROWS * COMPACT_THREADS
+    return min((n + elements - 1) // elements, COMPACT_BLOCKS), COMPACT_THREADS
+
+
+@cuda.jit
+def compact_v1_atomic(x, values, indices, count, n, threshold):
+    """values = the elements of x above threshold, indices = where they were, rung 1: each draws a number from count.
+
+    x: (n,) float32. values: (n,) float32 and indices: (n,) int32; what lies behind the elements kept is not written.
+    count: (1,) int32, set to 0 before the launch; then how many are kept. n: int32. threshold: float32.
+    The order is that of the atomics: on a GPU another one each run.
+    Launch: ``compact_v1_atomic[compact_launch(n)](…)``.
+    """
+    for i in range(cuda.grid(1), n, cuda.gridsize(1)):
+        if x[i] > float32(threshold):
+            place = cuda.atomic.add(count, 0, 1)
+            values[place] = x[i]
+            indices[place] = i
+
+
+@cuda.jit(device=True)
+def write_kept(kept, value, i, values, indices, place):
+    """Writes the elements of the lanes that ``kept`` names, a ballot, from ``place`` on, in the lanes' order.
+
+    Returns the place behind them, alike in all lanes.
+    """
+    if (kept >> (cuda.threadIdx.x % WARP)) & 1:
+        mine = place + cuda.popc(kept & cuda.lanemask_lt())
+        values[mine] = value
+        indices[mine] = i
+    return place + cuda.popc(kept)
+
+
+@cuda.jit
+def compact_v2_warp_atomic(x, values, indices, count, n, threshold):
+    """values = the elements of x above threshold, rung 2: a warp draws numbers for all that it keeps of 128 elements.
+
+    Arguments as :func:`compact_v1_atomic`. The order is kept within 128 elements, and any beyond that.
+    Launch: ``compact_v2_warp_atomic[compact_launch(n)](…)``. Source: Adinetz 2014, "CUDA Pro Tip: Optimized Filtering
+    with Warp-Aggregated Atomics".
+    """
+    limit = float32(threshold)
+    lane = cuda.threadIdx.x % WARP
+    warp = cuda.grid(1) // WARP
+    n_warps = cuda.gridsize(1) // WARP
+    last = n - 1
+    for row in range(warp * ROWS * WARP, n, n_warps * ROWS * WARP):
+        i = row + lane
+        a = x[min(i, last)]  # four reads under way before the first is needed
+        b = x[min(i + WARP, last)]
+        c = x[min(i + 2 * WARP, last)]
+        d = x[min(i + 3 * WARP, last)]
+        kept_a = cuda.ballot_sync(FULL_WARP, i < n and a > limit)
+        kept_b = cuda.ballot_sync(FULL_WARP, i + WARP < n and b > limit)
+        kept_c = cuda.ballot_sync(FULL_WARP, i + 2 * WARP < n and c > limit)
+        kept_d = cuda.ballot_sync(FULL_WARP, i + 3 * WARP < n and d > limit)
+        total = cuda.popc(kept_a) + cuda.popc(kept_b) + cuda.popc(kept_c) + cuda.popc(kept_d)
+        if total > 0:
+            place = int32(0)
+            if lane == 0:
+                place = cuda.atomic.add(count, 0, total)
+            place = cuda.shfl_sync(FULL_WARP, place, 0)
+            place = write_kept(kept_a, a, i, values, indices, place)
+            place = write_kept(kept_b, b, i + WARP, values, indices, place)
+            place = write_kept(kept_c, c, i + 2 * WARP, values, indices, place)
+            place = write_kept(kept_d, d, i + 3 * WARP, values, indices, place)
+
+
+@cuda.jit
+def compact_v3_count(x, counts, n, threshold):
+    """counts[t] = how many of the t-th 1024 elements of x are above threshold, rung 3's first launch; a warp each.
+
+    x: (n,) float32. counts: (scan_scratch(n),) int32. n: int32. threshold: float32.
+    Launch: ``compact_v3_count[scan_launch(n)](…)``.
+    """
+    limit = float32(threshold)
+    lane = cuda.threadIdx.x % WARP
+    tile = cuda.grid(1) // WARP
+    begin = tile * TILE
+    if begin < n:
+        kept = int32(0)
+        for i in range(begin + lane, min(begin + TILE, n), WARP):
+            kept += 1 if x[i] > limit else 0
+        for step in range(5):
+            kept += cuda.shfl_xor_sync(FULL_WARP, kept, 16 >> step)
+        if lane == 0:
+            counts[tile] = kept
+
+
+@cuda.jit
+def compact_v3_scatter(x, counts, values, indices, n, threshold):
+    """values = the elements of x above threshold in their order, indices = where they were: rung 3's last launch.
+
+    x, values, indices, n, threshold as :func:`compact_v1_atomic`. counts: (scan_scratch(n),) int32, how many are kept
+    before each tile, from scan_tile_offsets. Launch: ``compact_v3_scatter[scan_launch(n)](…)``.
+    """
+    limit = float32(threshold)
+    lane = cuda.threadIdx.x % WARP
+    tile = cuda.grid(1) // WARP
+    begin = tile * TILE
+    if begin < n:
+        end = min(begin + TILE, n)
+        last = end - 1
+        place = counts[tile]
+        for row in range(begin, end, ROWS * WARP):
+            i = row + lane
+            a = x[min(i, last)]
+            b = x[min(i + WARP, last)]
+            c = x[min(i + 2 * WARP, last)]
+            d = x[min(i + 3 * WARP, last)]
+            kept_a = cuda.ballot_sync(FULL_WARP, i < end and a > limit)
+            kept_b = cuda.ballot_sync(FULL_WARP, i + WARP < end and b > limit)
+            kept_c = cuda.ballot_sync(FULL_WARP, i + 2 * WARP < end and c > limit)
+            kept_d = cuda.ballot_sync(FULL_WARP, i + 3 * WARP < end and d > limit)
+            place = write_kept(kept_a, a, i, values, indices, place)
+            place = write_kept(kept_b, b, i + WARP, values, indices, place)
+            place = write_kept(kept_c, c, i + 2 * WARP, values, indices, place)
+            place = write_kept(kept_d, d, i + 3 * WARP, values, indices, place)
+
+
+def compact(x, counts, values, indices, n, threshold, stream=0):
+    """Rung 3, all three launches: the elements of x above threshold, in their order; the result stays on the device.
+
+    x: (n,) float32. counts: (scan_scratch(n),) int32, working memory; afterwards counts[tiles_of(n)] is how many are
+    kept. values: (n,) float32, indices: (n,) int32. All are device arrays. Raises ValueError if ``n`` is not positive.
+    """
+    grid, block = scan_launch(n)
+    compact_v3_count[grid, block, stream](x, counts, n, threshold)
+    one, threads = scan_offsets_launch()
+    scan_tile_offsets[one, threads, stream](counts, tiles_of(n))
+    compact_v3_scatter[grid, block, stream](x, counts, values, indices, n, threshold)
+
+
+def compact_reference(x, threshold):
+    """NumPy reference of all versions: (n,) float32; returns (values, indices) in the order of x, float32 and int32."""
+    indices = np.flatnonzero(x > np.float32(threshold))
+    return x[indices], indices.astype(np.int32)
