@@ -41,11 +41,13 @@ export KBK_ARCH    := $(value ARCH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help ch14 lab notebooks strip bench plots lessons test lint fuzz bench-cpu gpt2 setup plan clean
+CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
+.PHONY: $(CHAPTERS) help ch14 lab notebooks strip bench plots lessons test lint fuzz bench-cpu gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
-	@awk -F ':.*## ' '/^[a-z0-9 -]+:.*## / { sub(/ .*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 } \
+		/^\$$\(CHAPTERS\):.*## / { printf "  make %-10s %s\n", "chNN", $$2 }' Makefile
 	@echo; echo "Variables (PROMPT, MAX_NEW, ARCH, PYTHON, ...) are explained at the top of the Makefile."
 
 ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT="...", MAX_NEW=64, ARCH=sm_80)
@@ -59,7 +61,7 @@ ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT=".
 	printf '==> %s\n' "$(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
 	$(PY) ch14_mini_llm/run.py "$$@"
 
-ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13: setup ## the demo of a chapter, ch02 to ch13
+$(CHAPTERS): setup ## ch02 to ch13: run the demo of a chapter
 	$(PY) -m chapters.$(notdir $(wildcard chapters/$@_*)) $(ARGS)
 
 lab: $(VENV)/.lab setup ## open the notebooks in JupyterLab

@@ -21,7 +21,8 @@ from numba import cuda
 from chapters.ch03_indexing import kernels as ch03
 from chapters.ch04_memory import kernels as ch04
 from chapters.ch06_shared_tile import kernels as ch06
-from chapters.ch07_warp_reduce import kernels as ch07
+from chapters.ch07_warp_reduce import argmax, norms
+from chapters.ch09_gemm import gemv
 from chapters.ch10_softmax import kernels as ch10
 from chapters.ch11_attention import kernels as ch11
 from chapters.ch13_llm_ops import kernels as ch13
@@ -51,13 +52,13 @@ def main():
     take(ch03.residual_add, ch03.blocks_1d(64), x1, x1, x1, 64)
     take(ch04.split_qkv, ch04.split_qkv_launch(8, 64), f((8, 192), np.float32), x3, x3, x3, 8, 2, 32)
     take(ch06.matmul_kernel, ch06.matmul_launch(8, 64), x2, f((64, 64), np.float32), x2.copy(), 8, 64, 64)
-    take(ch07.layernorm_row, ch07.layernorm_launch(8), x2, x1, x1, x2, 64, np.float32(1e-5))
-    take(ch07.gemv_logits, ch07.gemv_logits_launch(8), x1, x2, f(8, np.float32), 8, 64)
-    take(ch07.greedy_argmax, ch07.greedy_argmax_launch(), x1, i1, 64)
+    take(norms.layernorm_row, norms.layernorm_launch(8, 64), x2, x1, x1, x2, 64, np.float32(1e-5))
+    take(gemv.gemv_logits, gemv.gemv_logits_launch(8), x1, x2, f(8, np.float32), 8, 64)
+    take(argmax.greedy_argmax, argmax.greedy_argmax_launch(), x1, i1, 64)
     take(ch10.softmax_row, ch10.softmax_launch(8), x2, x2, 64)
     take(ch11.attention_scores, ch11.attention_scores_launch(8, 2), x3, x3, square, 8, 32, np.float32(1))
     take(ch11.attention_values, ch11.attention_values_launch(8, 2, 32), square, x3, x2, 8, 2, 32)
-    take(ch13.gelu_kernel, ch13.gelu_launch(64), x1, x1, 64)
+    take(ch13.gelu_kernel, ch13.activation_launch(64), x1, x1, 64)
     logits, weights = cuda.to_device(x1), cuda.device_array(64, np.int64)
     n, temperature, k, p, seed, step = sampling.check_sampling(64, 0.8, 5, 0.9)
     take(sampling.filter_logits, sampling.sample_launch(), logits, weights, n, temperature, k, p)

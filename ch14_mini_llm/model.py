@@ -23,16 +23,11 @@ from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, load_weights
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
-from chapters.ch07_warp_reduce.kernels import (
-    gemv_logits,
-    gemv_logits_launch,
-    greedy_argmax,
-    greedy_argmax_launch,
-    layernorm_launch,
-    layernorm_row,
-)
+from chapters.ch07_warp_reduce.argmax import greedy_argmax, greedy_argmax_launch
+from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
+from chapters.ch09_gemm.gemv import gemv_logits, gemv_logits_launch
 from chapters.ch11_attention.kernels import mha_naive
-from chapters.ch13_llm_ops.kernels import gelu_kernel, gelu_launch
+from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
 
 EPS = np.float32(LAYER_NORM_EPS)
 
@@ -91,7 +86,7 @@ class GPT2:
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         for h in self.layers:
-            layernorm_row[layernorm_launch(T)](b.x, h["ln_1.weight"], h["ln_1.bias"], b.h, d, EPS)
+            layernorm_row[layernorm_launch(T, d)](b.x, h["ln_1.weight"], h["ln_1.bias"], b.h, d, EPS)
             matmul_kernel[matmul_launch(T, 3 * d)](b.h, h["attn.c_attn.weight"], b.qkv, T, 3 * d, d)
             bias_add[blocks_2d(T, 3 * d)](b.qkv, h["attn.c_attn.bias"], b.qkv, T, 3 * d)
             split_qkv[split_qkv_launch(T, d)](b.qkv, b.q, b.k, b.v, T, n_head, head_dim)
@@ -100,15 +95,15 @@ class GPT2:
             bias_add[blocks_2d(T, d)](b.h, h["attn.c_proj.bias"], b.h, T, d)
             residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
 
-            layernorm_row[layernorm_launch(T)](b.x, h["ln_2.weight"], h["ln_2.bias"], b.h, d, EPS)
+            layernorm_row[layernorm_launch(T, d)](b.x, h["ln_2.weight"], h["ln_2.bias"], b.h, d, EPS)
             matmul_kernel[matmul_launch(T, d_ff)](b.h, h["mlp.c_fc.weight"], b.ff, T, d_ff, d)
             bias_add[blocks_2d(T, d_ff)](b.ff, h["mlp.c_fc.bias"], b.ff, T, d_ff)
-            gelu_kernel[gelu_launch(T * d_ff)](b.ff_flat, b.ff_flat, T * d_ff)
+            gelu_kernel[activation_launch(T * d_ff)](b.ff_flat, b.ff_flat, T * d_ff)
             matmul_kernel[matmul_launch(T, d)](b.ff, h["mlp.c_proj.weight"], b.h, T, d, d_ff)
             bias_add[blocks_2d(T, d)](b.h, h["mlp.c_proj.bias"], b.h, T, d)
             residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
 
-        layernorm_row[layernorm_launch(T)](b.x, w["ln_f.weight"], w["ln_f.bias"], b.h, d, EPS)
+        layernorm_row[layernorm_launch(T, d)](b.x, w["ln_f.weight"], w["ln_f.bias"], b.h, d, EPS)
         gemv_logits[gemv_logits_launch(vocab_size)](b.h[T - 1], w["wte.weight"], self.logits, vocab_size, d)
         if choose is None:
             greedy_argmax[greedy_argmax_launch()](self.logits, self.next_token, vocab_size)

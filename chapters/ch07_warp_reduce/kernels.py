@@ -9,28 +9,34 @@ kernel                      how the threads come to one number           beside 
 ``sum_v1_shared_tree``      halving an array in shared memory            9 barriers, 1 atomic a block
 ``sum_v2_warp_shuffle``     5 shuffles a warp                            no barrier, 8 atomics a block
 ``sum_v3_warp_then_block``  5 shuffles a warp, then 8 numbers shared     2 barriers, 1 atomic a block
-``layernorm_v1_two_pass``   ``block_sum`` twice: mean, then variance     4 barriers; x is read three times
-``gemv_logits``             one dot product a warp                       no barrier; the matrix is read once
-``greedy_argmax``           value and index shuffled together            1 barrier, one block
+``sum_v4_float4``           as version 3; reads 16 bytes at a time       as version 3, a quarter of the load
+                            into four sums                               instructions; x must be 16-byte aligned
 ==========================  ===========================================  ============================================
+
+All four read each element once, 4 bytes, and add it once: what limits them is memory. Versions 1 to 3 differ in what a
+block does at its end, which counts when the input is short; version 4 in how many bytes each thread has asked for
+before it must wait, which counts when the input is long.
+
+Rows of a matrix, one block each: the largest element and its index in ``argmax.py``, layer norm and RMS norm in
+``norms.py``.
 
 ``warp_sum``, ``warp_max``, ``block_sum`` and ``block_max`` are device functions for any kernel: later chapters import
 them. Lanes exchange in a *butterfly* (lane l with lane l XOR 16, 8, 4, 2, 1): after it every lane has the result, and
 the same bits, since a + b and b + a round alike. So a block's result never depends on which thread came first.
 """
 
-import math
-
 import numpy as np
-from numba import cuda, float32, int32
+from numba import cuda, float32
+
+from common.ptx import load_float4
 
 WARP = 32
 FULL_WARP = 0xFFFFFFFF  # a shuffle's mask: all 32 lanes take part
 SUM_THREADS = 256
 SUM_BLOCKS = 1024  # enough to fill any GPU of today; more would only add atomics
-LAYERNORM_THREADS = 128
-GEMV_THREADS = 256
-ARGMAX_THREADS = 1024
+MAX_THREADS = 1024  # of a block, on every GPU
+ROW_ELEMENTS = 8  # a thread of a row kernel takes so many, so that several of its reads are under way at a time
+ROW_THREADS = 256  # and longer rows give it more
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
@@ -165,7 +171,34 @@ def sum_v3_warp_then_block(x, out, n):
         cuda.atomic.add(out, 0, total)
 
 
-sum_kernel = sum_v3_warp_then_block
+@cuda.jit
+def sum_v4_float4(x, out, n):
+    """out[0] += sum of x, rung 4: each load brings four neighbours, and each of them has its own running sum.
+
+    A load's answer takes hundreds of cycles, so the bytes that a GPU can read in a second are those under way at one
+    moment: 16 a thread instead of 4. Four sums, not one, so that no addition has to wait for the one before.
+    x: (n,) float32 from a 16-byte boundary on (an array of its own, or a slice from a multiple of 4). out: (1,)
+    float32, set to 0 before the launch. n: int32, any: the first threads take the 1 to 3 elements left over.
+    Launch: ``sum_v4_float4[sum_launch(n)](…)``, any multiple of 32 threads. Source: Luitjens 2013, "Increase
+    Performance with Vectorized Memory Access".
+    """
+    partial = cuda.shared.array(WARP, float32)
+    thread = cuda.grid(1)
+    total0 = total1 = total2 = total3 = float32(0)
+    for i in range(4 * thread, n - 3, 4 * cuda.gridsize(1)):
+        a, b, c, d = load_float4(x, i)
+        total0 += a
+        total1 += b
+        total2 += c
+        total3 += d
+    if thread < n % 4:
+        total0 += x[n - 1 - thread]
+    total = block_sum((total0 + total1) + (total2 + total3), partial)
+    if cuda.threadIdx.x == 0:
+        cuda.atomic.add(out, 0, total)
+
+
+sum_kernel = sum_v4_float4
 
 
 def sum_reference(x):
@@ -173,156 +206,31 @@ def sum_reference(x):
     return np.float32(x.sum(dtype=np.float64))
 
 
-# --- layer normalisation ---------------------------------------------------------------------------------------------
+# --- launches of one block a row -------------------------------------------------------------------------------------
 
 
-def layernorm_launch(rows):
-    """Launch configuration of :func:`layernorm_row`: ``(grid, block)``, one block a row.
+def row_launch(rows, threads, what):
+    """Launch configuration of a kernel with one block a row: ``(grid, block)``.
 
-    Raises ValueError if ``rows`` is not positive.
+    rows: the number of rows. threads: of a block, full warps. what: the kernel's name, for the message.
+    Raises ValueError if ``rows`` is not positive, or ``threads`` not a multiple of 32 from 32 to 1024.
     """
     if rows <= 0:
-        raise ValueError(f"rows = {rows}: a launch needs at least 1 row")
-    return rows, LAYERNORM_THREADS
+        raise ValueError(f"{what}: rows = {rows}: a launch needs at least 1 row; skip the launch for empty input")
+    if not WARP <= threads <= MAX_THREADS or threads % WARP:
+        raise ValueError(
+            f"{what}: threads = {threads}: a block's reductions need full warps; take a multiple of {WARP} "
+            f"from {WARP} to {MAX_THREADS}"
+        )
+    return rows, threads
 
 
-@cuda.jit
-def layernorm_v1_two_pass(x, weight, bias, out, d_model, eps):
-    """out[r] = (x[r] - mean) / sqrt(variance + eps) * weight + bias, with mean and variance of row r; one block a row.
+def row_threads(cols, what):
+    """Threads of a block for a row of ``cols`` elements: 8 elements each, in full warps, at most 256 threads.
 
-    x, out: (rows, d_model) float32, C-contiguous; ``out`` may be ``x`` itself. weight, bias: (d_model,) float32.
-    d_model: int32. eps: float, 1e-5 in GPT-2. The mean comes first, and then the variance (over d_model, not
-    d_model - 1) from the distances to it: a pass more than mean(x²) - mean(x)² takes, which cancels to nothing where a
-    row's values are large and close together. A row with NaN or ±inf becomes NaN.
-    Launch: ``layernorm_v1_two_pass[layernorm_launch(rows)](…)``. Source: Ba, Kiros, Hinton 2016, "Layer Normalization".
+    Raises ValueError, naming the kernel ``what``, if ``cols`` is not positive.
     """
-    partial = cuda.shared.array(WARP, float32)
-    row = cuda.blockIdx.x
-    tid = cuda.threadIdx.x
-    total = float32(0)
-    for c in range(tid, d_model, cuda.blockDim.x):
-        total += x[row, c]
-    mean = block_sum(total, partial) / float32(d_model)
-    total = float32(0)
-    for c in range(tid, d_model, cuda.blockDim.x):
-        distance = x[row, c] - mean
-        total += distance * distance
-    variance = block_sum(total, partial) / float32(d_model)
-    scale = float32(1) / math.sqrt(variance + float32(eps))
-    for c in range(tid, d_model, cuda.blockDim.x):
-        out[row, c] = (x[row, c] - mean) * scale * weight[c] + bias[c]
-
-
-layernorm_row = layernorm_v1_two_pass
-
-
-def layernorm_reference(x, weight, bias, eps):
-    """NumPy reference of :func:`layernorm_row`: (rows, d_model) float32, in float64 inside, returns float32."""
-    x = x.astype(np.float64)
-    centred = x - x.mean(axis=1, keepdims=True)
-    normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
-    return (normal * weight + bias).astype(np.float32)
-
-
-# --- matrix times vector ---------------------------------------------------------------------------------------------
-
-
-def gemv_logits_launch(vocab_size):
-    """Launch configuration of :func:`gemv_logits`: ``(grid, block)``, one warp a row, 8 rows a block.
-
-    Raises ValueError if ``vocab_size`` is not positive.
-    """
-    if vocab_size <= 0:
-        raise ValueError(f"vocab_size = {vocab_size}: a launch needs at least 1 row")
-    rows = GEMV_THREADS // WARP
-    return (vocab_size + rows - 1) // rows, GEMV_THREADS
-
-
-@cuda.jit
-def gemv_logits(x, wte, logits, vocab_size, d_model):
-    """logits[v] = wte[v] · x: the last hidden state against every token's embedding (GPT-2 shares wte with its head).
-
-    x: (d_model,) float32. wte: (vocab_size, d_model) float32, C-contiguous. logits: (vocab_size,) float32.
-    vocab_size, d_model: int32. One warp a row: its lanes read 32 neighbours of the row at a time and add in float32.
-    Launch: ``gemv_logits[gemv_logits_launch(vocab_size)](…)``. Source: Bell and Garland 2008 (their "vector" kernel);
-    the tied head is Press and Wolf 2017.
-    """
-    lane = cuda.threadIdx.x % WARP
-    row = cuda.grid(1) // WARP
-    if row < vocab_size:  # alike for all lanes of a warp: warps stay or go as a whole, so no shuffle misses one
-        total = float32(0)
-        for c in range(lane, d_model, WARP):
-            total += wte[row, c] * x[c]
-        total = warp_sum(total)
-        if lane == 0:
-            logits[row] = total
-
-
-def gemv_logits_reference(x, wte):
-    """NumPy reference of :func:`gemv_logits`: (d_model,) and (vocab_size, d_model) float32, summed in float64."""
-    return (wte.astype(np.float64) @ x.astype(np.float64)).astype(np.float32)
-
-
-# --- the index of the largest element --------------------------------------------------------------------------------
-
-
-def greedy_argmax_launch():
-    """Launch configuration of :func:`greedy_argmax`: ``(grid, block)``, one block."""
-    return 1, ARGMAX_THREADS
-
-
-@cuda.jit(device=True)
-def warp_argmax(value, index):
-    """Largest value of a warp's 32 lanes and its index, in every lane: ``(value, index)``; equal values: lowest index.
-
-    value: float32, not NaN. index: int32. All 32 lanes must call it together.
-    """
-    for step in range(5):
-        other = cuda.shfl_xor_sync(FULL_WARP, value, 16 >> step)
-        other_index = cuda.shfl_xor_sync(FULL_WARP, index, 16 >> step)
-        if other > value or (other == value and other_index < index):
-            value = other
-            index = other_index
-    return value, index
-
-
-@cuda.jit
-def greedy_argmax(logits, out, n):
-    """out[0] = index of the largest logit: greedy decoding. Equal logits: the lowest index.
-
-    logits: (n,) float32. out: (1,) int32. n: int32, at least 1.
-    NaN never wins (every comparison with it is false), where ``np.argmax`` returns the first NaN. If all logits are NaN
-    there is no winner, and out[0] = -1. All -inf gives 0.
-    Launch: ``greedy_argmax[greedy_argmax_launch()](…)``, one block of any multiple of 32 threads.
-    """
-    partial = cuda.shared.array(WARP, float32)
-    partial_index = cuda.shared.array(WARP, int32)
-    tid = cuda.threadIdx.x
-    best = float32(-np.inf)
-    index = int32(n)  # n stands for "none yet": it loses against every real index
-    for i in range(tid, n, cuda.blockDim.x):
-        value = logits[i]
-        if value > best or (value == best and i < index):
-            best = value
-            index = int32(i)
-    best, index = warp_argmax(best, index)
-    if tid % WARP == 0:
-        partial[tid // WARP] = best
-        partial_index[tid // WARP] = index
-    cuda.syncthreads()
-    best = partial[0]
-    index = partial_index[0]
-    for warp in range(1, cuda.blockDim.x // WARP):
-        if partial[warp] > best or (partial[warp] == best and partial_index[warp] < index):
-            best = partial[warp]
-            index = partial_index[warp]
-    if tid == 0:
-        out[0] = index if index < n else -1
-
-
-def greedy_argmax_reference(logits):
-    """NumPy reference of :func:`greedy_argmax`: (n,) float32, returns an int; -1 if all are NaN."""
-    number = ~np.isnan(logits)
-    if not number.any():
-        return -1
-    return int(np.flatnonzero(number & (logits == np.nanmax(logits)))[0])
+    if cols <= 0:
+        raise ValueError(f"{what}: cols = {cols}: a launch needs at least 1 element in a row")
+    warps = (cols + ROW_ELEMENTS * WARP - 1) // (ROW_ELEMENTS * WARP)
+    return min(warps * WARP, ROW_THREADS)

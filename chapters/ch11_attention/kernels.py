@@ -16,8 +16,8 @@ kernel                            what it changes                         floats
 ================================  ======================================  =============================================
 
 ``attention_scores`` and ``attention_values`` are the last versions; ``mha_naive`` launches the three stages. It is
-naive because of what lies between them: n_head * n * n scores, 48 MiB for 12 heads and 1024 tokens, are written, read
-and written by softmax, and read again. Chapter 12 does without them.
+naive because of what lies between them: n_head * n * n scores, 48 MiB for 12 heads and 1024 tokens
+(``attention_scores_bytes``), are written, read and written by softmax, and read again. Chapter 12 does without them.
 """
 
 import math
@@ -180,6 +180,16 @@ def mha_naive(q, k, v, scores, out, n_tokens, n_head, head_dim):
     attention_scores[scores_launch](q, k, scores, n_tokens, head_dim, scale)
     softmax_row[softmax_launch(n_head * n_tokens)](rows, rows, n_tokens)
     attention_values[values_launch](scores, v, out, n_tokens, n_head, head_dim)
+
+
+def attention_scores_bytes(n_head, n_tokens, dtype=np.float32):
+    """Bytes of the matrix of scores, one for each pair of tokens of each head: twice the tokens, four times the bytes.
+
+    dtype: of a score; the kernels here write float32. Raises ValueError if a size is not positive.
+    """
+    if n_tokens <= 0 or n_head <= 0:
+        raise ValueError(f"{n_tokens} tokens, {n_head} heads: attention needs at least 1 token and 1 head")
+    return n_head * n_tokens * n_tokens * np.dtype(dtype).itemsize
 
 
 def attention_scores_reference(q, k, scale):

@@ -1,1 +1,1 @@
-"""Chapter 13: what a language model needs besides matrices: GELU, and choosing the next token."""
+"""Chapter 13: what a language model needs besides matrices: activations, positions, the cache, the next token."""

@@ -64,7 +64,7 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
         """Emit: if ``condition``, report an error at ``node``'s line and stop."""
         site = self.site(node, what, mend)
         self.emit(f"if {condition}:")
-        self.emit(f"    _report(_err, {site}, _bx, _by, _bz, {thread})")
+        self.emit(f"    _report(_err, _U({site}), _bx, _by, _bz, {thread})")
         self.emit("    return")
 
     # -- expressions ----------------------------------------------------------------------------------------
@@ -187,7 +187,9 @@ class _Writer(ast.NodeTransformer):
                 thread = "_tid" if e.lane_level else "-1"
                 e.need.add("_tid")
                 text = ast.unparse(ast.fix_missing_locations(part))
-                rest = f"{array}.shape[{axis}], {axis}, _err, {site}, _bx, _by, _bz, {thread})"
+                text = f"_U({text})" if text.isdecimal() else text
+                # _U(constant): Numba compiles a function anew for each literal that it is called with
+                rest = f"{array}.shape[{axis}], _U({axis}), _err, _U({site}), _bx, _by, _bz, {thread})"
                 text = f"_inside({text}, {rest}"
                 if elements > 1 and axis == len(parts) - 1:
                     text = f"_inside({text} + {elements - 1}, {rest} - {elements - 1}"

@@ -16,7 +16,9 @@ from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights, save_w
 from chapters.ch03_indexing.kernels import bias_add, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv
 from chapters.ch06_shared_tile.kernels import matmul_kernel
-from chapters.ch07_warp_reduce.kernels import gemv_logits, greedy_argmax, layernorm_row
+from chapters.ch07_warp_reduce.argmax import greedy_argmax
+from chapters.ch07_warp_reduce.norms import layernorm_row
+from chapters.ch09_gemm.gemv import gemv_logits
 from chapters.ch10_softmax.kernels import softmax_row
 from chapters.ch11_attention.kernels import attention_scores, attention_values
 from chapters.ch13_llm_ops.kernels import gelu_kernel

@@ -1,0 +1,1 @@
+"""Chapter 5: measuring, or which of two kernels is faster and why."""
