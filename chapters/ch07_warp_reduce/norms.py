@@ -13,9 +13,15 @@ kernel                      what it changes                                     
                             Chan's merge                                                               each element
 ``layernorm_v3_shared_row`` the row stays in shared memory: read once, and           8, 4 (x once)     rows over 4096
                             version 1's two passes cost no more reads                                  floats
+``layernorm_v4_registers``  the row stays in registers, 16 floats a thread, and      8, 4 (x once)     rows over 16384
+                            moves 16 bytes at a time                                                   floats
 ``rmsnorm_v1_two_reads``    one sum, of x²                                           12, 2
 ``rmsnorm_v2_shared_row``   the row stays in shared memory                           8, 2              as above
+``rmsnorm_v3_registers``    the row stays in registers                               8, 2              as above
 ==========================  =======================================================  ================  ================
+
+``layernorm_row`` and ``rmsnorm_row`` are the versions with the row in shared memory: on a GPU that is filled the ones
+with registers are faster, on a processor, which has 16 registers and not 65536, slower.
 
 The tempting one pass, mean(x²) - mean(x)², is not here: it subtracts two large numbers that are nearly equal, and a row
 of values around 3000 with a spread of 1 has no correct digit left in float32.
@@ -26,9 +32,13 @@ import math
 import numpy as np
 from numba import cuda, float32
 
+from chapters.ch04_memory.vectors import load_row4, load_vector4, store_row4
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP, block_sum, row_launch, row_threads
 
 ROW_MAX_FLOATS = 4096  # of the versions that keep a row in shared memory: 16 KiB a block
+FOURS = 4  # loads of 16 bytes a thread of the versions that keep a row in registers
+EACH = 16  # FOURS * 4 floats
+REGISTER_MAX_FLOATS = 1024 * EACH
 
 
 def norm_launch(rows, d_model, what):
@@ -42,6 +52,19 @@ def norm_launch(rows, d_model, what):
             f"layernorm_v2_one_pass or rmsnorm_v1_two_reads, which take any, with row_launch({rows}, 256, …)"
         )
     return row_launch(rows, row_threads(d_model, what), what)
+
+
+def registers_launch(rows, d_model, what):
+    """Launch configuration of a version that keeps a row in registers, 16 floats a thread: ``(grid, block)``.
+
+    Raises ValueError, naming the kernel ``what``, if a size is not positive or d_model is more than 16384.
+    """
+    if not 1 <= d_model <= REGISTER_MAX_FLOATS:
+        raise ValueError(
+            f"{what}: d_model = {d_model}: 1024 threads hold 1 to {REGISTER_MAX_FLOATS} floats in their registers; "
+            "for longer rows there are layernorm_v2_one_pass and rmsnorm_v1_two_reads"
+        )
+    return row_launch(rows, (d_model + WARP * EACH - 1) // (WARP * EACH) * WARP, what)
 
 
 # --- layer norm ------------------------------------------------------------------------------------------------------
@@ -166,6 +189,45 @@ def layernorm_v3_shared_row(x, weight, bias, out, d_model, eps):
         out[row, c] = (kept[c] - mean) * scale * weight[c] + bias[c]
 
 
+@cuda.jit
+def layernorm_v4_registers(x, weight, bias, out, d_model, eps):
+    """Layer norm as :func:`layernorm_v1_two_pass`, the row kept in registers and moved 16 bytes at a time.
+
+    All four loads of a thread are under way before the first number is used. d_model: int32, at most 16384. x, out,
+    weight, bias begin at multiples of 16 bytes; d_model is best a multiple of 4. All else as in version 1.
+    Launch: ``layernorm_v4_registers[registers_launch(rows, d_model, "layernorm")](…)``.
+    """
+    partial = cuda.shared.array(WARP, float32)
+    kept = cuda.local.array(EACH, float32)  # in registers: every loop over it is unrolled, every index a constant
+    row = cuda.blockIdx.x
+    tid = cuda.threadIdx.x
+    zero = float32(0)
+    for i in range(FOURS):
+        c = 4 * (tid + i * cuda.blockDim.x)
+        kept[4 * i], kept[4 * i + 1], kept[4 * i + 2], kept[4 * i + 3] = load_row4(x, row, c, d_model, zero)
+    total = zero
+    for i in range(EACH):
+        total += kept[i]
+    mean = block_sum(total, partial) / float32(d_model)
+    total = zero
+    for i in range(FOURS):
+        for j in range(4):
+            if 4 * (tid + i * cuda.blockDim.x) + j < d_model:  # what lies behind the row counted 0 for the mean only
+                distance = kept[4 * i + j] - mean
+                total += distance * distance
+    variance = block_sum(total, partial) / float32(d_model)
+    scale = float32(1) / math.sqrt(variance + float32(eps))
+    for i in range(FOURS):
+        c = 4 * (tid + i * cuda.blockDim.x)
+        w0, w1, w2, w3 = load_vector4(weight, c, d_model, zero)
+        b0, b1, b2, b3 = load_vector4(bias, c, d_model, zero)
+        y0 = (kept[4 * i] - mean) * scale * w0 + b0
+        y1 = (kept[4 * i + 1] - mean) * scale * w1 + b1
+        y2 = (kept[4 * i + 2] - mean) * scale * w2 + b2
+        y3 = (kept[4 * i + 3] - mean) * scale * w3 + b3
+        store_row4(out, row, c, d_model, y0, y1, y2, y3)
+
+
 layernorm_row = layernorm_v3_shared_row
 
 
@@ -231,6 +293,33 @@ def rmsnorm_v2_shared_row(x, weight, out, d_model, eps):
     scale = float32(1) / math.sqrt(mean_square + float32(eps))
     for c in range(tid, d_model, cuda.blockDim.x):
         out[row, c] = kept[c] * scale * weight[c]
+
+
+@cuda.jit
+def rmsnorm_v3_registers(x, weight, out, d_model, eps):
+    """RMS norm as :func:`rmsnorm_v1_two_reads`, the row kept in registers, as in :func:`layernorm_v4_registers`.
+
+    Launch: ``rmsnorm_v3_registers[registers_launch(rows, d_model, "rmsnorm")](…)``.
+    """
+    partial = cuda.shared.array(WARP, float32)
+    kept = cuda.local.array(EACH, float32)
+    row = cuda.blockIdx.x
+    tid = cuda.threadIdx.x
+    zero = float32(0)
+    for i in range(FOURS):
+        c = 4 * (tid + i * cuda.blockDim.x)
+        kept[4 * i], kept[4 * i + 1], kept[4 * i + 2], kept[4 * i + 3] = load_row4(x, row, c, d_model, zero)
+    total = zero
+    for i in range(EACH):
+        total += kept[i] * kept[i]
+    mean_square = block_sum(total, partial) / float32(d_model)
+    scale = float32(1) / math.sqrt(mean_square + float32(eps))
+    for i in range(FOURS):
+        c = 4 * (tid + i * cuda.blockDim.x)
+        w0, w1, w2, w3 = load_vector4(weight, c, d_model, zero)
+        y0, y1 = kept[4 * i] * scale * w0, kept[4 * i + 1] * scale * w1
+        y2, y3 = kept[4 * i + 2] * scale * w2, kept[4 * i + 3] * scale * w3
+        store_row4(out, row, c, d_model, y0, y1, y2, y3)
 
 
 rmsnorm_row = rmsnorm_v2_shared_row

@@ -23,6 +23,7 @@ from numba import cuda, float32, int32
 
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
 
+from .scan import add
 from .scan_array import ROWS, TILE, scan_launch, scan_offsets_launch, scan_tile_offsets, tiles_of
 
 COMPACT_THREADS = 256
@@ -50,9 +51,10 @@ def compact_v1_atomic(x, values, indices, count, n, threshold):
     Launch: ``compact_v1_atomic[compact_launch(n)](…)``.
     """
     for i in range(cuda.grid(1), n, cuda.gridsize(1)):
-        if x[i] > float32(threshold):
+        value = x[i]
+        if value > float32(threshold):
             place = cuda.atomic.add(count, 0, 1)
-            values[place] = x[i]
+            values[place] = value
             indices[place] = i
 
 
@@ -116,11 +118,13 @@ def compact_v3_count(x, counts, n, threshold):
     tile = cuda.grid(1) // WARP
     begin = tile * TILE
     if begin < n:
-        kept = int32(0)
+        mine = int32(0)
         for i in range(begin + lane, min(begin + TILE, n), WARP):
-            kept += 1 if x[i] > limit else 0
+            if x[i] > limit:
+                mine += 1
+        kept = int32(mine)  # mine is an int64, as every sum of Numba's: shuffles of 32 bits take half as long
         for step in range(5):
-            kept += cuda.shfl_xor_sync(FULL_WARP, kept, 16 >> step)
+            kept = add(kept, cuda.shfl_xor_sync(FULL_WARP, kept, 16 >> step))
         if lane == 0:
             counts[tile] = kept
 

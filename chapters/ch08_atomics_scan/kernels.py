@@ -11,7 +11,7 @@ kernel                       what it changes                   global atomics   
 ``histogram_v2_privatised``  an atomic a key, in bins of the   n_bins a block at      many bins (at most 4096 fit);
                              block's own in shared memory      most                   few keys a bin: to merge the
                                                                                       blocks costs more than v1
-``histogram_v3_coarsened``   four keys are read before the     as v2                  keys alike: the 32 lanes of a
+``histogram_v3_coarsened``   eight keys are read before the    as v2                  keys alike: the 32 lanes of a
                              first is counted                                         warp queue at one bin
 ``histogram_v4_copies``      up to 32 copies of each bin: a    as v2                  few keys: there are more bins to
                              lane counts in one of them                               clear and to add up; above 2048
@@ -27,9 +27,9 @@ import numpy as np
 from numba import cuda, int32
 
 HISTOGRAM_THREADS = 256
-HISTOGRAM_BLOCKS = 1024  # enough to fill any GPU of today; more would only add merges
+HISTOGRAM_BLOCKS = 512  # four for each multiprocessor of a large GPU, all at a time; more would only add merges
 MAX_SHARED_BINS = 4096  # 16 KB a block: with eight blocks on a multiprocessor, what most GPUs have
-KEYS_AT_ONCE = 4
+KEYS_AT_ONCE = 8
 
 
 # --- launch configurations -------------------------------------------------------------------------------------------
@@ -124,25 +124,22 @@ def histogram_v2_privatised(keys, counts, n, n_bins):
 
 @cuda.jit
 def histogram_v3_coarsened(keys, counts, n, n_bins):
-    """counts[b] += number of keys equal to b, rung 3: a thread has four reads under way before it counts.
+    """counts[b] += number of keys equal to b, rung 3: a thread has eight reads under way before it counts.
 
     The compiler cannot do this by itself: as far as it knows, an atomic may change the next key, so it reads that only
-    afterwards, and each round waits for memory once. Four reads together wait as long as one.
+    afterwards, and each round waits for memory once. Eight reads together wait as long as one.
     Arguments and launch as :func:`histogram_v2_privatised`. Source: Hwu, Kirk, El Hajj 2022, "Programming Massively
     Parallel Processors", section 9.5.
     """
     bins = cuda.shared.array(MAX_SHARED_BINS, int32)
+    ahead = cuda.local.array(KEYS_AT_ONCE, int32)  # in registers: loops of known length are unrolled
     clear_bins(bins, n_bins)
     stride = cuda.gridsize(1)
     for i in range(cuda.grid(1), n, KEYS_AT_ONCE * stride):
-        first = read_key(keys, i, n)
-        second = read_key(keys, i + stride, n)
-        third = read_key(keys, i + 2 * stride, n)
-        fourth = read_key(keys, i + 3 * stride, n)
-        count_key(bins, first, n_bins)
-        count_key(bins, second, n_bins)
-        count_key(bins, third, n_bins)
-        count_key(bins, fourth, n_bins)
+        for j in range(KEYS_AT_ONCE):  # all reads are under way before the first key is needed
+            ahead[j] = read_key(keys, i + j * stride, n)
+        for j in range(KEYS_AT_ONCE):
+            count_key(bins, ahead[j], n_bins)
     merge_bins(bins, counts, n_bins)
 
 
@@ -164,6 +161,7 @@ def histogram_v4_copies(keys, counts, n, n_bins):
     Histogram Computation on GPU".
     """
     bins = cuda.shared.array(MAX_SHARED_BINS, int32)
+    ahead = cuda.local.array(KEYS_AT_ONCE, int32)
     log_copies = 5
     while n_bins << log_copies > MAX_SHARED_BINS:
         log_copies -= 1
@@ -172,14 +170,10 @@ def histogram_v4_copies(keys, counts, n, n_bins):
     clear_bins(bins, n_bins << log_copies)
     stride = cuda.gridsize(1)
     for i in range(cuda.grid(1), n, KEYS_AT_ONCE * stride):
-        first = read_key(keys, i, n)
-        second = read_key(keys, i + stride, n)
-        third = read_key(keys, i + 2 * stride, n)
-        fourth = read_key(keys, i + 3 * stride, n)
-        count_copy(bins, first, n_bins, log_copies, copy)
-        count_copy(bins, second, n_bins, log_copies, copy)
-        count_copy(bins, third, n_bins, log_copies, copy)
-        count_copy(bins, fourth, n_bins, log_copies, copy)
+        for j in range(KEYS_AT_ONCE):
+            ahead[j] = read_key(keys, i + j * stride, n)
+        for j in range(KEYS_AT_ONCE):
+            count_copy(bins, ahead[j], n_bins, log_copies, copy)
     cuda.syncthreads()
     for b in range(cuda.threadIdx.x, n_bins, cuda.blockDim.x):
         total = int32(0)

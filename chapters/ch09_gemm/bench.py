@@ -1,0 +1,110 @@
+"""What ``make bench CH=09`` measures: the products in float32 and float16, and a matrix times one row."""
+
+import numpy as np
+
+from chapters.ch06_shared_tile import kernels as ch06
+from chapters.ch09_gemm import gemv, tensor_core
+from chapters.ch09_gemm import kernels as ch09
+from common.bench import Ladder
+
+
+def _product(rng, size, dtype):
+    M, N, K = size
+    A = rng.standard_normal((M, K), dtype=np.float32).astype(dtype)
+    B = rng.standard_normal((K, N), dtype=np.float32).astype(dtype)
+    return {"A": A, "B": B, "out": np.zeros((M, N), np.float32), "M": M, "N": N, "K": K}
+
+
+def _launch(kernel, launch):
+    return lambda a: kernel[launch(a.M, a.N)](a.A, a.B, a.out, a.M, a.N, a.K)
+
+
+def _torch_matmul(a):
+    import torch
+
+    torch.matmul(a.A, a.B, out=a.out)
+
+
+def _torch_half(a):
+    import torch
+
+    a.out.copy_(torch.matmul(a.A, a.B))  # cuBLAS writes float16; ours float32
+
+
+def _torch_gemv(a):
+    import torch
+
+    torch.mv(a.wte, a.x, out=a.out)
+
+
+def _gemv(rng, size):
+    rows, cols = size
+    wte = rng.standard_normal((rows, cols), dtype=np.float32)
+    x = rng.standard_normal(cols, dtype=np.float32)
+    return {"x": x, "wte": wte, "out": np.zeros(rows, np.float32), "rows": rows, "cols": cols}
+
+
+def _gemv_launch(kernel, launch):
+    return lambda a: kernel[launch(a.rows)](a.x, a.wte, a.out, a.rows, a.cols)
+
+
+LADDERS = [
+    Ladder(
+        name="gemm",
+        title="C = A @ B in float32, (M, N, K)",
+        unit="GFLOP/s",
+        share="library",
+        sizes={
+            "cpu": [(256, 256, 256), (1024, 1024, 1024)],
+            "gpu": [(512, 512, 512), (2048, 2048, 2048), (4096, 4096, 4096), (1024, 3072, 768)],
+        },
+        make=lambda rng, s: _product(rng, s, np.float32),
+        work=lambda s: 2 * s[0] * s[1] * s[2],
+        versions={
+            "matmul_v1_naive": _launch(ch06.matmul_v1_naive, ch06.matmul_launch),
+            "matmul_v3_any_shape": _launch(ch06.matmul_v3_any_shape, ch06.matmul_launch),
+            "gemm_v1_register_tile": _launch(ch09.gemm_v1_register_tile, ch09.gemm_v1_launch),
+            "gemm_v2_vector_loads": _launch(ch09.gemm_v2_vector_loads, ch09.gemm_launch),
+            "gemm_v3_double_buffer": _launch(ch09.gemm_v3_double_buffer, ch09.gemm_launch),
+        },
+        expected=lambda a: ch09.gemm_reference(a.A, a.B),
+        library={"cpu": ("NumPy", lambda a: np.matmul(a.A, a.B, out=a.out)), "gpu": ("cuBLAS (torch)", _torch_matmul)},
+        tolerance=1e-4,
+    ),
+    Ladder(
+        name="gemm_half",
+        title="C = A @ B, A and B in float16, (M, N, K)",
+        unit="GFLOP/s",
+        share="library",
+        sizes={"cpu": [(128, 128, 128)], "gpu": [(512, 512, 512), (2048, 2048, 2048), (4096, 4096, 4096)]},
+        make=lambda rng, s: _product(rng, s, np.float16),
+        work=lambda s: 2 * s[0] * s[1] * s[2],
+        versions={
+            "gemm_v4_half_storage": _launch(tensor_core.gemm_v4_half_storage, ch09.gemm_launch),
+            "gemm_v5_tensor_core": _launch(tensor_core.gemm_v5_tensor_core, tensor_core.gemm_v5_launch),
+        },
+        expected=lambda a: tensor_core.gemm_half_reference(a.A, a.B),
+        library={
+            "cpu": ("NumPy", lambda a: np.matmul(a.A.astype(np.float32), a.B.astype(np.float32), out=a.out)),
+            "gpu": ("cuBLAS (torch)", _torch_half),
+        },
+        tolerance=2e-3,
+    ),
+    Ladder(
+        name="gemv",
+        title="Matrix times vector, (rows, columns)",
+        unit="GB/s",
+        sizes={"cpu": [(768, 768), (50257, 768)], "gpu": [(768, 768), (50257, 768), (65536, 4096)]},
+        make=_gemv,
+        work=lambda s: 4 * s[0] * s[1],
+        versions={
+            "gemv_v1_thread_per_row": _gemv_launch(gemv.gemv_v1_thread_per_row, gemv.gemv_v1_launch),
+            "gemv_v2_warp_per_row": _gemv_launch(gemv.gemv_v2_warp_per_row, gemv.gemv_logits_launch),
+            "gemv_v3_vector": _gemv_launch(gemv.gemv_v3_vector, gemv.gemv_logits_launch),
+        },
+        expected=lambda a: gemv.gemv_logits_reference(a.x, a.wte),
+        library={"cpu": ("NumPy", lambda a: np.dot(a.wte, a.x, out=a.out)), "gpu": ("cuBLAS (torch)", _torch_gemv)},
+        tolerance=1e-4,
+    ),
+]
+QUICK = {"gemm": [(256, 256, 256)], "gemm_half": [(128, 128, 128)], "gemv": [(4096, 768)]}
