@@ -46,7 +46,8 @@ class Ladder:
     work(size) -> float: bytes an ideal kernel moves, or operations.
     versions: name -> function(a) that launches, where ``a`` has the arguments as attributes (arrays on the device).
     expected(a) -> the array that ``a.out`` must be close to; ``a`` has NumPy arrays.
-    library: backend -> (its name, function(a)), with NumPy arrays on the CPU and torch tensors on the GPU; optional.
+    library: backend -> (its name, function(a)), with NumPy arrays on the CPU and torch tensors on the GPU; optional. It
+    fills ``a.out``, or puts a new tensor there where the library has no other way.
     fits(name, size) -> bool: False leaves a version out at a size; optional.
     tolerance: largest difference to the reference, relative to its largest value.
     share: what a figure is compared with in the table: "copy" (the device's copy bandwidth) or "library".

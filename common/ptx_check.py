@@ -153,8 +153,9 @@ def _compile(entry, kinds, cc):
     kernel = importlib.import_module(entry["module"])
     for part in entry["qualname"].split("."):
         kernel = getattr(kernel, part)
-    fastmath = bool(kernel.targetoptions.get("fastmath"))
-    ptx, _ = cuda.compile_ptx(kernel.py_func, tuple(map(_numba_type, kinds)), cc=cc, fastmath=fastmath)
+    given = kernel.targetoptions
+    options = {name: given[name] for name in ("fastmath", "launch_bounds") if given.get(name)}
+    ptx, _ = cuda.compile_ptx(kernel.py_func, tuple(map(_numba_type, kinds)), cc=cc, **options)
     return {"lines": ptx.count("\n") + 1, "bytes": len(ptx)} | assemble(ptx, cc)
 
 

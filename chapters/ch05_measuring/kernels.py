@@ -4,6 +4,9 @@ A kernel that does ``steps`` fused multiply-adds on every float it loads does ``
 (one float read, one written): its *arithmetic intensity* is ``steps / 4`` operations a byte. With few steps the
 memory sets the pace, with many the arithmetic units do, and the bend between lies where both take equally long.
 
+The inner loops are written with ``while``, not ``for _ in range(steps)``: numba-cuda's range counts with three integer
+instructions a turn, which would be more than the step itself. Where the body is long this does not matter.
+
 ==========================  ===============================================  ==========================================
 kernel                      what it changes                                  when it loses
 ==========================  ===============================================  ==========================================
@@ -13,9 +16,11 @@ kernel                      what it changes                                  whe
                             wait for each other                              four times the registers
 ``fma_chain_v3_float4``     the four floats are neighbours: one load of 16   arrays that do not begin at a multiple of
                             bytes brings them                                16 bytes
+``fma_chain_v4_unrolled``   eight steps a turn of the loop: its counting     fewer than eight steps: the added test is
+                            and jumping take less of the time                all there is
 ==========================  ===============================================  ==========================================
 
-All three compute the same, take the same arguments and any launch; ``fma_chain_launch`` gives a good one, and
+All four compute the same, take the same arguments and any launch; ``fma_chain_launch`` gives a good one, and
 ``fma_chain_few_launch`` one with as few warps as you like. ``fma_chain`` is the last one.
 
 ``busy_kernel`` computes for as long as it is told and touches no memory but for one number: something to wait for.
@@ -28,7 +33,8 @@ from chapters.ch02_launch.kernels import MAX_THREADS
 from chapters.ch03_indexing.kernels import blocks_grid_stride
 from common.ptx import load_float4, store_float4
 
-CHAINS = 4  # floats a thread of v2 and v3 has in hand at a time
+CHAINS = 4  # floats a thread of v2 to v4 has in hand at a time
+UNROLL = 8  # steps a turn of v4's loop
 BYTES_PER_FLOAT = 8  # moved: 4 read, 4 written
 FLOPS_PER_STEP = 2  # a multiplication and an addition, though one instruction does both
 
@@ -70,8 +76,10 @@ def fma_chain_v1_one(x, out, a, b, steps, n):
     """
     for i in range(cuda.grid(1), n, cuda.gridsize(1)):
         y = x[i]
-        for _ in range(steps):
+        step = 0
+        while step < steps:
             y = a * y + b  # needs the y of the step before: some cycles of waiting, unless other warps fill them
+            step += 1
         out[i] = y
 
 
@@ -92,11 +100,13 @@ def fma_chain_v2_four(x, out, a, b, steps, n):
             y2 = x[i2]
         if i3 < n:
             y3 = x[i3]
-        for _ in range(steps):
+        step = 0
+        while step < steps:
             y0 = a * y0 + b  # four steps that need nothing from each other: the next begins before this one ends
             y1 = a * y1 + b
             y2 = a * y2 + b
             y3 = a * y3 + b
+            step += 1
         out[i0] = y0
         if i1 < n:
             out[i1] = y1
@@ -116,20 +126,57 @@ def fma_chain_v3_float4(x, out, a, b, steps, n):
     quads = n // CHAINS
     for quad in range(cuda.grid(1), quads, cuda.gridsize(1)):
         y0, y1, y2, y3 = load_float4(x, CHAINS * quad)
-        for _ in range(steps):
+        step = 0
+        while step < steps:
             y0 = a * y0 + b
             y1 = a * y1 + b
             y2 = a * y2 + b
             y3 = a * y3 + b
+            step += 1
         store_float4(out, CHAINS * quad, y0, y1, y2, y3)
     for i in range(CHAINS * quads + cuda.grid(1), n, cuda.gridsize(1)):
         y = x[i]
-        for _ in range(steps):
+        step = 0
+        while step < steps:
             y = a * y + b
+            step += 1
         out[i] = y
 
 
-fma_chain = fma_chain_v3_float4
+@cuda.jit
+def fma_chain_v4_unrolled(x, out, a, b, steps, n):
+    """Like :func:`fma_chain_v3_float4`, eight steps a turn of the loop: counting and jumping once for 32 steps.
+
+    Arguments and launch as there.
+    """
+    quads = n // CHAINS
+    for quad in range(cuda.grid(1), quads, cuda.gridsize(1)):
+        y0, y1, y2, y3 = load_float4(x, CHAINS * quad)
+        step = 0
+        while step + UNROLL <= steps:
+            for _ in range(UNROLL):  # a constant: the compiler writes the body eight times and no loop
+                y0 = a * y0 + b
+                y1 = a * y1 + b
+                y2 = a * y2 + b
+                y3 = a * y3 + b
+            step += UNROLL
+        while step < steps:
+            y0 = a * y0 + b
+            y1 = a * y1 + b
+            y2 = a * y2 + b
+            y3 = a * y3 + b
+            step += 1
+        store_float4(out, CHAINS * quad, y0, y1, y2, y3)
+    for i in range(CHAINS * quads + cuda.grid(1), n, cuda.gridsize(1)):
+        y = x[i]
+        step = 0
+        while step < steps:
+            y = a * y + b
+            step += 1
+        out[i] = y
+
+
+fma_chain = fma_chain_v4_unrolled
 
 
 def fma_chain_reference(x, a, b, steps):

@@ -4,7 +4,7 @@ import numpy as np
 
 from chapters.ch07_warp_reduce import argmax as ch07_argmax
 from chapters.ch07_warp_reduce import kernels as ch07
-from chapters.ch07_warp_reduce import norms
+from chapters.ch07_warp_reduce import norms, rmsnorm
 from common.bench import Ladder
 
 EPS = np.float32(1e-5)
@@ -36,13 +36,13 @@ def _numpy_rmsnorm(a):
 def _torch_layernorm(a):
     import torch
 
-    a.out.copy_(torch.nn.functional.layer_norm(a.x, (a.cols,), a.weight, a.bias, float(EPS)))
+    a.out = torch.nn.functional.layer_norm(a.x, (a.cols,), a.weight, a.bias, float(EPS))
 
 
 def _torch_rmsnorm(a):
     import torch
 
-    a.out.copy_(torch.nn.functional.rms_norm(a.x, (a.cols,), a.weight, float(EPS)))
+    a.out = torch.nn.functional.rms_norm(a.x, (a.cols,), a.weight, float(EPS))
 
 
 LADDERS = [
@@ -97,10 +97,15 @@ LADDERS = [
         make=_norm_inputs,
         work=lambda s: 8 * s[0] * s[1],
         versions={
-            kernel.__name__: lambda a, kernel=kernel: kernel[norms.layernorm_launch(a.rows, a.cols)](
+            kernel.__name__: lambda a, kernel=kernel, launch=launch: kernel[launch(a.rows, a.cols)](
                 a.x, a.weight, a.bias, a.out, a.cols, EPS
             )
-            for kernel in (norms.layernorm_v1_two_pass, norms.layernorm_v2_one_pass, norms.layernorm_v3_shared_row)
+            for kernel, launch in (
+                (norms.layernorm_v1_two_pass, norms.layernorm_launch),
+                (norms.layernorm_v2_one_pass, norms.layernorm_launch),
+                (norms.layernorm_v3_shared_row, norms.layernorm_launch),
+                (norms.layernorm_v4_registers, lambda rows, cols: norms.registers_launch(rows, cols, "layernorm")),
+            )
         },
         expected=lambda a: norms.layernorm_reference(a.x, a.weight, a.bias, EPS),
         library={"cpu": ("NumPy", _numpy_layernorm), "gpu": ("torch", _torch_layernorm)},
@@ -113,12 +118,16 @@ LADDERS = [
         make=_norm_inputs,
         work=lambda s: 8 * s[0] * s[1],
         versions={
-            kernel.__name__: lambda a, kernel=kernel: kernel[norms.rmsnorm_launch(a.rows, a.cols)](
+            kernel.__name__: lambda a, kernel=kernel, launch=launch: kernel[launch(a.rows, a.cols)](
                 a.x, a.weight, a.out, a.cols, EPS
             )
-            for kernel in (norms.rmsnorm_v1_two_reads, norms.rmsnorm_v2_shared_row)
+            for kernel, launch in (
+                (rmsnorm.rmsnorm_v1_two_reads, rmsnorm.rmsnorm_launch),
+                (rmsnorm.rmsnorm_v2_shared_row, rmsnorm.rmsnorm_launch),
+                (rmsnorm.rmsnorm_v3_registers, lambda rows, cols: norms.registers_launch(rows, cols, "rmsnorm")),
+            )
         },
-        expected=lambda a: norms.rmsnorm_reference(a.x, a.weight, EPS),
+        expected=lambda a: rmsnorm.rmsnorm_reference(a.x, a.weight, EPS),
         library={"cpu": ("NumPy", _numpy_rmsnorm), "gpu": ("torch", _torch_rmsnorm)},
     ),
 ]

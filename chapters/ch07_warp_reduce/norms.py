@@ -1,4 +1,4 @@
-"""Chapter 7, normalisation: each row of a matrix gets mean 0 and variance 1 (layer norm), or mean square 1 (RMS norm).
+"""Chapter 7, layer norm: each row of a matrix gets mean 0 and variance 1.
 
 The row's statistics are reductions over a block, and every element needs them: the row is needed again once they are
 known. Where it waits in the meantime is what the versions differ in. Bytes are those of an element of float32 as they
@@ -15,13 +15,10 @@ kernel                      what it changes                                     
                             version 1's two passes cost no more reads                                  floats
 ``layernorm_v4_registers``  the row stays in registers, 16 floats a thread, and      8, 4 (x once)     rows over 16384
                             moves 16 bytes at a time                                                   floats
-``rmsnorm_v1_two_reads``    one sum, of x²                                           12, 2
-``rmsnorm_v2_shared_row``   the row stays in shared memory                           8, 2              as above
-``rmsnorm_v3_registers``    the row stays in registers                               8, 2              as above
 ==========================  =======================================================  ================  ================
 
-``layernorm_row`` and ``rmsnorm_row`` are the versions with the row in shared memory: on a GPU that is filled the ones
-with registers are faster, on a processor, which has 16 registers and not 65536, slower.
+``layernorm_row`` is the version with the row in shared memory: on a GPU that is filled the one with registers is faster,
+on a processor, which has 16 registers and not 65536, slower. RMS norm, which Llama uses, is in ``rmsnorm.py``.
 
 The tempting one pass, mean(x²) - mean(x)², is not here: it subtracts two large numbers that are nearly equal, and a row
 of values around 3000 with a spread of 1 has no correct digit left in float32.
@@ -237,95 +234,3 @@ def layernorm_reference(x, weight, bias, eps):
     centred = x - x.mean(axis=1, keepdims=True)
     normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
     return (normal * weight + bias).astype(np.float32)
-
-
-# --- RMS norm --------------------------------------------------------------------------------------------------------
-
-
-def rmsnorm_launch(rows, d_model):
-    """Launch configuration of :func:`rmsnorm_row`, good for both versions: ``(grid, block)``, one block a row.
-
-    Raises ValueError if a size is not positive or d_model is more than 4096.
-    """
-    return norm_launch(rows, d_model, "rmsnorm_row")
-
-
-@cuda.jit
-def rmsnorm_v1_two_reads(x, weight, out, d_model, eps):
-    """out[r] = x[r] / sqrt(mean of x[r]² + eps) * weight: no mean is taken off and no bias put on; one block a row.
-
-    x, out: (rows, d_model) float32, C-contiguous; ``out`` may be ``x`` itself. weight: (d_model,) float32. d_model:
-    int32. eps: float, 1e-5 in Llama 2 and 3. Squares overflow float32 from 1.8e19 on, and such a row becomes 0, NaN
-    where it holds ±inf; a row with NaN becomes NaN.
-    Launch: ``rmsnorm_v1_two_reads[rmsnorm_launch(rows, d_model)](…)``, any block of full warps.
-    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
-    """
-    partial = cuda.shared.array(WARP, float32)
-    row = cuda.blockIdx.x
-    tid = cuda.threadIdx.x
-    total = float32(0)
-    for c in range(tid, d_model, cuda.blockDim.x):
-        value = x[row, c]
-        total += value * value
-    mean_square = block_sum(total, partial) / float32(d_model)
-    scale = float32(1) / math.sqrt(mean_square + float32(eps))
-    for c in range(tid, d_model, cuda.blockDim.x):
-        out[row, c] = x[row, c] * scale * weight[c]
-
-
-@cuda.jit
-def rmsnorm_v2_shared_row(x, weight, out, d_model, eps):
-    """RMS norm as :func:`rmsnorm_v1_two_reads`, the row kept in shared memory: x is read once.
-
-    d_model: int32, at most 4096; the kernel does not look, :func:`rmsnorm_launch` does. All else as in version 1.
-    Launch: ``rmsnorm_v2_shared_row[rmsnorm_launch(rows, d_model)](…)``, any block of full warps.
-    """
-    partial = cuda.shared.array(WARP, float32)
-    kept = cuda.shared.array(ROW_MAX_FLOATS, float32)
-    row = cuda.blockIdx.x
-    tid = cuda.threadIdx.x
-    total = float32(0)
-    for c in range(tid, d_model, cuda.blockDim.x):
-        value = x[row, c]
-        kept[c] = value
-        total += value * value
-    mean_square = block_sum(total, partial) / float32(d_model)
-    scale = float32(1) / math.sqrt(mean_square + float32(eps))
-    for c in range(tid, d_model, cuda.blockDim.x):
-        out[row, c] = kept[c] * scale * weight[c]
-
-
-@cuda.jit
-def rmsnorm_v3_registers(x, weight, out, d_model, eps):
-    """RMS norm as :func:`rmsnorm_v1_two_reads`, the row kept in registers, as in :func:`layernorm_v4_registers`.
-
-    Launch: ``rmsnorm_v3_registers[registers_launch(rows, d_model, "rmsnorm")](…)``.
-    """
-    partial = cuda.shared.array(WARP, float32)
-    kept = cuda.local.array(EACH, float32)
-    row = cuda.blockIdx.x
-    tid = cuda.threadIdx.x
-    zero = float32(0)
-    for i in range(FOURS):
-        c = 4 * (tid + i * cuda.blockDim.x)
-        kept[4 * i], kept[4 * i + 1], kept[4 * i + 2], kept[4 * i + 3] = load_row4(x, row, c, d_model, zero)
-    total = zero
-    for i in range(EACH):
-        total += kept[i] * kept[i]
-    mean_square = block_sum(total, partial) / float32(d_model)
-    scale = float32(1) / math.sqrt(mean_square + float32(eps))
-    for i in range(FOURS):
-        c = 4 * (tid + i * cuda.blockDim.x)
-        w0, w1, w2, w3 = load_vector4(weight, c, d_model, zero)
-        y0, y1 = kept[4 * i] * scale * w0, kept[4 * i + 1] * scale * w1
-        y2, y3 = kept[4 * i + 2] * scale * w2, kept[4 * i + 3] * scale * w3
-        store_row4(out, row, c, d_model, y0, y1, y2, y3)
-
-
-rmsnorm_row = rmsnorm_v2_shared_row
-
-
-def rmsnorm_reference(x, weight, eps):
-    """NumPy reference of the ``rmsnorm`` kernels: (rows, d_model) float32, in float64 inside, returns float32."""
-    x = x.astype(np.float64)
-    return (x / np.sqrt((x**2).mean(axis=1, keepdims=True) + eps) * weight).astype(np.float32)

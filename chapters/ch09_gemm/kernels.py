@@ -28,6 +28,7 @@ from numba import cuda, float32
 
 from common.ptx import load_float4, store_float4
 
+from ..ch04_memory.vectors import load_row4, store_row4
 from ..ch06_shared_tile.kernels import matmul_reference
 
 GRID_ROWS = 65535  # the most blocks a grid has along y
@@ -143,39 +144,18 @@ def element_or_zero(X, row, col, rows, cols):
 
 @cuda.jit(device=True)
 def load_four(X, row, col, rows, cols):
-    """X[row, col : col + 4] of a float32 array of shape (rows, cols), 0 outside; ``col`` is a multiple of 4.
-
-    One load of 16 bytes where every row begins at a multiple of 16 bytes (cols a multiple of 4: then four elements are
-    all inside or all outside), otherwise one by one.
-    """
-    if cols % 4 == 0:
-        if row < rows and col < cols:
-            return load_float4(X, (row, col))
-        return float32(0), float32(0), float32(0), float32(0)
-    return (
-        element_or_zero(X, row, col, rows, cols),
-        element_or_zero(X, row, col + 1, rows, cols),
-        element_or_zero(X, row, col + 2, rows, cols),
-        element_or_zero(X, row, col + 3, rows, cols),
-    )
+    """X[row, col : col + 4] of a float32 array of shape (rows, cols), 0 outside; ``col`` is a multiple of 4."""
+    zero = float32(0)
+    if row < rows:
+        return load_row4(X, row, col, cols, zero)
+    return zero, zero, zero, zero
 
 
 @cuda.jit(device=True)
 def store_four(X, row, col, rows, cols, a, b, c, d):
     """X[row, col : col + 4] = a, b, c, d; what lies outside of (rows, cols) is not written. As :func:`load_four`."""
     if row < rows:
-        if cols % 4 == 0:
-            if col < cols:
-                store_float4(X, (row, col), a, b, c, d)
-        else:
-            if col < cols:
-                X[row, col] = a
-            if col + 1 < cols:
-                X[row, col + 1] = b
-            if col + 2 < cols:
-                X[row, col + 2] = c
-            if col + 3 < cols:
-                X[row, col + 3] = d
+        store_row4(X, row, col, cols, a, b, c, d)
 
 
 @cuda.jit

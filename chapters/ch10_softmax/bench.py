@@ -21,7 +21,7 @@ def _numpy_softmax(a):
 def _torch_softmax(a):
     import torch
 
-    torch.softmax(a.x, 1, out=a.out)
+    a.out = torch.softmax(a.x, 1)
 
 
 def _torch_logsumexp(a):

@@ -7,11 +7,17 @@ from hypothesis import strategies as st
 from numba import cuda
 
 from chapters.ch07_warp_reduce import norms as ch07
+from chapters.ch07_warp_reduce import rmsnorm as rms
 
 SIZES = [1, 31, 33, 127, 4096]
 ROWS = [1, 7]
-LAYERNORMS = [ch07.layernorm_v1_two_pass, ch07.layernorm_v2_one_pass, ch07.layernorm_v3_shared_row]
-RMSNORMS = [ch07.rmsnorm_v1_two_reads, ch07.rmsnorm_v2_shared_row]
+LAYERNORMS = [
+    ch07.layernorm_v1_two_pass,
+    ch07.layernorm_v2_one_pass,
+    ch07.layernorm_v3_shared_row,
+    ch07.layernorm_v4_registers,
+]
+RMSNORMS = [rms.rmsnorm_v1_two_reads, rms.rmsnorm_v2_shared_row, rms.rmsnorm_v3_registers]
 ROUNDING = dict(rtol=1e-5, atol=3e-6)  # some tens of roundings of 2^-24 on values of order 1
 
 
@@ -39,11 +45,15 @@ def run(kernel, launch, x, *parameters, eps):
 
 
 def layernorm(kernel, x, weight, bias, eps=1e-5, launch=None):
+    if kernel is ch07.layernorm_v4_registers:
+        launch = ch07.registers_launch(*x.shape, "layernorm")
     return run(kernel, launch or ch07.layernorm_launch(*x.shape), x, weight, bias, eps=eps)
 
 
 def rmsnorm(kernel, x, weight, eps=1e-5, launch=None):
-    return run(kernel, launch or ch07.rmsnorm_launch(*x.shape), x, weight, eps=eps)
+    if kernel is rms.rmsnorm_v3_registers:
+        launch = ch07.registers_launch(*x.shape, "rmsnorm")
+    return run(kernel, launch or rms.rmsnorm_launch(*x.shape), x, weight, eps=eps)
 
 
 # --- layer norm ------------------------------------------------------------------------------------------------------
@@ -171,7 +181,7 @@ def test_merging_nothing_changes_nothing():
 def test_rmsnorm(rng, kernel, rows, d_model):
     x = rng.standard_normal((rows, d_model), dtype=np.float32) * 3 + 2
     weight = rng.standard_normal(d_model, dtype=np.float32)
-    expected = ch07.rmsnorm_reference(x, weight, 1e-5)
+    expected = rms.rmsnorm_reference(x, weight, 1e-5)
     np.testing.assert_allclose(rmsnorm(kernel, x, weight), expected, **ROUNDING)
 
 
@@ -179,7 +189,7 @@ def test_rmsnorm(rng, kernel, rows, d_model):
 def test_rmsnorm_in_blocks_of_three_warps(rng, kernel):
     x, weight = rng.standard_normal((3, 4096), dtype=np.float32), rng.standard_normal(4096, dtype=np.float32)
     found = rmsnorm(kernel, x, weight, launch=(3, 96))
-    np.testing.assert_allclose(found, ch07.rmsnorm_reference(x, weight, 1e-5), **ROUNDING)
+    np.testing.assert_allclose(found, rms.rmsnorm_reference(x, weight, 1e-5), **ROUNDING)
 
 
 @every_rmsnorm
@@ -202,9 +212,9 @@ def test_rmsnorm_in_place_and_special_values(rng, kernel):
     x = rng.standard_normal((4, 133), dtype=np.float32)
     x[1, 107], x[2, 100], x[3, 5] = np.nan, -np.inf, 2e19
     device_x, ones = cuda.to_device(x), np.ones(133, np.float32)
-    kernel[ch07.rmsnorm_launch(4, 133)](device_x, cuda.to_device(ones), device_x, 133, 1e-5)
+    kernel[rms.rmsnorm_launch(4, 133)](device_x, cuda.to_device(ones), device_x, 133, 1e-5)
     found = device_x.copy_to_host()
-    np.testing.assert_allclose(found[0], ch07.rmsnorm_reference(x[:1], ones, 1e-5)[0], **ROUNDING)
+    np.testing.assert_allclose(found[0], rms.rmsnorm_reference(x[:1], ones, 1e-5)[0], **ROUNDING)
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(found[2], np.where(np.arange(133) == 100, np.float32(np.nan), np.float32(0)))
     np.testing.assert_array_equal(found[3], 0)
@@ -214,22 +224,22 @@ def test_rmsnorm_has_no_index_outside_the_arrays(rng, monkeypatch):
     monkeypatch.setenv("MINI_CHECK", "1")
     x, weight = rng.standard_normal((3, 129), dtype=np.float32), rng.standard_normal(129, dtype=np.float32)
     out = np.zeros_like(x)
-    ch07.rmsnorm_row[ch07.rmsnorm_launch(3, 129)](x, weight, out, 129, 1e-5)
-    np.testing.assert_allclose(out, ch07.rmsnorm_reference(x, weight, 1e-5), **ROUNDING)
+    rms.rmsnorm_row[rms.rmsnorm_launch(3, 129)](x, weight, out, 129, 1e-5)
+    np.testing.assert_allclose(out, rms.rmsnorm_reference(x, weight, 1e-5), **ROUNDING)
 
 
 def test_rmsnorm_agrees_with_torch(rng):
     torch = pytest.importorskip("torch")
     x, weight = rng.standard_normal((5, 1025), dtype=np.float32), rng.standard_normal(1025, dtype=np.float32)
     expected = torch.nn.functional.rms_norm(torch.tensor(x), (1025,), torch.tensor(weight), 1e-5).numpy()
-    np.testing.assert_allclose(rmsnorm(ch07.rmsnorm_row, x, weight), expected, **ROUNDING)
+    np.testing.assert_allclose(rmsnorm(rms.rmsnorm_row, x, weight), expected, **ROUNDING)
 
 
 # --- launch configurations -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "launch, name", [(ch07.layernorm_launch, "layernorm_row"), (ch07.rmsnorm_launch, "rmsnorm_row")]
+    "launch, name", [(ch07.layernorm_launch, "layernorm_row"), (rms.rmsnorm_launch, "rmsnorm_row")]
 )
 def test_launch_names_what_is_wrong(launch, name):
     with pytest.raises(ValueError, match=f"^{name}: rows = 0: a launch needs at least 1 row"):

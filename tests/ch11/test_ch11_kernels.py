@@ -115,3 +115,12 @@ def test_empty_sizes_are_refused(sizes):
     empty = np.zeros((1, 1, 1), np.float32)
     with pytest.raises(ValueError, match="at least 1"):
         ch11.mha_naive(empty, empty, empty, empty, empty[0], *sizes)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 33, 65])
+def test_bytes_of_the_scores(n_tokens):
+    for dtype in (np.float32, np.float16):
+        assert ch11.attention_scores_bytes(3, n_tokens, dtype) == np.zeros((3, n_tokens, n_tokens), dtype).nbytes
+    assert ch11.attention_scores_bytes(3, 2 * n_tokens) == 4 * ch11.attention_scores_bytes(3, n_tokens)
+    with pytest.raises(ValueError, match="at least 1"):
+        ch11.attention_scores_bytes(3, 0)
