@@ -5,9 +5,9 @@
 #
 #   PYTHON=python3.12   the interpreter .venv is made with: Python 3.11, 3.12 or 3.13
 #   VENV=.venv          where the virtual environment is
-#   PROMPT="Once upon"  text for ch14 to go on with; or as ids: TOKENS=15496,11,612,318
+#   PROMPT="Once upon"  text for ch14 and profile to go on with; or as ids: TOKENS=15496,11,612,318
 #   MAX_NEW=64          how many tokens ch14 writes
-#   WEIGHTS=FILE        another weight file for ch14
+#   WEIGHTS=FILE        another weight file for ch14 and profile
 #   CH=09               the chapter that bench measures; all by default
 #   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: tests/ch03, -x, -n 2 ...)
 #   ARCH=sm_80          the GPU architecture to compile for: on a GPU it is used, without one the kernels are checked
@@ -42,7 +42,7 @@ export KBK_ARCH    := $(value ARCH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 lab notebooks strip bench plots lessons test lint fuzz bench-cpu gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile lab notebooks strip bench plots lessons test lint fuzz bench-cpu gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -60,6 +60,14 @@ ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT=".
 	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
 	printf '==> %s\n' "$(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
 	$(PY) ch14_mini_llm/run.py "$$@"
+
+profile: setup ## one forward pass of GPT-2 on a timeline, the largest kernel by name (ARGS="--length=256 --save=timeline.svg")
+	@. $(VENV)/plan.sh; [ -z "$$FORCE" ] || export NUMBA_FORCE_CUDA_CC="$$FORCE"; \
+	set -- $(ARGS); \
+	[ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@"; \
+	[ -z "$$KBK_TOKENS" ] || set -- --tokens="$$KBK_TOKENS" "$$@"; \
+	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
+	$(PY) ch14_mini_llm/profile.py "$$@"
 
 $(CHAPTERS): setup ## ch02 to ch13: run the demo of a chapter
 	$(PY) -m chapters.$(notdir $(wildcard chapters/$@_*)) $(ARGS)

@@ -24,8 +24,24 @@ def pytest_report_header():
     return f"kernel backend: {common.BACKEND} ({common.choice.reason})"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--one-size", action="store_true", help="of each test, one case for each kernel (slow tools)")
+
+
+def one_size(items):
+    """The last case of each test for each kernel: sizes and shapes are dropped, kernels are not."""
+    kept = {}
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        kernel = next((str(params[name]) for name in ("kernel", "version", "op") if name in params), "")
+        kept[item.nodeid.split("[")[0], kernel] = item
+    return list(kept.values())
+
+
+def pytest_collection_modifyitems(config, items):
     """Tests marked ``gpu`` look at the GPU itself. All others run the same on both backends."""
+    if config.getoption("--one-size"):
+        items[:] = one_size(items)
     if common.BACKEND == "gpu":
         return
     for item in items:

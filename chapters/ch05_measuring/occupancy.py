@@ -6,6 +6,8 @@ and shared memory are handed out is described with NVIDIA's occupancy calculator
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from chapters.ch02_launch.kernels import MAX_THREADS, WARP
 
 REGISTERS = 65536  # of a multiprocessor, and at most as many for a block; the same on all architectures below
@@ -56,10 +58,10 @@ class Occupancy:
 def occupancy(threads, registers, shared_bytes, arch):
     """:class:`Occupancy` of a kernel on an architecture.
 
-    threads: of a block. registers: of a thread, at least 1, as ``python -m common.ptx_check`` and
-    ``kernel.get_regs_per_thread()`` tell. shared_bytes: of a block, static and dynamic together. arch: "sm_75", "sm_80", "sm_86",
-    "sm_89" or "sm_90". Raises ValueError for an architecture that is not in the table, and for a block that no
-    multiprocessor of it can hold.
+    threads: of a block. registers: of a thread, at least 1, as ``python -m common.ptx_check`` and, on a GPU,
+    ``kernel.get_regs_per_thread()`` tell. shared_bytes: of a block, static and dynamic together. arch: "sm_75",
+    "sm_80", "sm_86", "sm_89" or "sm_90". Raises ValueError for an architecture that is not in the table, and for a
+    block that no multiprocessor of it can hold.
     """
     if arch not in LIMITS:
         raise ValueError(f"arch = {arch!r}: the table has {', '.join(LIMITS)}")
@@ -95,8 +97,7 @@ def roofline(intensity, peak_flops, bandwidth):
     intensity: operations a byte moved. peak_flops: operations a second. bandwidth: bytes a second. Numbers or arrays.
     Source: Williams, Waterman, Patterson 2009, "Roofline".
     """
-    fed = intensity * bandwidth
-    return fed * (fed < peak_flops) + peak_flops * (fed >= peak_flops)
+    return np.minimum(peak_flops, np.asarray(intensity) * bandwidth)
 
 
 def ridge(peak_flops, bandwidth):

@@ -78,8 +78,8 @@ def overlap(n=1 << 22, steps=None, chunks=8, n_streams=3, rounds=5):
     """Time both ways on ``n`` floats: an :class:`Overlap`, medians of ``rounds`` rounds.
 
     steps: of fma_chain; by default as many as make the kernel take as long as a copy.
-    Raises ValueError if a number is not positive, and RuntimeError if a way leaves a wrong result: on a GPU the sign of a
-    missing ``synchronize``.
+    Raises ValueError if a number is not positive, and RuntimeError if a way leaves a wrong result: on a GPU the sign
+    of a missing ``synchronize``.
     """
     for name, value in (("n", n), ("chunks", chunks), ("n_streams", n_streams), ("rounds", rounds)):
         if value < 1:

@@ -32,12 +32,12 @@ from numba import cuda
 from chapters import BACKEND
 from chapters.ch05_measuring.kernels import busy_kernel, busy_launch
 
-COLD_BYTES = {"gpu": 256 << 20, "cpu": 64 << 20}[BACKEND if BACKEND == "gpu" else "cpu"]  # more than a cache holds
+COLD_BYTES = (256 if BACKEND == "gpu" else 64) << 20  # more than most caches hold
 MAX_SETS = 64
 MAX_BATCH = 300  # launches: a GPU's queue takes about a thousand before launching has to wait
 CALIBRATION = 200_000  # rounds of busy_kernel that tell how long one takes
 
-_rounds_per_ms = []  # measured once
+_holding = []  # the array that busy_kernel writes, and how many of its rounds take a millisecond: measured once
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def time_right(launch, sets, rounds=7, batch_ms=5.0):
     """Right: the time of a launch on the device, as a :class:`Timing`.
 
     launch(arrays): launches on one set. sets: a list of sets of arrays, see :func:`input_sets`; launches take turns,
-    so that each finds its data in memory, not in the cache. rounds: how many batches. batch_ms: how long one lasts, about.
+    so that each finds its data in memory, not in the cache. rounds: how many batches. batch_ms: how long one lasts,
+    about.
     Raises ValueError if there is no set or no round.
     """
     if not sets or rounds < 1:
@@ -123,22 +124,21 @@ def time_right(launch, sets, rounds=7, batch_ms=5.0):
         launch(arrays)  # warm-up: compiles, and touches all memory once
     start, end = cuda.event(), cuda.event()
 
-    def batch(launches, host_ms):
-        hold(host_ms)  # while the device waits here, the queue fills
+    def batch(launches, hold_ms):
+        hold(hold_ms)  # while the device waits here, the queue fills
         start.record()
+        begun = time.perf_counter()
         for i in range(launches):
             launch(sets[i % len(sets)])
+        queued_ms = 1e3 * (time.perf_counter() - begun)
         end.record()
-        end.synchronize()  # not later: asking for a time before the event has happened is an error
-        return cuda.event_elapsed_time(start, end) / launches
+        end.synchronize()  # before asking: the event may not have happened yet
+        return cuda.event_elapsed_time(start, end) / launches, queued_ms / launches
 
-    cuda.synchronize()
-    queued = time.perf_counter()
-    once = max(batch(len(sets), 0), 1e-4)
-    host_ms = 1e3 * (time.perf_counter() - queued) / len(sets)  # an upper bound of what queueing a launch takes
-    turns = max(1, round(batch_ms / once / len(sets)))
+    once, queue_ms = batch(len(sets), 0)  # how long a launch takes, and how long queueing it
+    turns = max(1, round(batch_ms / max(once, 1e-4) / len(sets)))
     launches = min(turns, max(1, MAX_BATCH // len(sets))) * len(sets)
-    times = [batch(launches, 1.5 * host_ms * launches) for _ in range(rounds)]
+    times = [batch(launches, 1.5 * queue_ms * launches)[0] for _ in range(rounds)]
     return Timing(statistics.median(times), min(times), max(times), launches)
 
 
@@ -160,13 +160,14 @@ def hold(ms):
     """
     if BACKEND != "gpu" or ms <= 0:
         return
-    out = cuda.device_array(1, np.uint32)
-    if not _rounds_per_ms:
+    if not _holding:
+        out = cuda.device_array(1, np.uint32)  # kept: freeing memory makes everybody wait for the device
         busy_kernel[busy_launch()](out, CALIBRATION)
         start, end = cuda.event(), cuda.event()
         start.record()
         busy_kernel[busy_launch()](out, CALIBRATION)
         end.record()
         end.synchronize()
-        _rounds_per_ms.append(CALIBRATION / cuda.event_elapsed_time(start, end))
-    busy_kernel[busy_launch()](out, int(min(ms, 1000) * _rounds_per_ms[0]))
+        _holding.extend((out, CALIBRATION / cuda.event_elapsed_time(start, end)))
+    out, rounds_per_ms = _holding
+    busy_kernel[busy_launch()](out, int(min(ms, 1000) * rounds_per_ms))

@@ -24,10 +24,11 @@ from numba import cuda, float32, int32
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
 
 from .scan import add
-from .scan_array import ROWS, TILE, scan_launch, scan_offsets_launch, scan_tile_offsets, tiles_of
+from .scan_array import TILE, scan_launch, scan_offsets_launch, scan_tile_offsets, tiles_of
 
 COMPACT_THREADS = 256
 COMPACT_BLOCKS = 1024
+COMPACT_ROWS = 4  # of 32 elements: what a warp reads at once
 
 
 def compact_launch(n):
@@ -37,7 +38,7 @@ def compact_launch(n):
     """
     if n <= 0:
         raise ValueError(f"n = {n}: a launch needs at least 1 element; of none, none are kept")
-    elements = ROWS * COMPACT_THREADS
+    elements = COMPACT_ROWS * COMPACT_THREADS
     return min((n + elements - 1) // elements, COMPACT_BLOCKS), COMPACT_THREADS
 
 
@@ -79,31 +80,27 @@ def compact_v2_warp_atomic(x, values, indices, count, n, threshold):
     Launch: ``compact_v2_warp_atomic[compact_launch(n)](…)``. Source: Adinetz 2014, "CUDA Pro Tip: Optimized Filtering
     with Warp-Aggregated Atomics".
     """
+    values_ahead = cuda.local.array(COMPACT_ROWS, float32)  # in registers: loops of known length are unrolled
+    kept = cuda.local.array(COMPACT_ROWS, int32)
     limit = float32(threshold)
     lane = cuda.threadIdx.x % WARP
     warp = cuda.grid(1) // WARP
     n_warps = cuda.gridsize(1) // WARP
-    last = n - 1
-    for row in range(warp * ROWS * WARP, n, n_warps * ROWS * WARP):
-        i = row + lane
-        a = x[min(i, last)]  # four reads under way before the first is needed
-        b = x[min(i + WARP, last)]
-        c = x[min(i + 2 * WARP, last)]
-        d = x[min(i + 3 * WARP, last)]
-        kept_a = cuda.ballot_sync(FULL_WARP, i < n and a > limit)
-        kept_b = cuda.ballot_sync(FULL_WARP, i + WARP < n and b > limit)
-        kept_c = cuda.ballot_sync(FULL_WARP, i + 2 * WARP < n and c > limit)
-        kept_d = cuda.ballot_sync(FULL_WARP, i + 3 * WARP < n and d > limit)
-        total = cuda.popc(kept_a) + cuda.popc(kept_b) + cuda.popc(kept_c) + cuda.popc(kept_d)
+    for first in range(warp * COMPACT_ROWS * WARP, n, n_warps * COMPACT_ROWS * WARP):
+        for row in range(COMPACT_ROWS):  # all reads are under way before the first is needed
+            values_ahead[row] = x[min(first + row * WARP + lane, n - 1)]
+        total = int32(0)
+        for row in range(COMPACT_ROWS):
+            inside = first + row * WARP + lane < n
+            kept[row] = cuda.ballot_sync(FULL_WARP, inside and values_ahead[row] > limit)
+            total += cuda.popc(kept[row])
         if total > 0:
             place = int32(0)
             if lane == 0:
                 place = cuda.atomic.add(count, 0, total)
             place = cuda.shfl_sync(FULL_WARP, place, 0)
-            place = write_kept(kept_a, a, i, values, indices, place)
-            place = write_kept(kept_b, b, i + WARP, values, indices, place)
-            place = write_kept(kept_c, c, i + 2 * WARP, values, indices, place)
-            place = write_kept(kept_d, d, i + 3 * WARP, values, indices, place)
+            for row in range(COMPACT_ROWS):
+                place = write_kept(kept[row], values_ahead[row], first + row * WARP + lane, values, indices, place)
 
 
 @cuda.jit
@@ -136,28 +133,21 @@ def compact_v3_scatter(x, counts, values, indices, n, threshold):
     x, values, indices, n, threshold as :func:`compact_v1_atomic`. counts: (scan_scratch(n),) int32, how many are kept
     before each tile, from scan_tile_offsets. Launch: ``compact_v3_scatter[scan_launch(n)](…)``.
     """
+    values_ahead = cuda.local.array(COMPACT_ROWS, float32)
     limit = float32(threshold)
     lane = cuda.threadIdx.x % WARP
     tile = cuda.grid(1) // WARP
     begin = tile * TILE
     if begin < n:
         end = min(begin + TILE, n)
-        last = end - 1
         place = counts[tile]
-        for row in range(begin, end, ROWS * WARP):
-            i = row + lane
-            a = x[min(i, last)]
-            b = x[min(i + WARP, last)]
-            c = x[min(i + 2 * WARP, last)]
-            d = x[min(i + 3 * WARP, last)]
-            kept_a = cuda.ballot_sync(FULL_WARP, i < end and a > limit)
-            kept_b = cuda.ballot_sync(FULL_WARP, i + WARP < end and b > limit)
-            kept_c = cuda.ballot_sync(FULL_WARP, i + 2 * WARP < end and c > limit)
-            kept_d = cuda.ballot_sync(FULL_WARP, i + 3 * WARP < end and d > limit)
-            place = write_kept(kept_a, a, i, values, indices, place)
-            place = write_kept(kept_b, b, i + WARP, values, indices, place)
-            place = write_kept(kept_c, c, i + 2 * WARP, values, indices, place)
-            place = write_kept(kept_d, d, i + 3 * WARP, values, indices, place)
+        for first in range(begin, end, COMPACT_ROWS * WARP):
+            for row in range(COMPACT_ROWS):
+                values_ahead[row] = x[min(first + row * WARP + lane, end - 1)]
+            for row in range(COMPACT_ROWS):
+                i = first + row * WARP + lane
+                kept = cuda.ballot_sync(FULL_WARP, i < end and values_ahead[row] > limit)
+                place = write_kept(kept, values_ahead[row], i, values, indices, place)
 
 
 def compact(x, counts, values, indices, n, threshold, stream=0):

@@ -82,33 +82,30 @@ def warp_range_sum(x, begin, end):
 
 
 @cuda.jit(device=True)
-def warp_row_scan(value, carry, out, i, end, exclusive):
-    """Scan of 32 neighbours on top of ``carry``, written to out[i] if i < end. Returns the next row's carry."""
-    through = add(carry, warp_inclusive_scan(value))
-    result = through
-    if exclusive:
-        result = cuda.shfl_up_sync(FULL_WARP, through, 1)
-        if cuda.threadIdx.x % WARP == 0:
-            result = carry
-    if i < end:
-        out[i] = result
-    return cuda.shfl_sync(FULL_WARP, through, WARP - 1)
+def pick(row, a, b, c, d):
+    """The one of four values that ``row`` names. Once the loop over rows is unrolled, nothing of this is left."""
+    return (a if row == 0 else b) if row < 2 else (c if row == 2 else d)
 
 
 @cuda.jit(device=True)
 def warp_range_scan(x, out, begin, end, carry, exclusive):
     """Scan of x[begin … end - 1] on top of ``carry`` by the lanes of a warp; ``out`` may be ``x``; begin < end."""
+    lane = cuda.threadIdx.x % WARP
     last = end - 1
-    for row in range(begin, end, ROWS * WARP):
-        i = row + cuda.threadIdx.x % WARP
-        a = x[min(i, last)]  # four reads under way before the first is needed
-        b = x[min(i + WARP, last)]
-        c = x[min(i + 2 * WARP, last)]
-        d = x[min(i + 3 * WARP, last)]
-        carry = warp_row_scan(a, carry, out, i, end, exclusive)
-        carry = warp_row_scan(b, carry, out, i + WARP, end, exclusive)
-        carry = warp_row_scan(c, carry, out, i + 2 * WARP, end, exclusive)
-        carry = warp_row_scan(d, carry, out, i + 3 * WARP, end, exclusive)
+    for first in range(begin + lane, end + lane, ROWS * WARP):
+        a = x[min(first, last)]  # four reads are under way before the first is needed
+        b = x[min(first + WARP, last)]
+        c = x[min(first + 2 * WARP, last)]
+        d = x[min(first + 3 * WARP, last)]
+        for row in range(ROWS):
+            through = add(carry, warp_inclusive_scan(pick(row, a, b, c, d)))
+            before = cuda.shfl_up_sync(FULL_WARP, through, 1)
+            if lane == 0:
+                before = carry
+            i = first + row * WARP
+            if i < end:
+                out[i] = before if exclusive else through
+            carry = cuda.shfl_sync(FULL_WARP, through, WARP - 1)
 
 
 # --- the three launches ----------------------------------------------------------------------------------------------

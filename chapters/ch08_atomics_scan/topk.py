@@ -31,6 +31,8 @@ DIGIT_COPIES = 4  # of each bin, as in histogram_v4_copies: floats of one size h
 DIGIT_BINS = DIGITS * DIGIT_COPIES  # length of the array ``bins`` of the functions below
 KEY_OFFSET = 1 << 31  # makes every key positive
 SELECT_THREADS = 1024
+TOP_K_THREADS = 512  # some GPUs need more than the 64 registers that 1024 threads would leave to each
+READS_AT_ONCE = 4
 TOP_K_MAX = 1024
 PLACE_BITS = 31
 LAST_PLACE = (1 << PLACE_BITS) - 1
@@ -131,21 +133,18 @@ def block_kth_largest(x, n, k, bins, partial):
     value is -inf, and greater is how many there are. Source: Alabi, Blanchard, Gordon, Steinbach 2012, "Fast
     k-Selection Algorithms for Graphics Processing Units".
     """
+    ahead = cuda.local.array(READS_AT_ONCE, float32)
     threads = cuda.blockDim.x
     prefix = int64(0)
     greater = int64(0)
     for turn in range(32 // DIGIT_BITS):
         shift = 32 - DIGIT_BITS - DIGIT_BITS * turn
         clear_digits(bins)
-        for i in range(cuda.threadIdx.x, n, 4 * threads):
-            a = read_or_lowest(x, i, n)  # four reads under way before the first is counted
-            b = read_or_lowest(x, i + threads, n)
-            c = read_or_lowest(x, i + 2 * threads, n)
-            d = read_or_lowest(x, i + 3 * threads, n)
-            count_digit(bins, a, prefix, shift)
-            count_digit(bins, b, prefix, shift)
-            count_digit(bins, c, prefix, shift)
-            count_digit(bins, d, prefix, shift)
+        for i in range(cuda.threadIdx.x, n, READS_AT_ONCE * threads):
+            for j in range(READS_AT_ONCE):  # all reads are under way before the first is counted
+                ahead[j] = read_or_lowest(x, i + j * threads, n)
+            for j in range(READS_AT_ONCE):
+                count_digit(bins, ahead[j], prefix, shift)
         digit, above = block_find_bin(bins, k - greater, partial)
         greater += above
         prefix = (prefix << DIGIT_BITS) + (DIGITS - 1 - digit)
@@ -224,7 +223,8 @@ def top_k_launch(n, k):
             f"k = {k}: {TOP_K_MAX} elements are what the block sorts in shared memory; take fewer, or let "
             "radix_select_kernel find the k-th largest and keep what is above it"
         )
-    return radix_select_launch(n, k)
+    grid, _ = radix_select_launch(n, k)
+    return grid, TOP_K_THREADS
 
 
 @cuda.jit(device=True)

@@ -13,7 +13,7 @@ SHAPES = [  # n_head, n_tokens, head_dim
 ]  # fmt: skip
 LENGTHS = [1, 33, 0, 200, 64, 127]
 TAIL = 300
-TOLERANCE = dict(rtol=0, atol=4e-6)  # as ``bounds`` in test_flash.py, for scores of some units and up to 200 tokens
+TOLERANCE = dict(rtol=0, atol=4e-6)  # a mean of values below 5: some ten roundings of 5 * 2**-24 = 3e-7 each
 
 
 def with_tail(array, fill):
@@ -88,12 +88,11 @@ def test_equal_scores_give_the_mean(rng, n_split):
     np.testing.assert_array_equal(decode(q, k, v, n_split), v.mean(axis=1))  # whole numbers, a power of two of them
 
 
-@pytest.mark.parametrize("n_split", [0, 3])
-def test_no_index_outside_the_arrays(rng, monkeypatch, n_split):
+def test_no_index_outside_the_arrays(rng, monkeypatch):
     monkeypatch.setenv("MINI_CHECK", "1")  # the CPU backend raises at any; on a GPU compute-sanitizer is the tool
     q, k, v = randoms(rng, 2, 33, 36)
     expected = decoding.decode_reference(q, k, v, scale_of(q))
-    np.testing.assert_allclose(decode(q, k, v, n_split, spare=0), expected, **TOLERANCE)
+    np.testing.assert_allclose(decode(q, k, v, 3, spare=0), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("n_tokens, n_rows, n_split", [(1, 1, 1), (64, 1, 1), (65, 1, 2), (1 << 20, 12, 86),
@@ -138,7 +137,7 @@ def tables(rng, lengths, block_size, spare=3):
 
 
 def filled_caches(rng, lengths, n_head, head_dim, block_size):
-    """Caches of NaN into which ``paged_kv_append`` has written the tokens: device arrays, block_table, k, v by sequence.
+    """Caches of NaN into which ``paged_kv_append`` has written tokens: k_cache, v_cache, block_table, [(k, v), …].
 
     The tokens come in random order, as from many requests, and some are left out (slot -1).
     """
@@ -218,10 +217,9 @@ def test_no_index_outside_the_pages(rng, monkeypatch):
     k_cache, v_cache, block_table, by_sequence = filled_caches(rng, lengths, 2, 36, 4)
     assert (block_table < 0).any()
     q = rng.standard_normal((3, 2, 36), dtype=np.float32)
-    for n_split in (0, 2):
-        got = paged_attention(q, k_cache, v_cache, block_table, lengths, n_split)
-        np.testing.assert_allclose(got[2], decoding.decode_reference(q[2], *by_sequence[2], scale_of(q)), **TOLERANCE)
-        assert (got[1] == 0).all()
+    got = paged_attention(q, k_cache, v_cache, block_table, lengths, 2)  # v1 reads by the same device function
+    np.testing.assert_allclose(got[2], decoding.decode_reference(q[2], *by_sequence[2], scale_of(q)), **TOLERANCE)
+    assert (got[1] == 0).all()
 
 
 def test_slots_of_a_token_without_a_page():
