@@ -44,7 +44,7 @@ STATEMENTS = {
     "activemask": 3, "local": 4, "output": 6, "stride_loop": 4, "atomic": 6, "own_atomic": 5, "reuse": 4, "maybe": 4,
     "loop_variable": 2, "early_return": 5, "call_block": 7, "tree_reduce": 3, "scan": 2, "butterfly": 2, "warp_scan": 2,
     "warp_down": 2, "compact": 2, "match_group": 2, "submask": 4, "vote_loop": 4, "double_buffer": 2, "break": 6,
-    "continue": 4, "return": 6,
+    "continue": 4, "return": 6, "place_loop": 4,
 }
 EXTRAS = ("dynamic_shared", "dynamic_alias", "float16", "const_array", "device_pure", "device_warp", "device_block",
           "uniform_break", "uniform_load", "shfl_wrap", "device_return_barrier", "negative_index")
@@ -98,6 +98,7 @@ FEATURES = {
     "brev": r"brev", "selp": r"selp", "fma": r"cuda\.fma", "math": r"math\.", "min or max": r"\b(?:min|max)\(",
     "np.float32": r"np\.float32\(", "int()": r"\bint\(", "int wraparound": r"6364136223846793005|2654435761",
     "name reused": r"reused", "maybe assigned": r"only if assigned", "loop variable after loop": r"left by the loop",
+    "place in loops in branch": (r"if ", r"for \w+ in range\(\d+\):$", r"= .* % \d+\) \+ "),
     "keeps old value": r"keeps its value", "scalar float": r"fa\d", "scalar bool": r"ba\d",
 }
 
@@ -1048,6 +1049,31 @@ class Body:
             if self.chance(0.4):
                 self.suite()
             self.write(a, var.name)
+        return True
+
+    def s_place_loop(self):
+        """Uniform loops in a branch that some threads take, and in them a place made of their variables and the thread."""
+        if not self.is_kernel or self.depth >= 3 or self.mult > 4:
+            return False
+        thread = self.pick(*(e.text for k, e, _ in self.atoms if k == "i" and e.text in ("tid", "lane", "gid")), "tid")
+        modulus, scale, rows, cols = self.pick(8, 16), self.pick(1, 2, 4), self.rng.randint(2, 3), self.rng.randint(1, 4)
+        acc, counters = self.new("i", 0, 0, fixed=True), []
+        self.emit(f"{acc.name} = 0")
+        with self.without_collectives():
+            self.emit(f"if {self.bool_expr(1)}:")
+        with self.nest(THREAD):
+            for trip in (rows, cols) if self.chance(0.7) else (rows,):
+                counters.append((self.new("i", 0, trip - 1, fixed=True), trip))
+                self.emit(f"for {counters[-1][0].name} in range({trip}):")
+                self.indent += 1
+            (outer, trip), inner = counters[0], f" + {counters[1][0].name}" if len(counters) == 2 else ""
+            place = self.new("i", 0, 64 * trip + scale * modulus + cols, fixed=True)
+            self.emit(f"{place.name} = {outer.name} * 64 + {scale} * ({thread} % {modulus}) + {self.pick(0, 3)}{inner}")
+            self.emit(f"if {place.name} < {self.rng.randint(1, 64 * trip)}:")
+            self.emit(f"    {acc.name} += {place.name}")
+            self.indent -= len(counters)
+        acc.hi = rows * cols * (place.hi + 3)
+        self.show(acc)
         return True
 
     def s_loop_variable(self):

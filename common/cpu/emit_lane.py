@@ -42,6 +42,9 @@ class LaneLevel:
         before = exposed(stmts)
         written = {v for s in stmts for v in stores(s)}
         self.scalars = {v for v in written if v not in before and self.a.inside(v, stmts)}
+        # what is computed anew where it is needed is computed at the top of the lane loop: too early for a value that
+        # depends on something assigned within, such as the variable of a loop in these statements
+        early = {v: self.remat.pop(v) for v in written & self.remat.keys() if loads(self.remat[v]) & written}
 
         def body():
             start = len(self.lines)
@@ -51,6 +54,7 @@ class LaneLevel:
 
         self.lanes(ctx, body)
         self.scalars = outer
+        self.remat |= early
 
     def scalar(self, stmts, ctx, loops):
         for stmt in stmts:

@@ -93,8 +93,11 @@ def scan_twice_float32(x, out):
     out[2, i] = again
 
 
-@pytest.mark.parametrize("kernel, dtype", [(scan_twice_int32, np.int32), (scan_twice_float32, np.float32)])
-@pytest.mark.parametrize("threads", [32, 96, 1024])
+@pytest.mark.parametrize(
+    "kernel, dtype, threads",
+    [(scan_twice_int32, np.int32, 32), (scan_twice_float32, np.float32, 96), (scan_twice_int32, np.int32, 1024)],
+    ids=lambda one: getattr(one, "__name__", one),
+)
 def test_every_thread_gets_its_prefix_and_the_total(rng, kernel, dtype, threads):
     x = rng.integers(-3, 4, threads).astype(dtype)  # small whole numbers: floats are exact too
     device_out = cuda.to_device(np.full((3, threads), 77, dtype))

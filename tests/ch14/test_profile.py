@@ -8,26 +8,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import common
 from ch14_mini_llm import profile as profiling
 from ch14_mini_llm import timeline
 from ch14_mini_llm.timeline import Slice
-from tests.ch14.make_models import make_model
+from ch14_mini_llm.tokenizer import VOCAB_SIZE
+from ch14_mini_llm.weights import GPT2Config, save_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "ch14_mini_llm" / "profile.py"
 
 # A profiler that runs the program and then tells times: kernel number i takes i microseconds, all in reverse order.
-FAKE = '''#!{python}
+FAKE = """#!{python}
 import json, subprocess, sys
 words = sys.argv[1:]
 if "{tool}" == "nsys" and words[0] == "stats":
     rows = json.load(open(words[-1]))
     print("Generating SQLite file\\n\\nStart (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,Bytes (MB),Strm,Name")
     for i, one in reversed(list(enumerate(rows, 1))):
-        print(f"{{i * 1000000}},{{i * 1000}},{{i}},1,1,1,,7,\\"cudapy::chapters::{{one['name']}}[abi:v1](Array<float, 1>)\\"")
+        name = f"cudapy::chapters::{{one['name']}}[abi:v1](Array<float, 1>)"
+        print(f'{{i * 1000000}},{{i * 1000}},{{i}},1,1,1,,7,"{{name}}"')
     print("500,99999999,1,,,,0.001,7,[CUDA memcpy Host-to-Device]")
     sys.exit(0)
 begin = next(i for i, word in enumerate(words) if word.endswith("profile.py")) - 1
@@ -44,12 +47,16 @@ else:
         file.write('==PROF== Connected\\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\\n')
         for i, one in enumerate(rows):
             file.write(f'"{{i}}","{{one["name"]}}","gpu__time_duration.sum","ns","{{(i + 1) * 1000:,}}"\\n')
-'''
+"""
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("weights") / "model.bin")
+    path = tmp_path_factory.mktemp("weights") / "model.bin"
+    config = GPT2Config(n_layer=2, n_head=2, d_model=8, d_ff=32, n_ctx=64, vocab_size=VOCAB_SIZE)
+    rng = np.random.default_rng(3)
+    save_weights(path, config, {name: rng.standard_normal(shape) * 0.3 for name, shape, _ in tensor_table(config)})
+    return path
 
 
 @pytest.fixture
@@ -107,7 +114,9 @@ def test_as_a_program(weights):
     assert done.returncode == 0, done.stderr
     assert "over 5 tokens" in done.stdout and "The largest kernel is " in done.stdout
     assert f"backend: {common.BACKEND}" in done.stderr
-    script = f"import sys; sys.path.insert(0, {str(ROOT / 'ch14_mini_llm')!r}); import profile, sys; profile.main(['--x'])"
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'ch14_mini_llm')!r}); import profile, sys; profile.main(['--x'])"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "profile.py: error" in done.stderr
 

@@ -722,3 +722,17 @@ def last_block(x, out, counter, n):
         if cuda.threadIdx.x == 0:
             out[1] = out[0] * 2
         cuda.syncthreads()
+
+
+@cuda.jit
+def place_in_loops_of_half_a_warp(out, n, width):
+    """A place made of loop variables and the thread, in a branch that half of a warp takes."""
+    for r in range(2):
+        row = 2 * (cuda.threadIdx.x // 16) + r
+        votes = cuda.popc(cuda.ballot_sync(0xFFFFFFFF, row >= 0))
+        if row < n:
+            for h in range(2):
+                for c in range(4):
+                    place = h * 64 + 4 * (cuda.threadIdx.x % 16) + c
+                    if place < width:
+                        out[row, place] = votes
