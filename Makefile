@@ -61,7 +61,7 @@ ch14: setup ## generate text with GPT-2 made of the chapters' kernels (PROMPT=".
 	printf '==> %s\n' "$(PY) ch14_mini_llm/run.py $$*$${FORCE:+   (compiled for $$KBK_ARCH)}" >&2; \
 	$(PY) ch14_mini_llm/run.py "$$@"
 
-profile: setup ## one forward pass of GPT-2 on a timeline, the largest kernel by name (ARGS="--length=256 --save=timeline.svg")
+profile: setup ## show where the time of a forward pass goes, and its largest kernel (ARGS="--save=timeline.svg")
 	@. $(VENV)/plan.sh; [ -z "$$FORCE" ] || export NUMBA_FORCE_CUDA_CC="$$FORCE"; \
 	set -- $(ARGS); \
 	[ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@"; \

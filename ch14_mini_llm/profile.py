@@ -6,8 +6,8 @@
 
 The pass is run once before (that compiles the kernels), then measured:
 
-- ``trace``: our own, `common.trace`, on any machine. On a GPU the device is held until the whole pass is queued
-  (chapter 5), so that short kernels are timed and not the gaps that Python leaves between launches;
+- ``trace``: our own, `common.trace`, on any machine; the median of three passes. On a GPU the device is held until a
+  pass is queued (chapter 5), so that short kernels are timed and not the gaps that Python leaves between launches;
 - ``nsys``, ``ncu``: NVIDIA's Nsight Systems and Nsight Compute, where they are installed and a GPU is the backend.
   The program starts itself again under the tool and matches the tool's launches with its own, in their order;
 - ``auto`` (the default): nsys, else ncu, else trace.
@@ -29,6 +29,7 @@ import csv  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
+import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -50,6 +51,7 @@ from ch14_mini_llm.timeline import Slice, as_slice, draw, format_profile  # noqa
 from ch14_mini_llm.tokenizer import TokenizerError  # noqa: E402
 from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
 
+PASSES = 3  # of our own trace: other programs disturb, and rarely at the same launch
 TOOLS = ("nsys", "ncu")
 PICTURES = (".svg", ".png")
 NANOSECONDS = {"ns": 1, "nsecond": 1, "us": 1e3, "usecond": 1e3, "ms": 1e6, "msecond": 1e6, "s": 1e9, "second": 1e9}
@@ -162,7 +164,7 @@ def pick_tool(wish: str, backend: str) -> str:
 
 
 def measure(model, tokens: list[int]) -> list[Slice]:
-    """The launches of one forward pass after a warm-up, timed by `common.trace`."""
+    """The launches of one forward pass after a warm-up, timed by `common.trace`: the median of `PASSES` passes."""
     from chapters.ch05_measuring.kernels import busy_kernel
     from chapters.ch05_measuring.timing import hold
     from common.trace import trace
@@ -180,13 +182,18 @@ def measure(model, tokens: list[int]) -> list[Slice]:
         hold(2 * wall_ms)
         return n
 
+    passes = []
     model._put = put_and_hold
     try:
-        with trace() as launches:
-            model.forward(tokens)
+        for _ in range(PASSES):
+            with trace() as launches:
+                model.forward(tokens)
+            passes.append([as_slice(launch) for launch in launches if launch.kernel is not busy_kernel])
     finally:
         model._put = put
-    return [as_slice(launch) for launch in launches if launch.kernel is not busy_kernel]
+    for slices in zip(*passes):
+        slices[0].ms = statistics.median(one.ms for one in slices)
+    return passes[0]
 
 
 def write_child(model, tokens: list[int], path: str) -> None:

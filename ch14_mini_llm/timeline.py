@@ -48,12 +48,17 @@ def format_profile(slices: list[Slice]) -> str:
         row = (first.name, f"|{bar(spans, total)}|", len(spans), f"{ms:.3f}", f"{share(ms, total):.1f} %")
         rows.append((*row, chapter(first), first.defined_at))
     rows.append(("all", "", len(slices), f"{total:.3f}", "", "", ""))
-    first, spans, ms = max(groups, key=lambda group: group[2])
-    verdict = (
+    return "\n".join([*_align(rows, right={2, 3, 4}), "", verdict(slices)])
+
+
+def verdict(slices: list[Slice]) -> str:
+    """The sentence that names the largest kernel."""
+    first, spans, ms = max(by_kernel(slices), key=lambda group: group[2])
+    total = sum(one.ms for one in slices)
+    return (
         f"The largest kernel is {first.name} of chapter {chapter(first) or '?'}, {first.defined_at}: "
         f"{len(spans)} launch{'es' if len(spans) > 1 else ''}, {ms:.3f} of {total:.3f} ms ({share(ms, total):.1f} %)."
     )
-    return "\n".join([*_align(rows, right={2, 3, 4}), "", verdict])
 
 
 def bar(spans: list[tuple[float, float]], total: float) -> str:
@@ -100,7 +105,7 @@ def draw(slices: list[Slice], title: str, path: str) -> None:
     for side in (axis, right):
         side.tick_params(length=0)
         side.spines[:].set_visible(False)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(f"{title}\n{verdict(slices)}", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, **({"metadata": {"Date": None}} if path.endswith(".svg") else {"dpi": 120}))
     plt.close(figure)

@@ -32,7 +32,7 @@ from numba import cuda
 from chapters import BACKEND
 from chapters.ch05_measuring.kernels import busy_kernel, busy_launch
 
-COLD_BYTES = (256 if BACKEND == "gpu" else 64) << 20  # more than most caches hold
+COLD_BYTES = 256 << 20  # more than most caches hold
 MAX_SETS = 64
 MAX_BATCH = 300  # launches: a GPU's queue takes about a thousand before launching has to wait
 CALIBRATION = 200_000  # rounds of busy_kernel that tell how long one takes

@@ -19,7 +19,7 @@ kernel                       what it changes                   global atomics   
 ===========================  ================================  =====================  ================================
 
 A key outside 0 … n_bins - 1 is not counted: that is the caller's way to leave elements out. Counts are integers, so the
-order of the atomics does not matter: every run gives the same. The chapter's other files: ``scan.py``, ``scan_array.py``,
+order of the atomics does not matter: every run gives the same. Other files here: ``scan.py``, ``scan_array.py``,
 ``compact.py``, ``topk.py``.
 """
 

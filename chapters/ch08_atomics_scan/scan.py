@@ -59,9 +59,9 @@ def warp_inclusive_scan(value):
 def block_exclusive_scan(value, partial):
     """Sum of ``value`` over all lower threads of a one-dimensional block, and over all of them: ``(before, total)``.
 
-    value: int32, int64 or float32. partial: (PARTIAL,) of that type in shared memory, declared by the kernel; its contents
-    do not matter, and it may be used again as soon as the call returns. The block must be a multiple of 32 threads, and
-    all must call it.
+    value: int32, int64 or float32. partial: (PARTIAL,) of that type in shared memory, declared by the kernel; its
+    contents do not matter, and it may be used again as soon as the call returns. The block must be a multiple of 32
+    threads, and all must call it.
     """
     lane = cuda.threadIdx.x % WARP
     warp = cuda.threadIdx.x // WARP

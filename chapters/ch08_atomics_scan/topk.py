@@ -81,8 +81,8 @@ def block_find_bin(bins, need, partial):
     """The first of 256 bins up to which at least ``need`` were counted, and how many lie in the bins before it.
 
     bins: (DIGIT_BINS,) int32, shared, counted to the end by all threads (a barrier stands at the beginning). need:
-    integer, at least 1. partial: (PARTIAL,) int32, shared. Returns ``(bin, before)``, in every thread; bin is 256 if there
-    are fewer than ``need`` in all. The block must be a multiple of 32 threads, 256 at least, and all must call it.
+    integer, at least 1. partial: (PARTIAL,) int32, shared. Returns ``(bin, before)``, in every thread; bin is 256 if
+    there are fewer than ``need`` in all. The block must be a multiple of 32 threads, 256 at least; all must call it.
     """
     b = cuda.threadIdx.x
     cuda.syncthreads()
@@ -126,8 +126,8 @@ def count_digit(bins, value, prefix, shift):
 def block_kth_largest(x, n, k, bins, partial):
     """The k-th largest of x and how many are greater than it, in every thread of a block: ``(value, greater)``.
 
-    x: (n,) float32; NaN counts as -inf. k: integer, 1 … n. bins: (DIGIT_BINS,) int32 and partial: (PARTIAL,) int32 in shared
-    memory, declared by the kernel; their contents do not matter, and they may be used again after the call.
+    x: (n,) float32; NaN counts as -inf. k: integer, 1 … n. bins: (DIGIT_BINS,) int32 and partial: (PARTIAL,) int32 in
+    shared memory, declared by the kernel; their contents do not matter, and they may be used again after the call.
     The block must be one-dimensional, a multiple of 32 threads, 256 at least, and all must call it.
     Of the elements equal to ``value``, k - greater belong to the k largest. If x has fewer than k elements above -inf,
     value is -inf, and greater is how many there are. Source: Alabi, Blanchard, Gordon, Steinbach 2012, "Fast

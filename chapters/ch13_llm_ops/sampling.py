@@ -29,9 +29,10 @@ import math
 import operator
 
 import numpy as np
-from numba import cuda, float32, float64, int32, int64, uint64
+from numba import cuda, float32, float64, int64, uint64
 
 from chapters.ch07_warp_reduce.kernels import WARP, block_max, warp_sum
+from chapters.ch08_atomics_scan.topk import float_key, key_float
 
 SAMPLING_THREADS = 512  # a thread of filter_logits needs more than the 64 registers that 1024 threads would leave it
 UNIT = 1 << 40  # the weight of the likeliest token
@@ -60,23 +61,6 @@ def block_sum_int64(value, partial):
         total += partial[warp]
     cuda.syncthreads()
     return total
-
-
-@cuda.jit(device=True)
-def float_key(value):
-    """An int64 that sorts as the float32 ``value`` does: a < b gives float_key(a) < float_key(b). Not for NaN.
-
-    A float is a sign and a magnitude, and the bits of a magnitude, read as an integer, grow with it.
-    """
-    magnitude = int64(cuda.libdevice.float_as_int(abs(value)))
-    return -magnitude if value < 0 else magnitude
-
-
-@cuda.jit(device=True)
-def key_float(key):
-    """The float32 whose ``float_key`` is ``key`` (0.0 for 0)."""
-    magnitude = cuda.libdevice.int_as_float(int32(abs(key)))
-    return -magnitude if key < 0 else magnitude
 
 
 @cuda.jit(device=True)
