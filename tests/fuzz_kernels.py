@@ -1052,11 +1052,12 @@ class Body:
         return True
 
     def s_place_loop(self):
-        """Uniform loops in a branch that some threads take, and in them a place made of their variables and the thread."""
+        """Uniform loops in a branch that some threads take; in them a place made of their variables and the thread."""
         if not self.is_kernel or self.depth >= 3 or self.mult > 4:
             return False
         thread = self.pick(*(e.text for k, e, _ in self.atoms if k == "i" and e.text in ("tid", "lane", "gid")), "tid")
-        modulus, scale, rows, cols = self.pick(8, 16), self.pick(1, 2, 4), self.rng.randint(2, 3), self.rng.randint(1, 4)
+        modulus, scale = self.pick(8, 16), self.pick(1, 2, 4)
+        rows, cols = self.rng.randint(2, 3), self.rng.randint(1, 4)
         acc, counters = self.new("i", 0, 0, fixed=True), []
         self.emit(f"{acc.name} = 0")
         with self.without_collectives():

@@ -1,9 +1,9 @@
 """Chapter 4, 16 bytes at a time in rows of any length: device functions for kernels of later chapters.
 
-A row-major matrix whose rows are a multiple of 4 floats long has every row, and every fourth element of it, at a multiple
-of 16 bytes: four elements are one load, and all four are inside or all outside. In other matrices the rows begin
-anywhere, and elements are read one by one: correct, slower. The test costs next to nothing, since it comes out alike
-for all threads.
+A row-major matrix whose rows are a multiple of 4 floats long has every row, and every fourth element of it, at a
+multiple of 16 bytes: four elements are one load, and all four are inside or all outside. In other matrices the rows
+begin anywhere, and elements are read one by one: correct, slower. The test costs next to nothing, since it comes out
+alike for all threads.
 """
 
 from numba import cuda

@@ -17,8 +17,8 @@ kernel                      what it changes                                     
                             moves 16 bytes at a time                                                   floats
 ==========================  =======================================================  ================  ================
 
-``layernorm_row`` is the version with the row in shared memory: on a GPU that is filled the one with registers is faster,
-on a processor, which has 16 registers and not 65536, slower. RMS norm, which Llama uses, is in ``rmsnorm.py``.
+``layernorm_row`` is the version with the row in shared memory: on a GPU that is filled the one with registers is
+faster, on a processor, which has 16 registers and not 65536, slower. RMS norm, which Llama uses, is in ``rmsnorm.py``.
 
 The tempting one pass, mean(x²) - mean(x)², is not here: it subtracts two large numbers that are nearly equal, and a row
 of values around 3000 with a spread of 1 has no correct digit left in float32.
