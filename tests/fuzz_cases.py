@@ -10,10 +10,12 @@ import copy
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
 import tempfile
+import time
 import types
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -327,6 +329,7 @@ def main(generate, argv=None):
     parser.add_argument("--size", type=int, default=5, help="statements at the top level of a kernel (default 5)")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="kinds of statements to leave out")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no more kernels after this time")
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder for failing cases")
     parser.add_argument("--print", action="store_true", help="only print the sources")
     options = parser.parse_args(argv)
@@ -341,10 +344,12 @@ def main(generate, argv=None):
     from tqdm import tqdm
 
     tasks = [(seed, options.size, tuple(options.without), options.backend, options.shrink) for seed in options.seeds]
-    problems = Counter()
+    problems, tried, end = Counter(), 0, time.monotonic() + options.seconds
     with tqdm(total=len(tasks), unit="kernel", disable=None) as bar:
         def note(result):
+            nonlocal tried
             seed, problem, text, small = result
+            tried += 1
             bar.update()
             if problem is None:
                 return
@@ -357,16 +362,22 @@ def main(generate, argv=None):
 
         if options.jobs <= 1:
             for task in tasks:
+                if time.monotonic() > end:
+                    break
                 note(_examine(task))
         else:
             with ProcessPoolExecutor(options.jobs) as pool:
                 for result in pool.map(_examine, tasks):
                     note(result)
+                    if time.monotonic() > end:
+                        pool.shutdown(cancel_futures=True)
+                        break
     for problem, count in problems.most_common():
         print(f"{count:6d}  {problem}")
     failed = sum(problems.values())
     where = f"; failures in {options.out}{os.sep}" if failed else ""
-    print(f"{len(tasks) - failed} of {len(tasks)} kernels agree{where}")
+    skipped = f" ({len(tasks) - tried} not tried, for time)" if tried < len(tasks) else ""
+    print(f"{tried - failed} of {tried} kernels agree{skipped}{where}")
     raise SystemExit(1 if failed else 0)
 
 

@@ -17,7 +17,8 @@ Global inputs are only read, global outputs are written by the thread that owns 
 How divergence is kept valid: the generator knows at which level the control flow is uniform (BLOCK, WARP or THREAD) and
 of which level each value is. Barriers appear at BLOCK level only, shuffles and votes at WARP level or above.
 
-Command line: ``python -m tests.fuzz_kernels --seeds 0:2000 [--backend] [--shrink] [--out DIR] [--size N] [--jobs N]``.
+Command line: ``python -m tests.fuzz_kernels --seeds 0:2000 [--backend] [--shrink] [--out DIR] [--size N] [--jobs N]
+[--seconds S]``.
 Without --backend the cases run on the oracle alone, in checked mode (races, unwritten memory, order of threads).
 """
 import random

@@ -29,7 +29,8 @@ class WarpLevel:
             if mask is not None:
                 self.check_mask(stmt, ctx, mask, act, exist, kind)
             elif kind == "syncwarp":
-                self.fail(f"({exist} & ~{act}) != 0", stmt, *_mask_error(kind))
+                # Nobody is here in the rest of a loop's body that all lanes have just left.
+                self.fail(f"{act} != 0 and ({exist} & ~{act}) != 0", stmt, *_mask_error(kind))
         if kind == "syncwarp":
             return self.emit("pass  # syncwarp")
         if kind == "activemask":

@@ -402,6 +402,7 @@ def vote_loop(x, out):
     while cuda.any_sync(FULL, left > 0):
         left -= 1
         rounds += 1
+        cuda.syncwarp()  # when the last lane has left the loop, nobody is there to be missed
     out[i] = rounds * 100 + left
 
 
