@@ -1082,18 +1082,25 @@ class Body:
         if self.depth >= 3 or self.mult > 8:
             return False
         trip = self.rng.randint(2, 4)
+        level = self.pick(THREAD, self.level)  # where all threads go round it together, its body may hold collectives
         # a name of its own: for Numba the loop might not run at all and leave what the name held before
         var = self.new("i", 1, trip, fixed=True, reuse=False)
         self.emit(f"for {var.name} in range(1, {trip + 1}):  # {var.name} is left by the loop")
-        with self.nest(THREAD, loop=True, mult=trip):
+        with self.nest(level, loop=level == THREAD, mult=trip):
             self.show(var)
-            self.suite()
+            self.loop_body(level, False)
             self.vars.remove(var)
-            if self.chance(0.6):
+            if level == THREAD and self.chance(0.6):
                 self.emit(f"if {self.bool_expr(0)}:")
                 self.indent += 1
                 self.emit("break")
                 self.indent -= 1
+        if self.chance(0.4):
+            var.lo, var.hi, var.fixed = -8, 31, False
+            with self.without_collectives():
+                self.emit(f"if {self.bool_expr(1)}:  # else {var.name} keeps its value")
+            with self.nest(THREAD):
+                self.emit(f"{var.name} = {self.value_for(var)}")
         self.show(var)
         return True
 

@@ -48,8 +48,9 @@ class BlockLevel:
             return self.emit("break" if isinstance(stmt, ast.Break) else "continue")
         if isinstance(stmt, ast.For):
             args = ", ".join(self.expr(a) for a in stmt.iter.args)
-            self.emit(f"for {stmt.target.id} in range({args}):")
-            self.block_body(stmt.body, loop=True)
+            counter, body = self.counted(stmt)
+            self.emit(f"for {counter} in range({args}):")
+            self.block_body(body, loop=True)
         else:
             spin = self.spin_start()
             self.emit("while True:")

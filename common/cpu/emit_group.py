@@ -5,7 +5,7 @@ import ast
 from .analysis import BASES, copy_expr, exposed, loads, special, stores
 from .fold import contains, has_exit, has_return
 from .groups import Context, choose_group
-from .tree import at, bodies, name
+from .tree import assign, at, bodies, name
 
 
 def substitute(node, table):
@@ -74,6 +74,7 @@ class GroupLevel:
             return False
         return (
             self.a.uniform_control(stmt)
+            and not (isinstance(stmt, ast.For) and stmt.target.id in self.a.varying)
             and not self.spins(stmt)
             and all(self.uniform_tree(s) for b in bodies(stmt) for s in b)
         )
@@ -283,14 +284,27 @@ class GroupLevel:
     def plain_loop(self, stmt, ctx):
         if isinstance(stmt, ast.For):
             args = ", ".join(self.expr(a) for a in stmt.iter.args)
-            self.emit(f"for {stmt.target.id} in range({args}):")
+            counter, body = self.counted(stmt)
+            self.emit(f"for {counter} in range({args}):")
         else:
+            body = stmt.body
             spin = self.spin_start()
             self.emit(f"while {self.expr(stmt.test)}:")
             self.depth += 1
             self.spin_check(spin, stmt)
             self.depth -= 1
-        self.nested(stmt.body, ctx.but(loop="plain"))
+        self.nested(body, ctx.but(loop="plain"))
+
+    def counted(self, stmt):
+        """(counter, body) of a for loop that is written outside the lane loop.
+
+        All threads go round it together, and yet its variable may differ between them: when some got there a value
+        that is read later, by another way. Then it is set in each round, thread by thread.
+        """
+        if self.in_place(stmt.target.id):
+            return stmt.target.id, stmt.body
+        counter = self.fresh("q")
+        return counter, [assign(stmt.target.id, name(counter), stmt), *stmt.body]
 
     def masked_while(self, stmt, ctx):
         active = self.buffer("lp", "32", "numba.types.boolean", 32)

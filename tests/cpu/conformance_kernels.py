@@ -737,3 +737,46 @@ def place_in_loops_of_half_a_warp(out, n, width):
                     place = h * 64 + 4 * (cuda.threadIdx.x % 16) + c
                     if place < width:
                         out[row, place] = votes
+
+
+@cuda.jit
+def loop_variable_changed_by_some(x, out, n):
+    """All threads go round a loop with a barrier together; what it leaves, some threads then change."""
+    tile = cuda.shared.array(64, int64)
+    tid = cuda.threadIdx.x
+    for j in range(1, n):
+        tile[tid] = x[tid] * j
+        cuda.syncthreads()
+    if tid < 5:
+        j = 9
+    out[tid] = j + tile[63 - tid]
+
+
+@cuda.jit
+def loop_variable_left_in_a_branch(x, out, n):
+    """A loop in a branch that may hold for some only: what a thread that did not go there holds must not be lost."""
+    tid = cuda.threadIdx.x
+    total = 0
+    if cuda.all_sync(FULL, x[tid] < n):
+        half = 8
+        while True:
+            half //= 2
+            if half < 1:
+                break
+            for j in range(1, half):
+                total += x[tid]
+            if j == 3:
+                total += 100
+    out[tid] = total
+
+
+@cuda.jit
+def loop_variable_of_a_uniform_tree(out, n):
+    """Nothing in the loop differs between threads, but its variable does afterwards."""
+    total = 0
+    for j in range(n):
+        total += j
+    cuda.syncthreads()
+    if cuda.threadIdx.x % 3 == 0:
+        j = 50
+    out[cuda.threadIdx.x] = total * 100 + j
