@@ -80,7 +80,11 @@ LADDERS = [
             kernel.__name__: lambda a, kernel=kernel: kernel[ch07_argmax.row_max_launch(a.rows, a.cols)](
                 a.x, a.out, a.cols
             )
-            for kernel in (ch07_argmax.row_max_v1_shared_tree, ch07_argmax.row_max_v2_warp_shuffle)
+            for kernel in (
+                ch07_argmax.row_max_v1_shared_tree,
+                ch07_argmax.row_max_v2_warp_shuffle,
+                ch07_argmax.row_max_v3_float4,
+            )
         },
         expected=lambda a: ch07_argmax.row_max_reference(a.x),
         library={

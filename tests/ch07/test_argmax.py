@@ -9,7 +9,7 @@ from chapters.ch07_warp_reduce import argmax as ch07
 SIZES = [1, 31, 33, 127, 1025]
 ROWS = [1, 7]
 BLOCKS = [96, 1024]
-ROW_MAXES = [ch07.row_max_v1_shared_tree, ch07.row_max_v2_warp_shuffle]
+ROW_MAXES = [ch07.row_max_v1_shared_tree, ch07.row_max_v2_warp_shuffle, ch07.row_max_v3_float4]
 POISON = np.float32(1e30)  # behind each matrix: larger than anything in it
 
 
