@@ -71,7 +71,9 @@ def dim3(value, what, limits):
         if not 1 <= d <= limit:
             raise LaunchError(
                 f"the {what} is {value!r}: {axis} = {d} is not in 1 … {limit}",
-                mend="check the arithmetic of the launch (an empty input gives a grid of 0)",
+                mend="check the arithmetic of the launch (an empty input gives a grid of 0)"
+                if d < 1
+                else f"at most {limit} fit there; give a thread more than one element, or use another axis",
             )
     return dims
 
