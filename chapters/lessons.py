@@ -71,8 +71,6 @@ def uses():
     """{(chapter folder's name, name): [(file, line), …]}: where the capstone uses what it imports from a chapter."""
     found = {}
     for path in sorted((ROOT / "ch14_mini_llm").glob("*.py")):
-        if path.name == "profile.py":  # launches kernels to measure the device; it is not part of the model
-            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {}
         for node in ast.walk(tree):
