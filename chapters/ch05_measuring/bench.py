@@ -12,7 +12,7 @@ from common.bench import Ladder
 ONE = np.float32(1)  # a step is y = 1 * y + 1: exact in whole numbers, so that one step more or less is seen
 ROOFLINE_N = 1 << 26 if BACKEND == "gpu" else 1 << 20
 FEW_N, FEW_STEPS = (1 << 22 if BACKEND == "gpu" else 1 << 16), 2048
-OCCUPANCY_N = 1 << 26 if BACKEND == "gpu" else 1 << 20
+OCCUPANCY_N = 1 << 26 if BACKEND == "gpu" else 1 << 24
 SMALL_BLOCK = 64  # threads: even the largest block of shared memory leaves room for some of them
 
 CHAINS = [ch05.fma_chain_v1_one, ch05.fma_chain_v2_four, ch05.fma_chain_v3_float4, ch05.fma_chain_v4_unrolled]

@@ -43,6 +43,15 @@ def compact_launch(n):
 
 
 @cuda.jit
+def clear_count(count):
+    """count[0] = 0, so that the next launch of a version with a counter begins anew; nothing is copied from the host.
+
+    count: (1,) int32. Launch: ``clear_count[1, 1](count)``.
+    """
+    count[0] = 0
+
+
+@cuda.jit
 def compact_v1_atomic(x, values, indices, count, n, threshold):
     """values = the elements of x above threshold, indices = where they were, rung 1: each draws a number from count.
 

@@ -10,12 +10,12 @@ kernel                     scan       how                                   addi
                                       left
 ``scan_v2_blelloch``       exclusive  a tree of sums upwards, then          2046, 20 steps    22
                                       prefixes downwards
-``scan_v3_warp``           exclusive  shuffles in each warp, then over the  as v1 or so, 10   3
-                                      warps' totals                         steps
+``scan_v3_warp``           exclusive  shuffles in each warp, then over the  5281, 11 steps    3
+                                      warps' totals
 =========================  =========  ====================================  ================  =========================
 
 v1 does log n times the additions needed; v2 hardly more than needed, but half of its threads idle, then three quarters,
-…, with a barrier each time: to count additions is not to count time. v3 has the steps of v1 without their barriers.
+…, with a barrier each time: to count additions is not to count time. v3 has the steps of v1, most without a barrier.
 
 ``warp_inclusive_scan`` and ``block_exclusive_scan`` are device functions for any kernel. Arrays of any length are in
 ``scan_array.py``.

@@ -93,6 +93,12 @@ def test_counters_continue_from_where_they_stand():
         np.testing.assert_array_equal(values.copy_to_host(), [0, 0, 0, 1, 1, 1, 1, 1])
 
 
+def test_clear_count():
+    counter = cuda.to_device(np.array([3, 5], np.int32))
+    ch08.clear_count[1, 1](counter)
+    np.testing.assert_array_equal(counter.copy_to_host(), [0, 5])
+
+
 @pytest.mark.parametrize("kernel", ALL, ids=name_of)
 def test_no_index_outside_the_arrays(rng, monkeypatch, kernel):
     monkeypatch.setenv("MINI_CHECK", "1")  # the CPU backend raises at any; on a GPU compute-sanitizer is the tool

@@ -763,7 +763,7 @@ def loop_variable_left_in_a_branch(x, out, n):
             half //= 2
             if half < 1:
                 break
-            for j in range(1, half):
+            for j in range(1, half):  # noqa: B007 (read after the loop)
                 total += x[tid]
             if j == 3:
                 total += 100
