@@ -172,7 +172,8 @@ def programs(tmp_path_factory):
 
 def run_check(*arguments, cwd=ROOT, **environ):
     command = [sys.executable, "-m", "common.ptx_check", *map(str, arguments)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "MINI_BACKEND": "cpu", **environ}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environ = {**os.environ, "PYTHONPATH": path, "MINI_BACKEND": "cpu", **environ}
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True)
 
 
@@ -280,8 +281,8 @@ ptx_check.assemble = lambda ptx, cc: seen.append(ptx) or {{}}
 assert not any("error" in row for row in ptx_check.compile_all([json.loads({json.dumps(recorded["scale"])!r})], (8, 6)))
 print([line for line in seen[0].splitlines() if line.startswith(".target")][0], "shfl.sync" in seen[0])
 """
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "MINI_BACKEND": "ptx"}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    environ = {**os.environ, "MINI_BACKEND": "ptx"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == ".target sm_86 True", done.stderr
 
 

@@ -120,7 +120,12 @@ def test_training_in_process_is_reproducible_and_exports_what_it_returns(tmp_pat
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, state[name])
     for name, tensor in in_parts.state_dict().items():
-        torch.testing.assert_close(tensor, whole.state_dict()[name], rtol=0, atol=5e-3)
+        expected = whole.state_dict()[name]
+        if name.endswith("attn.c_attn.bias"):
+            # Softmax does not see what all keys have in common, so the keys' bias has no gradient but rounding errors,
+            # and Adam takes steps of full size whichever way these point.
+            tensor, expected = (torch.cat([t[: TINY.d_model], t[2 * TINY.d_model :]]) for t in (tensor, expected))
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=5e-3)
     assert summary["tokens_seen"] == 6 * 64
 
     path = tmp_path / "m.bin"
