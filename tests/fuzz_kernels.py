@@ -1758,7 +1758,7 @@ class Module:
     # -- device functions ---------------------------------------------------------------------------------------------
     def device_functions(self):
         if self.on("device_pure"):
-            for _ in range(self.rng.choices([0, 1, 2], [3, 4, 3])[0]):
+            for _ in range(self.rng.choices([0, 1, 2], [2, 3, 5])[0]):
                 self.pure_function()
         if self.on("device_warp") and self.chance(0.4):
             self.warp_function()

@@ -56,6 +56,9 @@ class BlockLevel:
             self.emit("while True:")
             self.depth += 1
             self.spin_check(spin, stmt)
+            if self.alive:  # where all threads have returned, nobody is left to end the loop
+                self.emit("if not _alive.any():")
+                self.emit("    break")
             if not (isinstance(stmt.test, ast.Constant) and stmt.test.value):
                 if self.a.uniform(stmt.test):
                     self.emit(f"if not ({self.expr(stmt.test)}):")
@@ -95,14 +98,7 @@ class BlockLevel:
 
     def agree(self, stmt, test, what):
         """Emit a vote of all threads on ``test``; fails unless they agree. Returns (yes votes, voters)."""
-        count, total = self.fresh("yes"), self.fresh("all")
-        group = choose_group(self.a.block_dim, False, False)
-        self.emit(f"{count} = 0")
-        self.emit(f"{total} = 0")
-        with_levels = group.open(self.emit)
-        self.depth += with_levels
-        self.lanes(Context(group, ("_alive",) if self.alive else ()), lambda: self.vote(test, count, total))
-        self.depth -= with_levels
+        count, total = self.vote(test)
         self.fail(
             f"{count} != 0 and {count} != {total}",
             stmt,
@@ -112,32 +108,36 @@ class BlockLevel:
         )
         return count, total
 
-    def vote(self, test, count, total):
-        self.emit(f"{total} += 1")
-        self.emit(f"if {self.expr(test)}:")
-        self.emit(f"    {count} += 1")
+    def vote(self, test):
+        """Emit a count of the threads for which ``test`` is true. Returns the names (yes votes, voters)."""
+        count, total = self.fresh("yes"), self.fresh("all")
+        self.emit(f"{count} = 0")
+        self.emit(f"{total} = 0")
+
+        def body():
+            self.emit(f"{total} += 1")
+            self.emit(f"if {self.expr(test)}:")
+            self.emit(f"    {count} += 1")
+
+        self.all_threads(body)
+        return count, total
+
+    def all_threads(self, body):
+        """Emit ``body()`` once for each thread of the block that has not returned."""
+        group = choose_group(self.a.block_dim, False, False)
+        levels = group.open(self.emit)
+        self.depth += levels
+        self.lanes(Context(group, ("_alive",) if self.alive else ()), body)
+        self.depth -= levels
 
     def barrier(self, stmt):
         node, kind = stmt.value, stmt.value.func.id
         if kind == "_c_syncthreads":
             return self.emit("pass  # syncthreads")
-        count, total = self.fresh("yes"), self.fresh("all")
-        group = choose_group(self.a.block_dim, False, False)
-        self.emit(f"{count} = 0")
-        self.emit(f"{total} = 0")
-        levels = group.open(self.emit)
-        self.depth += levels
-        self.lanes(Context(group, ("_alive",) if self.alive else ()), lambda: self.vote(node.args[0], count, total))
-        self.depth -= levels
+        count, total = self.vote(node.args[0])
         value = {"count": count, "and": f"{count} == {total}", "or": f"{count} > 0"}[kind.rsplit("_", 1)[1]]
         if isinstance(stmt, ast.Assign):
             target = stmt.targets[0].id
             if target not in self.a.varying:
                 return self.emit(f"{target} = np.int32({value})")
-            levels = group.open(self.emit)
-            self.depth += levels
-            self.lanes(
-                Context(group, ("_alive",) if self.alive else ()),
-                lambda: self.emit(f"{self.place(target)} = np.int32({value})"),
-            )
-            self.depth -= levels
+            self.all_threads(lambda: self.emit(f"{self.place(target)} = np.int32({value})"))

@@ -97,6 +97,26 @@ def exit_before_barrier(x, out, n):
 
 
 @cuda.jit
+def loop_after_all_have_returned(x, out, n):
+    tile = cuda.shared.array(64, int32)
+    i = cuda.grid(1)
+    tid = cuda.threadIdx.x
+    if i >= n:
+        return  # in the last blocks all threads: then nobody is left to end the loop
+    value = x[n - 1]
+    tile[tid] = x[i]
+    while True:
+        value = value // 2 + tile[0] % 1  # each thread has its own, and yet they all leave together
+        if value <= 0:
+            break
+        cuda.syncthreads()
+        out[i] += value
+        cuda.syncthreads()
+    while cuda.syncthreads_count(1 if out[i] > 0 else 0) == 5:
+        out[i] = -out[i]
+
+
+@cuda.jit
 def collatz(x, out):
     i = cuda.grid(1)
     value = x[i]
