@@ -14,8 +14,8 @@ kernel                      how the threads come to one number           beside 
 ==========================  ===========================================  ============================================
 
 All four read each element once, 4 bytes, and add it once: what limits them is memory. Versions 1 to 3 differ in what a
-block does at its end, which counts when the input is short; version 4 in how many bytes each thread has asked for
-before it must wait, which counts when the input is long.
+block does at its end, once for thousands of elements; version 4 in how many bytes each thread has asked for before it
+must wait, which counts where the input is too short to fill the GPU with threads.
 
 Rows of a matrix, one block each: the largest element and its index in ``argmax.py``, layer norm and RMS norm in
 ``norms.py``.

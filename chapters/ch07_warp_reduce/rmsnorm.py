@@ -23,7 +23,7 @@ from chapters.ch07_warp_reduce.norms import EACH, FOURS, ROW_MAX_FLOATS, norm_la
 
 
 def rmsnorm_launch(rows, d_model):
-    """Launch configuration of :func:`rmsnorm_row`, good for both versions: ``(grid, block)``, one block a row.
+    """Launch configuration of :func:`rmsnorm_row`, good for all versions: ``(grid, block)``, one block a row.
 
     Raises ValueError if a size is not positive or d_model is more than 4096.
     """

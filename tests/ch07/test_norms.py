@@ -249,3 +249,17 @@ def test_launch_names_what_is_wrong(launch, name):
     with pytest.raises(ValueError, match=f"^{name}: d_model = 4097: .*at most 4096 floats; launch layernorm_v2"):
         launch(8, 4097)
     assert launch(8, 4096) == (8, 256) and launch(8, 768) == (8, 96)
+
+
+def test_registers_launch_takes_longer_rows_and_names_what_is_wrong():
+    assert [ch07.registers_launch(8, d, "top") for d in (1, 512, 513, 16384)] == [(8, 32), (8, 32), (8, 64), (8, 1024)]
+    with pytest.raises(ValueError, match="^top: rows = 0: a launch needs at least 1 row"):
+        ch07.registers_launch(0, 768, "top")
+    for d_model in (0, 16385):
+        with pytest.raises(ValueError, match=f"^top: d_model = {d_model}: 1024 threads hold 1 to 16384 floats"):
+            ch07.registers_launch(8, d_model, "top")
+
+
+def test_the_common_launch_has_registers_for_every_row():
+    for d_model in range(1, ch07.ROW_MAX_FLOATS + 1):
+        assert ch07.norm_launch(1, d_model, "top")[1] * ch07.EACH >= d_model
