@@ -111,9 +111,7 @@ HISTOGRAMS = {
         a.keys, a.out, a.n, a.n_bins
     )
 } | {
-    kernel.__name__: lambda a, kernel=kernel: kernel[ch08.histogram_launch(a.n, a.n_bins)](
-        a.keys, a.out, a.n, a.n_bins
-    )
+    kernel.__name__: lambda a, kernel=kernel: kernel[ch08.histogram_launch(a.n, a.n_bins)](a.keys, a.out, a.n, a.n_bins)
     for kernel in (ch08.histogram_v2_privatised, ch08.histogram_v3_coarsened, ch08.histogram_v4_copies)
 }
 HISTOGRAM_LIBRARY = {"cpu": ("`numpy.bincount`", _numpy_histogram), "gpu": ("`torch.histc`", _torch_histogram)}
@@ -121,7 +119,7 @@ HISTOGRAM_LIBRARY = {"cpu": ("`numpy.bincount`", _numpy_histogram), "gpu": ("`to
 LADDERS = [
     Ladder(
         name="histogram",
-        title="Histogram of n int32 keys, 256 bins, all alike often",
+        title="Histogram of n int32 keys, 256 bins, all equally likely",
         unit="GB/s",
         sizes={"cpu": [1 << 16, 1 << 22], "gpu": [1 << 16, 1 << 20, 1 << 26]},
         make=lambda rng, n: _keys(rng, n, 256),
@@ -223,7 +221,7 @@ LADDERS = [
         expected=_compact_expected,
         library={"cpu": ("`numpy.compress`", _numpy_compact)},
         tolerance=0,
-        label=lambda size: f"{size[0]:,}, {size[1]} %".replace(",", " ", 2 if size[0] >= 1 << 20 else 1),
+        label=lambda size: f"{size[0]:,}".replace(",", " ") + f", {size[1]} %",
     ),
     Ladder(
         name="top_k",
@@ -236,9 +234,7 @@ LADDERS = [
         make=_top_k_inputs,
         work=lambda size: size[0],
         versions={
-            "top_k_v1_radix_select": lambda a: topk.top_k[topk.top_k_launch(a.n, a.k)](
-                a.x, a.out, a.indices, a.n, a.k
-            )
+            "top_k_v1_radix_select": lambda a: topk.top_k[topk.top_k_launch(a.n, a.k)](a.x, a.out, a.indices, a.n, a.k)
         },
         expected=lambda a: topk.top_k_reference(a.x, a.k)[0],
         library={"cpu": ("`numpy.argpartition`", _numpy_top_k), "gpu": ("`torch.topk`", _torch_top_k)},

@@ -57,7 +57,8 @@ def compact_v1_atomic(x, values, indices, count, n, threshold):
 
     x: (n,) float32. values: (n,) float32 and indices: (n,) int32; what lies behind the elements kept is not written.
     count: (1,) int32, set to 0 before the launch; then how many are kept. n: int32. threshold: float32.
-    The order is that of the atomics: on a GPU another one each run.
+    The order is that of the atomics: on a GPU another one each run. All lanes want one address, and NVIDIA's compiler
+    sees it: it lets a warp draw once for its lanes. Where the address is in the data, as in a histogram, it cannot.
     Launch: ``compact_v1_atomic[compact_launch(n)](…)``.
     """
     for i in range(cuda.grid(1), n, cuda.gridsize(1)):

@@ -11,12 +11,17 @@ kernel                       what it changes                   global atomics   
 ``histogram_v2_privatised``  an atomic a key, in bins of the   n_bins a block at      many bins (at most 4096 fit);
                              block's own in shared memory      most                   few keys a bin: to merge the
                                                                                       blocks costs more than v1
-``histogram_v3_coarsened``   eight keys are read before the    as v2                  keys alike: the 32 lanes of a
-                             first is counted                                         warp queue at one bin
-``histogram_v4_copies``      up to 32 copies of each bin: a    as v2                  few keys: there are more bins to
-                             lane counts in one of them                               clear and to add up; above 2048
-                                                                                      bins there is one copy, as in v3
+``histogram_v3_coarsened``   eight keys are read before the    as v2                  keys alike, where the 32 lanes of
+                             first is counted                                         a warp queue at one bin
+``histogram_v4_copies``      up to 32 copies of each bin: a    as v2                  where they do not: there are more
+                             lane counts in one of them                               bins to clear and to add up. Above
+                                                                                      2048 bins it is v3 again
 ===========================  ================================  =====================  ================================
+
+Whether lanes queue in shared memory is up to the GPU. From sm_80 on, NVIDIA's assembler makes one instruction
+(``ATOMS.POPC.INC``) of an addition of the constant 1 whose old value is not used; on an H100, lanes with one address do
+not slow it down, and v3 is the fastest, whatever the keys. It is not used for other additions (weights, say), nor on
+sm_75. ``histogram_kernel`` is v3.
 
 A key outside 0 … n_bins - 1 is not counted: that is the caller's way to leave elements out. Counts are integers, so the
 order of the atomics does not matter: every run gives the same. Other files here: ``scan.py``, ``scan_array.py``,
@@ -154,9 +159,10 @@ def count_copy(bins, key, n_bins, log_copies, copy):
 def histogram_v4_copies(keys, counts, n, n_bins):
     """counts[b] += number of keys equal to b, rung 4: as many copies of the bins as fit, so that lanes do not meet.
 
-    A warp whose keys are all alike makes 32 atomics on one address, one after the other. With 16 copies of each bin (at
-    256 bins), at most two lanes meet, and the copies of a bin lie in different banks. With 128 bins or fewer, each lane
-    has a copy, and a bank, of its own. Above 2048 bins one copy is left.
+    A warp whose keys are all alike makes 32 atomics on one address. With 16 copies of each bin (at 256 bins), at most
+    two lanes meet, and the copies of a bin lie in different banks. With 128 bins or fewer, each lane has a copy, and a
+    bank, of its own. Above 2048 bins one copy is left. Where lanes with one address do not queue, v3 does the same
+    with less.
     Arguments and launch as :func:`histogram_v2_privatised`. Source: Gómez-Luna et al. 2013, "An Optimized Approach to
     Histogram Computation on GPU".
     """
@@ -183,7 +189,7 @@ def histogram_v4_copies(keys, counts, n, n_bins):
             cuda.atomic.add(counts, b, total)
 
 
-histogram_kernel = histogram_v4_copies
+histogram_kernel = histogram_v3_coarsened
 
 
 def histogram_reference(keys, n_bins):
