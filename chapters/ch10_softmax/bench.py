@@ -54,9 +54,9 @@ LADDERS = [
             "softmax_v4_warp_per_row": lambda a: ch10.softmax_v4_warp_per_row[ch10.softmax_warp_launch(a.rows)](
                 a.x, a.out, a.cols
             ),
-            "softmax_v5_registers": lambda a: ch10.softmax_v5_registers[
-                ch10.softmax_registers_launch(a.rows, a.cols)
-            ](a.x, a.out, a.cols),
+            "softmax_v5_registers": lambda a: ch10.softmax_v5_registers[ch10.softmax_registers_launch(a.rows, a.cols)](
+                a.x, a.out, a.cols
+            ),
         },
         expected=lambda a: ch10.softmax_reference(a.x),
         library={"cpu": ("NumPy", _numpy_softmax), "gpu": ("torch", _torch_softmax)},

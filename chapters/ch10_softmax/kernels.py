@@ -10,8 +10,8 @@ kernel                        passes over the row                   reductions  
 ``softmax_v1_naive``          exponentials and their sum; divide    1 in the block   4 (two reads, two writes)
 ``softmax_v2_stable``         largest; exponentials and their sum;  2 in the block   5 (three reads, two writes)
                               divide
-``softmax_v3_online``         largest and sum together; divide      2 in the block   3 (two reads, one write), for a
-                                                                                     second exponential an element
+``softmax_v3_online``         largest and sum together; divide      2 in the block   3 (two reads, one write), for two
+                                                                                     exponentials an element more
 ``softmax_v4_warp_per_row``   as v3, one warp a row                 2 in the warp    3; no barrier, 8 rows a block
 ``softmax_v5_registers``      one: the row stays in registers       2 in the block   2 (one read, one write), up to
                                                                                      16384 columns
@@ -59,7 +59,7 @@ def softmax_launch(rows):
 def softmax_v1_naive(x, out, cols):
     """out[r] = softmax(x[r]) straight from the definition; wrong for large inputs, so do not use it.
 
-    An element above 88.7 becomes inf and its row NaN; a row of elements below -104 becomes 0 / 0, NaN as well.
+    An element above 88.7 becomes inf / inf, NaN, the others of its row 0; elements below -104 alone make 0 / 0, NaN.
     x, out: (rows, cols) float32, C-contiguous; ``out`` may be ``x`` itself. cols: int32.
     Launch: ``softmax_v1_naive[softmax_launch(rows)](…)``, any block of full warps.
     """

@@ -14,7 +14,8 @@ kernel                          blocks                               what it cos
 
 A split leaves the pair of chapter 10's online softmax, largest score and sum, and the weighted sum of its values:
 pairs combine in any grouping. v1 does so between its 8 warps, in shared memory; v2 also between blocks, which can only
-meet in another launch. ``decode`` chooses the splits and launches both. With few tokens, v1 is quicker by a launch.
+meet in another launch. ``decode_attention`` launches both; ``decode_splits`` chooses the number of splits. With few
+tokens, v1 is quicker by a launch.
 Source: Dao, Haziza, Massa, Sizov 2023, "Flash-Decoding for long-context inference".
 """
 
@@ -249,7 +250,7 @@ def decode_combine(pairs, sums, out, n_split, head_dim):
         out[row, dim] = acc / total if total != float32(0) else float32(0)
 
 
-def decode(q, k, v, pairs, sums, out, n_tokens, scale):
+def decode_attention(q, k, v, pairs, sums, out, n_tokens, scale):
     """Attention of one query a head by splits, in two launches; n_split is ``pairs.shape[1]`` (:func:`decode_splits`).
 
     Arrays as in :func:`decode_v2_split_k`, shapes of pairs and sums from :func:`decode_workspace`. A host function: it

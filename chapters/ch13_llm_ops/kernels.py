@@ -6,6 +6,7 @@ kernel                    one element, one thread                      bytes an 
 ``gelu_kernel``           about 10 flops and a tanh (GPT-2)            8 (one read, one write)
 ``gelu_erf``              4 flops and an erf (BERT, ViT)               8
 ``silu``                  2 flops, an exp, a division                  8
+``multiply``              1 flop                                       12 (two reads, one write)
 ``swiglu``                silu of one array times another (Llama)      12 (two reads, one write)
 ``swiglu_fused``          the same, both in the rows of one matrix     12
 ========================  ===========================================  ===============================================
@@ -101,6 +102,23 @@ def silu_reference(x):
     """NumPy reference of :func:`silu`: float32 of any shape, in float64 inside, returns float32."""
     x = x.astype(np.float64)
     return (x * np.exp(np.minimum(x, 0)) / (1 + np.exp(-np.abs(x)))).astype(np.float32)  # no exponent above 0
+
+
+@cuda.jit
+def multiply(x, y, out, n):
+    """out[i] = x[i] · y[i]: behind :func:`silu`, the second launch of a SwiGLU that is not fused.
+
+    x, y, out: (n,) float32, C-contiguous; ``out`` may be ``x`` or ``y``. n: int32.
+    Launch: ``multiply[activation_launch(n)](…)``.
+    """
+    i = cuda.grid(1)
+    if i < n:
+        out[i] = x[i] * y[i]
+
+
+def multiply_reference(x, y):
+    """NumPy reference of :func:`multiply`: two float32 arrays of one shape, returns float32."""
+    return x * y
 
 
 @cuda.jit

@@ -20,9 +20,10 @@ The two versions differ in where sine and cosine come from:
 ================  ===========================================  =======================================================
 version           bytes a point (float32)                      when it loses
 ================  ===========================================  =======================================================
-``…_v1_sincos``   16: x read and written                       always in accuracy: an angle of p radians is off by some
-                                                               p · 1e-6, in float32; and in time, an exp, a log, a sine
-                                                               and a cosine for each point of each head
+``…_v1_sincos``   16: x read and written                       always in accuracy: at position p an angle is off by up
+                                                               to some p · 1e-7 radians; and in time, where an exp, a
+                                                               log, a sine and a cosine for each point of each head
+                                                               take longer than its bytes
 ``…_v2_table``    16, and 8 of the table, which all heads      when the table, 4 · head_dim bytes a position, is more
                   share and caches hold                        than the cache can hold
 ================  ===========================================  =======================================================

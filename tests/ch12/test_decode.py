@@ -43,7 +43,7 @@ def decode(q, k, v, n_split, spare=5):
     buffer, out = with_tail(np.full(q.shape, np.nan, np.float32), 7)
     if n_split:
         pairs, sums = map(poisoned, decoding.decode_workspace(n_head, n_split, head_dim))
-        decoding.decode(device_q, k, v, pairs, sums, out, n_tokens, scale_of(q))
+        decoding.decode_attention(device_q, k, v, pairs, sums, out, n_tokens, scale_of(q))
     else:
         launch = decoding.decode_launch(n_tokens, n_head, head_dim)
         decoding.decode_v1_block_per_head[launch](device_q, k, v, out, n_tokens, head_dim, scale_of(q))

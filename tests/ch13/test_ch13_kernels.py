@@ -106,6 +106,22 @@ def test_activation_in_place(rng, kernel, reference):
 
 
 @pytest.mark.parametrize("n", SIZES)
+def test_multiply(rng, n):
+    x, y = rng.standard_normal((2, n), dtype=np.float32)
+    np.testing.assert_array_equal(activate(ch13.multiply, x, y), x * y)
+    np.testing.assert_array_equal(ch13.multiply_reference(x, y), x * y)
+
+
+def test_silu_then_multiply_is_swiglu(rng):
+    gate, up = rng.standard_normal((2, 1025), dtype=np.float32) * 3
+    device_gate, device_up = cuda.to_device(gate), cuda.to_device(up)
+    out = cuda.device_array(1025, np.float32)
+    ch13.silu[ch13.activation_launch(1025)](device_gate, out, 1025)
+    ch13.multiply[ch13.activation_launch(1025)](out, device_up, out, 1025)
+    np.testing.assert_allclose(out.copy_to_host(), activate(ch13.swiglu, gate, up), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_swiglu(rng, n):
     gate, up = rng.standard_normal((2, n), dtype=np.float32) * 3
     expected = ch13.silu_reference(gate).astype(np.float64) * up
