@@ -10,7 +10,7 @@ import warnings
 
 from .backend import BackendError, choose
 
-__all__ = ["BACKEND", "BackendError", "choice"]
+__all__ = ["BACKEND", "BackendError", "choice", "sanitize"]
 
 choice = choose()
 BACKEND = choice.name
@@ -30,3 +30,5 @@ if BACKEND == "cpu":
             stacklevel=2,
         )
     _install()
+
+from . import sanitize  # noqa: E402

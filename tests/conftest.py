@@ -25,6 +25,7 @@ def pytest_report_header():
 
 
 def pytest_addoption(parser):
+    parser.addoption("--sanitize", action="store_true", help="look at every access; tests with findings fail")
     parser.addoption("--one-size", action="store_true", help="of each test, one case for each kernel (slow tools)")
 
 
@@ -47,6 +48,18 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="looks at the GPU backend itself; this run is on the CPU backend"))
+
+
+@pytest.fixture(autouse=True)
+def sanitized(request):
+    """With ``--sanitize``, each test runs under the sanitizer and fails if there is a finding."""
+    provoked = request.node.get_closest_marker("provokes")  # errors are what the test is about
+    if not request.config.getoption("--sanitize") or provoked:
+        yield
+        return
+    with common.sanitize() as report:
+        yield
+    assert report.clean, f"the sanitizer has findings\n\n{report}"
 
 
 @pytest.fixture

@@ -52,13 +52,15 @@ class Definition:
 class Analysis:
     """Facts about a kernel body in normal form with one name per value."""
 
-    def __init__(self, body, params, arrays, local, block_dim, nonneg_params, returns_diverge=False):
+    def __init__(
+        self, body, params, arrays, local, block_dim, nonneg_params, returns_diverge=False, loads_vary=False
+    ):
         self.body, self.params = body, set(params)
         self.arrays = set(arrays)  # parameters that are arrays, shared arrays, constants
         self.local = set(local)
         self.block_dim = block_dim
         self.threads = block_dim[0] * block_dim[1] * block_dim[2]
-        self.returns_diverge = returns_diverge
+        self.returns_diverge, self.loads_vary = returns_diverge, loads_vary
         self.definitions, self.uses, self.occurrences = {}, {}, {}
         self.order = {}
         self._collect(body, ())
@@ -134,10 +136,10 @@ class Analysis:
                         return False
             elif (
                 isinstance(n, ast.Subscript)
-                and self.returns_diverge
+                and (self.returns_diverge or self.loads_vary)
                 and not isinstance(n.value, (ast.Attribute, ast.Tuple))
             ):
-                return False  # all threads may have returned: then nobody may load
+                return False  # all threads may have returned: then nobody may load; or each load is looked at
         return True
 
     def uniform_control(self, stmt):
@@ -402,7 +404,7 @@ def copy_expr(node):
     for field in node._fields:
         value = getattr(node, field, None)
         setattr(new, field, [copy_expr(v) for v in value] if isinstance(value, list) else copy_expr(value))
-    for attr in ("lineno", "col_offset", "end_lineno", "end_col_offset", "special", "registered"):
+    for attr in ("lineno", "col_offset", "end_lineno", "end_col_offset", "special", "registered", "filename"):
         if hasattr(node, attr):
             setattr(new, attr, getattr(node, attr))
     return new

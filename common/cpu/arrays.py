@@ -12,6 +12,7 @@ import os
 
 import numpy as np
 
+from . import fresh
 from .streams import check_stream
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
@@ -160,6 +161,7 @@ class DeviceNDArray:
             source = np.asarray(source, order="C" if target.flags.c_contiguous else "F")
         _check_compatible(target, source)
         np.copyto(target.squeeze(), source.squeeze())
+        fresh.written(target)
 
     # --- elements and slices ------------------------------------------------------------------------------------
 
@@ -202,6 +204,7 @@ class DeviceNDArray:
             raise TypeError(f"can't assign {source.dtype} to a device array of {target.dtype}")
         with np.errstate(all="ignore"):  # a GPU converts without a word
             np.copyto(target, source, casting="unsafe")
+        fresh.written(target)
 
     def _index(self, item):
         """``item`` as a tuple of ints and slices, no longer than ``ndim``."""

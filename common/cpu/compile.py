@@ -23,7 +23,7 @@ from numba.cpython import numbers
 from . import runtime
 from .emit import STACK_BUDGET, Emitter
 from .errors import CompileError
-from .fold import analyse
+from .fold import analyse, contains
 from .frontend import Program
 from .infer import infer, stand_ins
 from .registry import equivalent_of
@@ -108,6 +108,8 @@ class Compiled:
     def __init__(self, module, path):
         self.run, self.sites, self.path = module.run, module.SITES, path
         self.static_bytes, self.uses_dynamic = module.STATIC_SHARED_BYTES, module.DYNAMIC_SHARED
+        self.arrays = getattr(module, "ARRAYS", [])  # these three: where accesses are looked at
+        self.notices, self.fences = getattr(module, "NOTICES", []), getattr(module, "FENCES", False)
 
     @property
     def source(self):
@@ -116,7 +118,7 @@ class Compiled:
 
 def generate(function, block_dim, arg_types, nonneg, check):
     """The text of the generated module."""
-    program = Program(function, block_dim, runtime.TABLES)
+    program, uninlined = _program(function, block_dim, check)
     params = program.params
     if len(params) != len(arg_types):
         raise CompileError(
@@ -129,7 +131,7 @@ def generate(function, block_dim, arg_types, nonneg, check):
     rename_webs(params, program.body, taken, program.filename)
     arrays = [p for p, t in zip(params, arg_types) if isinstance(t, types.Array)]
     nonneg_params = [p for p, known in zip(params, nonneg) if known]
-    analysis = analyse(program, arrays, nonneg_params)
+    analysis = analyse(program, arrays, nonneg_params, loads_vary=check == "accesses")
     names = {**runtime.namespace(), **stand_ins()}
     exec("\n".join(f"{k} = {v}" for k, v in program.consts.items()), names)
     for key, tree in program.device.items():
@@ -137,10 +139,65 @@ def generate(function, block_dim, arg_types, nonneg, check):
         exec(compile(module, tree.filename, "exec"), names)
         names[key] = numba.njit(error_model="numpy", fastmath={"contract"}, nogil=True)(names[key])
     kinds = infer(program, arg_types, names)
-    emitter = Emitter(program, analysis, kinds, check)
+    axes = {p: t.ndim for p, t in zip(params, arg_types) if isinstance(t, types.Array)}
+    axes |= {key: len(shape or (0,)) for key, (shape, _) in [*program.shared.items(), *program.local.items()]}
+    emitter = Emitter(program, analysis, kinds, check, axes)
+    if uninlined:
+        emitter.notice(program.kernel.tree, f"device functions are not looked into ({uninlined})")
     emitter.depth = 2
     emitter.block(program.body)
     return _module_text(program, emitter, block_dim)
+
+
+def _program(function, block_dim, check):
+    """``(program, "")``, or the program without looking into device functions and the reason why it cannot be done."""
+    if not check:
+        return Program(function, block_dim, runtime.TABLES), ""
+    try:
+        return Program(function, block_dim, runtime.TABLES, inline_accesses=True), ""
+    except CompileError as error:
+        return Program(function, block_dim, runtime.TABLES), error.what
+
+
+def _shadows(program, emitter, block_dim):
+    """``(declarations, ARRAYS)`` of a module whose accesses are looked at, see `shadow`.
+
+    ARRAYS: (name in the source, "global", "shared" or "local", shape, item size), by number.
+    """
+    threads = block_dim[0] * block_dim[1] * block_dim[2]
+    lanes = threads if any(contains(s, "W") and "_c_syncwarp(" in ast.unparse(s) for s in program.body) else 0
+    lines = [
+        f"_known = np.full(({-(-lanes // 32) * 32}, 32), -1, np.int64)",
+        f"_clocks = np.zeros({-(-lanes // 32) * 32}, np.int64)",
+    ]
+    arrays = []
+    for p in program.params:
+        if p in emitter.axes:
+            k = len(arrays)
+            numbers = ", ".join(f"_meta[{k}, {i}]" for i in range(3))
+            lines.append(f"_m_{p} = (_cells, {numbers}, np.int64({k}), False, _meta[{k}, 3] != 0)")
+            arrays.append((p.removeprefix("_arg_"), "global", None, 0))
+    cells, declared = 0, []
+    dynamic = [_itemsize(dtype) for shape, dtype in program.shared.values() if shape is None]
+    static = sum(int(np.prod(shape)) for shape, _ in program.shared.values() if shape is not None)
+    for key, (shape, dtype) in program.shared.items():
+        size = _itemsize(dtype)
+        granule = size if shape else min(dynamic)  # arrays of dynamic shared memory lie over one another
+        first, per, shift = cells if shape else static, size // granule, granule.bit_length() - 1
+        cells += int(np.prod(shape)) if shape else 0
+        declared.append(f"_m_{key} = (_scells, np.int64({first}), np.int64({per}), np.int64({shift}), "
+                        f"np.int64({len(arrays)}), True, False)")  # fmt: skip
+        arrays.append((program.titles.get(key, key), "shared", shape, size))
+    more = f" + len(_dynamic) // {min(dynamic)}" if dynamic else ""
+    lines.append(f"_scells = np.zeros(({static}{more}, 3), np.int64)")
+    lines.append("_z = (_cells, _state, _found, _known, _clocks, _scells, np.zeros((1024, 6), np.int64))")
+    lines += declared
+    for key, (shape, dtype) in program.local.items():
+        extents = ", ".join(f"np.int64({d})" for d in shape)
+        lines.append(f"_ls_{key} = np.zeros(({int(np.prod(shape))}, {threads}), np.int64)")
+        lines.append(f"_m_{key} = (_scells, ({extents},), np.int64({len(arrays)}))")
+        arrays.append((program.titles.get(key, key), "local", shape, _itemsize(dtype)))
+    return lines, arrays
 
 
 def _module_text(program, emitter, block_dim):
@@ -148,6 +205,7 @@ def _module_text(program, emitter, block_dim):
     head = [
         f'"""{program.name} from {program.filename}, blocks of {bx} x {by} x {bz}: generated, do not edit."""',
         "from common.cpu.runtime import *",
+        *(["from common.cpu.shadow import *"] if emitter.accesses else []),
         "",
         *(f"{k} = {v}" for k, v in program.consts.items()),
         "",
@@ -189,7 +247,12 @@ def _module_text(program, emitter, block_dim):
             declare.append(f"{v} = numba.types.{kind.name}(0)")
         elif kind.name in ("bool", "boolean"):
             declare.append(f"{v} = False")
-    params = ", ".join(["_b0", "_b1", "_gx", "_gy", "_gz", "_dynamic", "_err", *program.params])
+    arrays, extra = [], []
+    if emitter.accesses:
+        lines, arrays = _shadows(program, emitter, block_dim)
+        declare += lines
+        extra = ["_cells", "_state", "_found", "_starts", "_meta"]
+    params = ", ".join(["_b0", "_b1", "_gx", "_gy", "_gz", "_dynamic", "_err", *program.params, *extra])
     body = [
         f"@{JIT}",
         f"def run({params}):",
@@ -205,13 +268,17 @@ def _module_text(program, emitter, block_dim):
         f"        _oz = _bz * {bz}",
         "        _done = False",
         *(["        _alive[:] = True"] if emitter.alive else []),
+        *(["        _ep = _block_starts(_z, _starts, _b)"] if emitter.accesses else []),
         *emitter.lines,
+        *(["    _flush(_z)"] if emitter.accesses else []),
     ]
     tail = [
         "",
         f"STATIC_SHARED_BYTES = {static}",
         f"DYNAMIC_SHARED = {any(s is None for s, _ in program.shared.values())}",
         f"SITES = {emitter.sites!r}",
+        *([f"ARRAYS = {arrays!r}", f"NOTICES = {emitter.notices!r}", f"FENCES = {program.fences!r}"]
+          if emitter.accesses else []),
     ]
     return "\n".join([*head, "", *body, *tail, ""])
 
@@ -267,6 +334,9 @@ def load(function, digest, block_dim, arg_types, nonneg, check):
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
     signature = (*[types.int64] * 5, types.uint8[::1], types.int64[::1], *arg_types)
+    if check == "accesses":
+        table = types.int64[:, ::1]
+        signature += (table, types.int64[::1], table, types.int64[::1], table)
     survived = True
     if not list(path.parent.glob(f"__pycache__/{module_name}.run-*.nbi")):
         survived = _compile_in_child(module.run, signature)

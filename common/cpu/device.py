@@ -9,6 +9,7 @@ import contextlib
 
 import numpy as np
 
+from . import fresh
 from .arrays import (
     DeviceNDArray,
     ManagedNDArray,
@@ -97,7 +98,9 @@ def device_array(shape, dtype=np.float64, strides=None, order="C", stream=0):
 
     With ``MINI_CHECK=1`` in the environment the contents are NaN (floats) or 0xA5 bytes (integers).
     """
-    return DeviceNDArray(allocate(shape, dtype, strides, order), check_stream(stream))
+    made = DeviceNDArray(allocate(shape, dtype, strides, order), check_stream(stream))
+    fresh.made(made.host)
+    return made
 
 
 def device_array_like(ary, stream=0):

@@ -21,14 +21,24 @@ from .emit_warp import WarpLevel
 from .errors import CompileError
 from .tree import name
 
+ACCESS = {"READ": 0, "WRITE": 1, "ATOMIC": 2, "UPDATE": 3}  # as in shadow.py
+NARROW = {"int8": 8, "int16": 16, "int32": 32}  # casts whose argument is looked at: does it fit?
 STACK_BUDGET = 1 << 19  # bytes of arrays on the stack of a worker; larger ones go to the heap
 
 
 class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
-    """Writes the generated function of one kernel. ``types``: variable -> Numba type."""
+    """Writes the generated function of one kernel. ``types``: variable -> Numba type.
 
-    def __init__(self, program, analysis, types, check=False):
+    check: "" or "bounds" (``MINI_CHECK=1``) or "accesses": each access to an array goes through the functions of
+    `shadow`. axes: number of axes of each array, then.
+    """
+
+    def __init__(self, program, analysis, types, check="", axes=None):
         self.p, self.a, self.types, self.check = program, analysis, types, check
+        self.axes = axes or {}
+        self.accesses = check == "accesses"
+        self.access_sites = {}
+        self.notices = []  # (filename, line, what) that the sanitizer cannot see
         self.lines, self.depth = [], 0
         self.stored = {}  # variable -> name of its per-thread array
         self.scratch = {}  # name -> (shape text, dtype text, bytes)
@@ -57,8 +67,44 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
         return key
 
     def site(self, node, what, mend):
-        self.sites.append((self.p.filename, getattr(node, "lineno", 0), what, mend))
+        self.sites.append((*self.origin(node), what, mend))
         return len(self.sites) - 1
+
+    def origin(self, node):
+        """(file, line) that a node comes from: a device function that was inlined may stand in another file."""
+        files = (n.filename for n in ast.walk(node) if hasattr(n, "filename"))
+        return next(files, self.p.filename), getattr(node, "lineno", 0)
+
+    def access_site(self, node, array):
+        """Number of the site of an access to ``array`` on the line of ``node``: one a line and array."""
+        key = (*self.origin(node), array)
+        if key not in self.access_sites:
+            self.access_sites[key] = self.site(node, self.p.titles.get(array, array.removeprefix("_arg_")), "")
+        return self.access_sites[key]
+
+    def notice(self, node, what):
+        if (*self.origin(node), what) not in self.notices:
+            self.notices.append((*self.origin(node), what))
+
+    def touch(self, array, index, node, access, elements=1):
+        """Text of the index of an access that is looked at first; None if it cannot be.
+
+        index: AST, its parts as they are written here. access: "READ", "WRITE", "ATOMIC" or "UPDATE" of `shadow`.
+        """
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        if not self.lane_level or array not in self.axes:
+            return None
+        if len(parts) != self.axes[array] or any(isinstance(part, ast.Slice) for part in parts):
+            self.notice(node, f"a part of {array} is taken as an array of its own: what is read and written there")
+            return None
+        self.need.add("_tid")
+        texts = [f"np.int64({ast.unparse(ast.fix_missing_locations(part))})" for part in parts]
+        text = texts[0] if len(parts) == 1 else f"({', '.join(texts)})"
+        where = f"_m_{array}, _z, _ep, _tid, _U({self.access_site(node, array)}), {ACCESS[access]}"
+        suffix = "1" if len(parts) == 1 else "n"
+        if array in self.a.local:
+            return f"_local{suffix}(_ls_{array}, {text}, {where})"
+        return f"_at{suffix}({array}, {text}, {where}, {elements})"
 
     def fail(self, condition, node, what, mend, thread="0"):
         """Emit: if ``condition``, report an error at ``node``'s line and stop."""
@@ -129,17 +175,39 @@ class _Writer(ast.NodeTransformer):
     def visit_Call(self, node):
         if isinstance(node.func, ast.Name) and node.func.id.startswith("_atomic_"):
             array = node.args[0].id
+            if self.e.accesses and node.func.id == "_atomic_compare_and_swap":
+                node.func, node.args[1:1] = name("_atomic_cas"), [ast.Constant(0)]
             node.args[1:] = [self.visit(a) for a in node.args[1:]]
             if node.func.id != "_atomic_compare_and_swap":
-                node.args[1] = self.index_of(array, node.args[1], node)
+                touched = self.touched(array, node.args[1], node, "ATOMIC")
+                if touched is not None:
+                    node.args[1] = ast.Call(name("_must1" if self.e.axes[array] == 1 else "_mustn"), [touched], [])
+                else:
+                    node.args[1] = self.index_of(array, node.args[1], node)
             if array in self.e.p.shared:
                 node.func = name(node.func.id.replace("_atomic_", "_block_"))
             return node
         node.args = [self.visit(a) for a in node.args]
-        elements = getattr(getattr(node, "registered", None), "elements", 0)
+        registered = getattr(node, "registered", None)
+        elements = getattr(registered, "elements", 0)
         if elements and self.e.check and ast.unparse(node.args[0]) in self.e.a.arrays:
-            node.args[1] = self.index_of(node.args[0].id, node.args[1], node, elements)
+            array, access = node.args[0].id, "WRITE" if registered.writes else "READ"
+            touched = self.touched(array, node.args[1], node, access, elements)
+            node.args[1] = touched or self.index_of(array, node.args[1], node, elements)
+        kind = self.e.p.consts.get(getattr(node.func, "id", ""), "").rpartition(".")[2]
+        if self.e.accesses and self.e.lane_level and kind in NARROW and len(node.args) == 1:
+            bits = NARROW[kind]
+            site = self.e.access_site(node, kind)
+            self.e.need.add("_tid")
+            limits = f"{-(1 << bits - 1)}, {(1 << bits - 1) - 1}"
+            text = f"_narrow({ast.unparse(ast.fix_missing_locations(node.args[0]))}, {limits}, _z, _ep, _tid, _U({site}))"
+            node.args = [ast.parse(text, mode="eval").body]
         return node
+
+    def touched(self, array, index, node, access, elements=1):
+        """As `Emitter.touch`, as AST; None also where accesses are not looked at."""
+        text = self.e.touch(array, index, node, access, elements) if self.e.accesses else None
+        return text and ast.parse(text, mode="eval").body
 
     def visit_Attribute(self, node):
         return node
@@ -152,9 +220,15 @@ class _Writer(ast.NodeTransformer):
             return self.generic_visit(node)
         array = node.value.id
         known = array in e.a.arrays or array in e.a.local
-        index = self.index_of(array, self.shield(node.slice), node) if known else self.visit(node.slice)
         if not known:
-            return ast.Subscript(self.visit(node.value), index, node.ctx)
+            return ast.Subscript(self.visit(node.value), self.visit(node.slice), node.ctx)
+        shielded = self.shield(node.slice)
+        touched = self.touched(array, shielded, node, "READ")
+        if touched is not None:
+            if getattr(e, "volatile", False) and array in e.a.params:
+                return ast.Call(name("_volatile_load"), [name(array), touched], [])
+            return ast.Subscript(name(array), self.with_thread(array, touched), node.ctx)
+        index = self.index_of(array, shielded, node)
         if array in e.a.local:
             e.need.add("_i")
             parts = index.elts if isinstance(index, ast.Tuple) else [index]
@@ -162,6 +236,15 @@ class _Writer(ast.NodeTransformer):
         if getattr(e, "volatile", False) and array in e.a.params and isinstance(node.ctx, ast.Load):
             return ast.Call(name("_volatile_load"), [name(array), index], [])
         return ast.Subscript(name(array), index, node.ctx)
+
+    def with_thread(self, array, index):
+        """The index of a local array with the thread behind it: ``index`` is what a function of `shadow` returns."""
+        if array not in self.e.a.local:
+            return index
+        self.e.need.add("_i")
+        if self.e.axes[array] == 1:
+            return ast.Tuple([index, name("_i")], ast.Load())
+        return ast.BinOp(index, ast.Add(), ast.parse("(_i,)", mode="eval").body)
 
     def shield(self, index):
         """The index with its sign noted before variables are replaced by their storage."""

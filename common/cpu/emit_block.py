@@ -132,9 +132,13 @@ class BlockLevel:
 
     def barrier(self, stmt):
         node, kind = stmt.value, stmt.value.func.id
+        if self.accesses and self.alive:
+            self.emit(f"_exited(_z, _alive, _ep, _U({self.access_site(stmt, 'a barrier')}))")
         if kind == "_c_syncthreads":
-            return self.emit("pass  # syncthreads")
+            return self.emit("_ep = _epoch(_z)" if self.accesses else "pass  # syncthreads")
         count, total = self.vote(node.args[0])
+        if self.accesses:
+            self.emit("_ep = _epoch(_z)")
         value = {"count": count, "and": f"{count} == {total}", "or": f"{count} > 0"}[kind.rsplit("_", 1)[1]]
         if isinstance(stmt, ast.Assign):
             target = stmt.targets[0].id

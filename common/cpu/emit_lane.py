@@ -72,7 +72,62 @@ class LaneLevel:
         pass
 
     def scalar_Expr(self, stmt, ctx, loops):
+        if self.accesses and isinstance(stmt.value, ast.Call) and self.guarded_call(stmt.value):
+            return
         self.emit(self.expr(stmt.value))
+
+    def guarded_call(self, node):
+        """Emit a call that changes elements of an array, with the access looked at first; False if it is none."""
+        atomic = isinstance(node.func, ast.Name) and node.func.id.startswith("_atomic_")
+        stores_elements = getattr(getattr(node, "registered", None), "writes", False)
+        if not (atomic or stores_elements) or len(node.args) < 3 or not isinstance(node.args[0], ast.Name):
+            return False
+        if atomic and node.func.id == "_atomic_compare_and_swap":
+            return False
+        array = node.args[0].id
+        elements = node.registered.elements if stores_elements else 1
+        others = []
+        for argument in node.args[2:]:  # the operands are computed, and what they load is looked at, before the access
+            others.append(self.fresh("t"))
+            self.emit(f"{others[-1]} = {self.expr(argument)}")
+        key = self.guarded(array, node.args[1], node, "ATOMIC" if atomic else "WRITE", elements)
+        if key is None:
+            return False
+        function = node.func.id
+        if atomic and array in self.p.shared:
+            function = function.replace("_atomic_", "_block_")
+        self.emit(f"    {function}({array}, {key}, {', '.join(others)})")
+        return True
+
+    def guarded(self, array, index, node, access, elements=1):
+        """Emit ``if`` the access may happen; returns the name that holds its index, None if it is not looked at."""
+        written = ast.parse(self.expr(index), mode="eval").body
+        text = self.touch(array, written, node, access, elements)
+        if text is None:
+            return None
+        key = self.fresh("k")
+        self.emit(f"{key} = {text}")
+        first = key if self.axes[array] == 1 else f"{key}[0]"
+        self.emit(f"if {first} >= 0:")
+        return key
+
+    def guarded_store(self, target, operator, value):
+        """Emit ``target operator value`` for an element of an array, looked at first; False if it cannot be."""
+        if not (self.accesses and isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name)):
+            return False
+        array = target.value.id
+        if array not in self.axes or array not in self.a.arrays | self.a.local:
+            return False
+        new = self.fresh("t")
+        self.emit(f"{new} = {self.expr(value)}")
+        key = self.guarded(array, target.slice, target, "WRITE" if operator == "=" else "UPDATE")
+        if key is None:
+            return False
+        if array in self.a.local:
+            self.need.add("_i")
+            key = f"{key}, _i" if self.axes[array] == 1 else f"{key} + (_i,)"
+        self.emit(f"    {array}[{key}] {operator} {new}")
+        return True
 
     def scalar_Assign(self, stmt, ctx, loops):
         target = stmt.targets[0]
@@ -88,6 +143,8 @@ class LaneLevel:
             for t, temp in zip(target.elts, temps):
                 if temp != t.id:
                     self.emit(f"{self.place(t.id)} = {temp}")
+            return
+        if self.guarded_store(target, "=", stmt.value):
             return
         value = self.expr(stmt.value)
         place = self.place(target.id) if isinstance(target, ast.Name) else self.expr(target)
@@ -107,6 +164,8 @@ class LaneLevel:
 
     def scalar_AugAssign(self, stmt, ctx, loops):
         op = ast.unparse(ast.fix_missing_locations(ast.AugAssign(name("x", ast.Store()), stmt.op, name("y"))))[1:-1]
+        if self.guarded_store(stmt.target, op.strip(), stmt.value):
+            return
         self.emit(f"{self.expr(stmt.target)}{op}{self.expr(stmt.value)}")
 
     def scalar_If(self, stmt, ctx, loops):

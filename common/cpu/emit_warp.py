@@ -32,7 +32,7 @@ class WarpLevel:
                 # Nobody is here in the rest of a loop's body that all lanes have just left.
                 self.fail(f"{act} != 0 and ({exist} & ~{act}) != 0", stmt, *_mask_error(kind))
         if kind == "syncwarp":
-            return self.emit("pass  # syncwarp")
+            return self.meet(None if full_mask else mask, act, ctx) if self.accesses else self.emit("pass  # syncwarp")
         if kind == "activemask":
             return self.lanes(ctx, lambda: self.emit(f"{self.target(stmt)} = np.uint32({act})"))
         if kind.startswith("shfl"):
@@ -40,6 +40,23 @@ class WarpLevel:
         if kind.startswith("match"):
             return self.match(stmt, ctx, kind, act)
         return self.ballot(stmt, ctx, kind, act)
+
+    def meet(self, mask, act, ctx):
+        """Emit what a ``syncwarp`` means for the sanitizer. Lanes with different masks meet in groups of their own."""
+        act = act or "0xFFFFFFFF"
+        if mask is None:
+            return self.emit(f"_syncwarp(_z, _warp, {act})")
+        masks = self.buffer("v", "32", "numba.types.int64", 256)
+        self.emit(f"{masks}[:] = 0")
+
+        def fill():
+            self.need.add("_lane")
+            self.emit(f"{masks}[_lane] = ({self.expr(mask)}) & {act}")
+
+        self.lanes(ctx, fill)
+        self.emit("for _l in range(32):")
+        self.emit(f"    if ({masks}[_l] >> _l) & 1 != 0 and {masks}[_l] & ((1 << _l) - 1) == 0:")
+        self.emit(f"        _syncwarp(_z, _warp, {masks}[_l])")
 
     def target(self, stmt):
         return self.place(stmt.targets[0].id) if isinstance(stmt, ast.Assign) else "_unused"

@@ -95,15 +95,18 @@ def desugar_loops(stmts, analysis, program):
     return changed
 
 
-def analyse(program, array_params, nonneg_params):
-    """Fold early exits, find what is uniform, desugar loops; returns the :class:`Analysis`."""
+def analyse(program, array_params, nonneg_params, loads_vary=False):
+    """Fold early exits, find what is uniform, desugar loops; returns the :class:`Analysis`.
+
+    ``loads_vary``: every thread loads for itself, even what is the same for all.
+    """
     fold_exits(program.body, last=True)
 
     def run():
         diverge = False
         for _ in range(2):
             analysis = Analysis(program.body, program.params, [*array_params, *program.shared, *program.consts],
-                                program.local, program.block_dim, nonneg_params, diverge)  # fmt: skip
+                                program.local, program.block_dim, nonneg_params, diverge, loads_vary)  # fmt: skip
             if diverge or not diverging_return(program.body, analysis):
                 return analysis
             diverge = True

@@ -23,8 +23,11 @@ from .stubs import Stub
 class Program:
     """A kernel in normal form, with all that its generated module needs."""
 
-    def __init__(self, function, block_dim, tables):
+    def __init__(self, function, block_dim, tables, inline_accesses=False):
         self.block_dim = block_dim  # (x, y, z)
+        self.inline_accesses = inline_accesses  # also inline device functions that index arrays: then all is checked
+        self.fences = False  # has it a threadfence?
+        self.titles = {}  # unique name of a shared or local array -> the name it has in the source
         self.tables = tables  # names of the scalar equivalents, see runtime.py
         self.shared = {}  # name -> (shape or None for dynamic, numba dtype, line)
         self.local = {}  # name -> (shape, numba dtype)
@@ -51,24 +54,28 @@ class Program:
         return key
 
     def traits(self, function):
-        """``(contains collectives or shared arrays, uses thread positions)``, through all it calls."""
+        """``(is inlined, uses thread positions)``: the first for collectives and shared arrays, through all it calls."""
         if function in self.uses:
             return self.uses[function]
         self.uses[function] = (False, False)  # recursion ends here
         tree, _ = source_tree(function)
         inline = position = False
         for node in ast.walk(tree):
+            if self.inline_accesses and isinstance(node, ast.Subscript):
+                inline = True
             if not isinstance(node, (ast.Name, ast.Attribute)):
                 continue
             value = static_value(node, function, ())
             if isinstance(value, Stub):
                 inline |= value.role in ("block", "warp") or value.name == "shared.array"
+                inline |= self.inline_accesses and value.role == "atomic"
                 position |= value.role in ("position", "grid")
             elif python_function(value):
                 sub = self.traits(python_function(value))
                 inline, position = inline or sub[0], position or sub[1]
             elif value is not MISSING and equivalent_of(value) is not None:
-                inline |= equivalent_of(value).level == "warp"
+                equivalent = equivalent_of(value)
+                inline |= equivalent.level == "warp" or self.inline_accesses and equivalent.elements > 0
         self.uses[function] = (inline, position)
         return inline, position
 
@@ -79,6 +86,8 @@ class FunctionFront(Lowering, Inlining, Resolver):
     def __init__(self, program, function, prefix="", bindings=None):
         self.program, self.function, self.prefix = program, function, prefix
         self.tree, self.filename = source_tree(function)
+        for node in ast.walk(self.tree):
+            node.filename = self.filename
         self.bindings = dict(bindings or {})  # parameter -> AST it stands for (inlining)
         args = self.tree.args
         if args.vararg or args.kwarg or args.kwonlyargs or args.defaults:

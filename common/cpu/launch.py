@@ -13,7 +13,8 @@ import numpy as np
 from numba.core import types
 
 from . import compile as compiling
-from . import machine
+from . import fresh, machine
+from .arrays import checking
 from .device import host_view
 from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
 
@@ -25,6 +26,7 @@ INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waki
 _pool = None
 _pool_lock = threading.Lock()
 _trace = None  # a list while a trace is being taken, see common.trace
+_sanitizer = None  # the innermost `sanitizer.Session` in force, see common.sanitize
 
 
 @functools.cache
@@ -152,7 +154,7 @@ class Dispatcher:
         self._prepare(dim3(block, "block", MAX_BLOCK), [host_view(a) for a in args])
         return time.perf_counter() - start
 
-    def _prepare(self, block, values):
+    def _prepare(self, block, values, check=None):
         kinds, nonneg = [], []
         for v in values:
             if isinstance(v, np.ndarray):
@@ -161,7 +163,8 @@ class Dispatcher:
             else:
                 kinds.append(type(v))
                 nonneg.append(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0)
-        check = os.environ.get("MINI_CHECK", "0") not in ("", "0")
+        if check is None:
+            check = "bounds" if checking() else ""
         key = (block, tuple(kinds), tuple(nonneg), check)
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -203,6 +206,9 @@ class Dispatcher:
             values = [host_view(a) for a in args]
         except (TypeError, ValueError):
             values = [self._view(a, i) for i, a in enumerate(args)]
+        if _sanitizer is not None:
+            return _sanitizer.launch(self, grid, block, shared_bytes, values)
+        fresh.unwatched_launch()
         key, compiled = self._prepare(block, values)
         blocks = grid[0] * grid[1] * grid[2]
         err = np.zeros(9, np.int64)

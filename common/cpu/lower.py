@@ -168,6 +168,7 @@ class Lowering:
         else:
             table[unique] = entry
         self.arrays[target.id] = unique
+        program.titles[unique] = target.id
 
     def dtype(self, node, where):
         value = self.static(node) if node is not None else MISSING

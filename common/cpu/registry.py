@@ -11,6 +11,7 @@ class Equivalent:
     level: str
     returns: object
     elements: int = 0
+    writes: bool = False
 
     @property
     def text(self):
@@ -22,7 +23,7 @@ class Equivalent:
 _equivalents = {}
 
 
-def cpu_equivalent(intrinsic, level="lane", returns=None, elements=0):
+def cpu_equivalent(intrinsic, level="lane", returns=None, elements=0, writes=False):
     """Decorator: the function below it does on the CPU what ``intrinsic`` does on a GPU.
 
     ``level="lane"``: a ``numba.njit`` function with the intrinsic's own arguments, called once for each lane.
@@ -30,7 +31,7 @@ def cpu_equivalent(intrinsic, level="lane", returns=None, elements=0):
     32 values (one a lane) followed by the outputs, one array of 32 for each dtype in ``returns``
     (a NumPy dtype, or a tuple of them). All 32 lanes must take part.
     ``elements``: if not 0, the first two arguments are an array and an index, and that many elements are read or
-    written from there on, along the last axis: ``MINI_CHECK=1`` checks them all.
+    written (``writes``) from there on, along the last axis: ``MINI_CHECK=1`` and the sanitizer check them all.
 
     Raises ValueError for another level, or for a warp-level equivalent without ``returns``.
     """
@@ -40,7 +41,7 @@ def cpu_equivalent(intrinsic, level="lane", returns=None, elements=0):
         raise ValueError("a warp-level equivalent needs returns=dtype (or a tuple of dtypes)")
 
     def register(function):
-        _equivalents[id(intrinsic)] = (intrinsic, Equivalent(function, level, returns, elements))
+        _equivalents[id(intrinsic)] = (intrinsic, Equivalent(function, level, returns, elements, writes))
         return function
 
     return register

@@ -251,6 +251,7 @@ class Resolver(ast.NodeTransformer):
             new.special = "B" if role == "block" else "W"
             return new
         if role == "fence":
+            self.program.fences |= short in ("threadfence", "threadfence_system")
             return call("_nothing", like=node)
         if role == "atomic":
             if not args or not isinstance(args[0], ast.Name):

@@ -18,6 +18,8 @@ def at(node, like):
         for sub in ast.walk(node):
             if not hasattr(sub, "lineno") and isinstance(sub, (ast.expr, ast.stmt)):
                 ast.copy_location(sub, like)
+                if hasattr(like, "filename"):
+                    sub.filename = like.filename
     return node
 
 

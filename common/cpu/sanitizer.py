@@ -1,0 +1,289 @@
+"""Sanitized launches: shadows laid out for the arrays of a launch, and what was found turned into `Finding`s.
+
+See `shadow` for what is recorded at each access, and ``common.sanitize`` for how it is used.
+"""
+
+import linecache
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import fresh, shadow
+from .errors import DivergenceError, HangError
+
+MEND = {
+    "out-of-bounds": "guard the access (if i < n: …), or make the array larger",
+    "negative-index": "guard the access (if i > 0: …): a negative index counts from the end, also on a GPU",
+    "shared-race": "put cuda.syncthreads() between the two (cuda.syncwarp() if both are lanes of one warp), "
+    "or let each thread have elements of its own",
+    "global-race": "let each thread have elements of its own, use cuda.atomic, or end the kernel and launch another "
+    "between the two: a barrier orders the threads of one block only",
+    "uninitialized-shared": "write it first, and let all threads wait: shared memory holds anything at the start",
+    "uninitialized-local": "fill the array before it is read: it holds anything at the start",
+    "uninitialized-global": "fill it before the launch, as with cuda.to_device(np.zeros(…)): cuda.device_array "
+    "holds anything at the start",
+    "exited-barrier": "do not return before a barrier: put the work under if i < n: … and let all threads come to it",
+    "int-overflow": "do not cast, or cast to int64: Numba's index arithmetic is 64 bits wide",
+}
+RACES = ("shared-race", "global-race")
+ACCESS = ("read", "write", "atomic", "update")
+DONE = {"read": "read", "write": "written", "atomic": "changed by an atomic", "update": "updated"}
+
+
+@dataclass
+class Finding:
+    """One mistake, wherever it was met: ``count`` times, and here is the first.
+
+    kind: a key of `MEND`, or "divergent-barrier", "shuffle-mask" or "hang". file, line, array, index, access, block,
+    thread: the access (or barrier) at which it was seen; index is a tuple of ints, block and thread are (x, y, z).
+    other_…: the earlier access it collides with, None where there is none. message: all of it, to read.
+    """
+
+    kind: str
+    kernel: str
+    file: str
+    line: int
+    array: str | None = None
+    index: tuple | None = None
+    access: str | None = None
+    block: tuple | None = None
+    thread: tuple | None = None
+    other_file: str | None = None
+    other_line: int | None = None
+    other_access: str | None = None
+    other_block: tuple | None = None
+    other_thread: tuple | None = None
+    count: int = 1
+    what: str = ""
+    mend: str = ""
+
+    @property
+    def key(self):
+        """What two findings have in common if they are the same mistake."""
+        places = sorted([(self.file, self.line, self.access), (self.other_file or "", self.other_line or 0,
+                                                               self.other_access or "")])  # fmt: skip
+        return self.kind, self.kernel, self.array, *places
+
+    @property
+    def message(self):
+        times = f"; {self.count} times" if self.count > 1 else ""
+        lines = [f"{self.kind} in {self.kernel}: {self.what}{times}"]
+        for file, line in dict.fromkeys([(self.file, self.line), (self.other_file, self.other_line)]):
+            if file:
+                lines.append(f"    {file}:{line} | {linecache.getline(file, line).strip()}")
+        return "\n".join([*lines, f"  To mend it: {self.mend}"])
+
+
+@dataclass
+class Session:
+    """What one ``with sanitize()`` has seen: findings (first met first), notices, and how much was looked at."""
+
+    findings: list = field(default_factory=list)
+    notices: list = field(default_factory=list)
+    launches: int = 0
+    accesses: int = 0
+    lost: int = 0  # findings that were too many to keep
+
+    def add(self, finding):
+        for known in self.findings:
+            if known.key == finding.key:
+                known.count += finding.count
+                return
+        self.findings.append(finding)
+
+    def note(self, text):
+        if text not in self.notices:
+            self.notices.append(text)
+
+    def launch(self, kernel, grid, block, shared_bytes, values):
+        """Run a launch with every access looked at."""
+        _, compiled = kernel._prepare(block, values, "accesses")
+        run = _Run(self, kernel, compiled, grid, block, shared_bytes, values)
+        run.go()
+        self.launches += 1
+        for file, line, what in compiled.notices:
+            self.note(f"{file}:{line}: not looked at: {what}")
+        if compiled.fences:
+            self.note(f"{kernel.__name__}: races between blocks are not looked for, since it uses cuda.threadfence()")
+
+
+# --- one launch ------------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    def __init__(self, session, kernel, compiled, grid, block, shared_bytes, values):
+        self.session, self.kernel, self.compiled = session, kernel, compiled
+        self.grid, self.block, self.shared_bytes, self.values = grid, block, shared_bytes, values
+        self.arrays = [v for v in values if isinstance(v, np.ndarray)]
+
+    def go(self):
+        blocks = math.prod(self.grid)
+        regions, meta, n_cells = self.lay_out()
+        cells = np.zeros((n_cells, 3), np.int64)
+        for low, granule, first, size, written in regions:
+            if written is not None:
+                cells[first : first + size, 0] = written[:: granule][:size]
+        state, found = np.zeros(16, np.int64), np.zeros((shadow.ROWS, shadow.COLUMNS), np.int64)
+        state[shadow.FENCES] = self.compiled.fences
+        starts, err = np.zeros(blocks, np.int64), np.zeros(9, np.int64)
+        dynamic = np.empty(self.shared_bytes, np.uint8)
+        try:
+            self.compiled.run(0, blocks, *self.grid, dynamic, err, *self.values, cells, state, found, starts, meta)
+        except IndexError:
+            if not state[shadow.FOUND]:
+                raise
+        self.starts = starts[: np.count_nonzero(starts)]
+        for row in found[: state[shadow.FOUND]]:
+            self.session.add(self.finding(row))
+        if err[0]:
+            self.failure(err)
+        self.session.accesses += int(state[shadow.ACCESSES])
+        self.session.lost += int(state[shadow.LOST])
+        if state[shadow.COARSE]:
+            self.session.note(f"{self.kernel.__name__}: more than {shadow.CLOCK_MAX} syncwarps between two barriers")
+        for low, granule, first, size, written in regions:
+            if written is not None:
+                now = np.repeat(cells[first : first + size, 0] > shadow.BEFORE, granule)[: len(written)]
+                written |= now
+
+    def lay_out(self):
+        """Cells for the arrays: those that share memory share cells.
+
+        Returns ``(regions, meta, number of cells)``; a region is (first byte, bytes a cell, first cell, cells, map of
+        what was written or None), a row of meta (first cell, cells an element, shift, may it be read unwritten?).
+        """
+        bounds = [np.lib.array_utils.byte_bounds(v) if v.size else (0, 0) for v in self.arrays]
+        starts = [v.__array_interface__["data"][0] for v in self.arrays]
+        meta = np.zeros((max(1, len(self.arrays)), 4), np.int64)
+        regions, total, open_region = [], 0, []
+
+        def close():
+            nonlocal total
+            low = min(bounds[i][0] for i in open_region)
+            high = max(bounds[i][1] for i in open_region)
+            granule = math.gcd(*(self.arrays[i].itemsize for i in open_region), *(starts[i] - low for i in open_region))
+            granule &= -granule
+            entry = fresh.written_map(low, high)
+            written = entry[1][low - entry[0] : high - entry[0]] if entry else None
+            size = -(-(high - low) // granule)
+            regions.append((low, granule, total, size, written))
+            for i in open_region:
+                per = self.arrays[i].itemsize // granule
+                meta[i] = total + (starts[i] - low) // granule, per, granule.bit_length() - 1, written is None
+            total += size
+
+        end = -1
+        for i in sorted((i for i in range(len(bounds)) if self.arrays[i].size), key=lambda i: bounds[i]):
+            if open_region and bounds[i][0] >= end:
+                close()
+                open_region = []
+            open_region.append(i)
+            end = max(end, bounds[i][1])
+        if open_region:
+            close()
+        return regions, meta, total
+
+    # -- what was found
+    def place(self, record):
+        """(site, block, thread) of a record."""
+        site = int(record) >> shadow.SITE & (shadow.SITE_MAX - 1)
+        b = int(np.searchsorted(self.starts, int(record) >> shadow.EPOCH, "right")) - 1
+        gx, gy, _ = self.grid
+        return self.compiled.sites[site], (b % gx, b // gx % gy, b // (gx * gy)), self.coordinates(record)
+
+    def coordinates(self, record):
+        thread = int(record) >> shadow.THREAD & 1023
+        bx, by, _ = self.block
+        return thread % bx, thread // bx % by, thread // (bx * by)
+
+    def index(self, number, place):
+        """Index of an element, from its position in cells (of a local array: in elements)."""
+        name, space, shape, size = self.compiled.arrays[number]
+        if space == "global":
+            view = self.arrays[number]
+            offset = int(place) << self.meta_shift(number)
+            index = [0] * view.ndim
+            for axis in sorted(range(view.ndim), key=lambda a: -abs(view.strides[a])):
+                if view.strides[axis] and view.shape[axis] > 1:
+                    index[axis], offset = divmod(offset, view.strides[axis])
+            return tuple(index)
+        return tuple(int(i) for i in np.unravel_index(int(place), shape)) if shape else (int(place),)
+
+    def meta_shift(self, number):
+        return int(self.lay_out()[1][number, 2])
+
+    def finding(self, row):
+        kind, now, old, number, place, access, other, extra, count = (int(v) for v in row[:9])
+        site, block, thread = self.place(now)
+        file, line, _, _ = site
+        made = Finding("", self.kernel.__name__, file, line, block=block, thread=thread, count=count)
+        if kind == shadow.EXITED:
+            made.kind, made.access = "exited-barrier", "barrier"
+            made.other_thread = self.coordinates(old)
+            made.what = (
+                f"thread {made.other_thread} of block {block} has returned, and thread {thread} comes to a barrier"
+            )
+        elif kind == shadow.OVERFLOW:
+            made.kind, made.access, made.array = "int-overflow", "cast", None
+            made.what = f"{place} does not fit into {site[2]}; block {block}, thread {thread}"
+        else:
+            self.describe_access(made, kind, row)
+        made.mend = MEND[made.kind]
+        return made
+
+    def describe_access(self, made, kind, row):
+        _, now, old, number, place, access, other, extra, _ = (int(v) for v in row[:9])
+        name, space, shape, _ = self.compiled.arrays[number]
+        made.array, made.access = name, ACCESS[access]
+        who = f"thread {made.thread} of block {made.block}"
+        if kind in (shadow.OUT_OF_BOUNDS, shadow.NEGATIVE):
+            made.kind = "negative-index" if kind == shadow.NEGATIVE else "out-of-bounds"
+            made.index = (place,)
+            axis = f" on axis {old}" if old or len(shape or self.global_shape(number)) > 1 else ""
+            made.what = f"{name}[{place}] is {DONE[made.access]}{axis}, but there are {extra} elements; {who}"
+            if not place < 0 and place < extra:
+                made.what = f"{name}: several elements from before {place}{axis} on, but there are {extra}; {who}"
+            return
+        made.index = self.index(number, place)
+        element = f"{name}[{', '.join(map(str, made.index))}]"
+        if kind in (shadow.UNWRITTEN, shadow.UNWRITTEN_LOCAL):
+            made.kind = f"uninitialized-{space}"
+            made.what = f"{element} is {DONE[made.access]}, and nothing has written it; {who}"
+            return
+        made.kind = "shared-race" if kind == shadow.SHARED_RACE else "global-race"
+        (made.other_file, made.other_line, _, _), made.other_block, made.other_thread = self.place(old)
+        made.other_access = ACCESS[other]
+        if made.other_block == made.block:
+            barrier = "no syncwarp or barrier" if self.same_warp(now, old) else "no barrier"
+            where = f"thread {made.thread} and thread {made.other_thread} of block {made.block}, with {barrier} between"
+        else:
+            where = f"{who} and thread {made.other_thread} of block {made.other_block}, which nothing orders"
+        made.what = f"{element} is {DONE[made.access]} and {DONE[made.other_access]} by {where}"
+
+    def global_shape(self, number):
+        return self.arrays[number].shape if number < len(self.arrays) else (0,)
+
+    @staticmethod
+    def same_warp(now, old):
+        return (now >> shadow.THREAD & 1023) >> 5 == (old >> shadow.THREAD & 1023) >> 5
+
+    def failure(self, err):
+        """What ends a launch on the CPU backend anyway becomes a finding."""
+        try:
+            self.kernel._raise(self.compiled.sites[err[1]], err, self.block)
+        except (DivergenceError, HangError) as error:
+            kind = "divergent-barrier"
+            if isinstance(error, HangError):
+                kind = "hang"
+            elif "mask of cuda." in error.what or "must take part" in error.what:
+                kind = "shuffle-mask"
+            thread = int(err[5])
+            self.session.add(
+                Finding(
+                    kind, self.kernel.__name__, error.filename, error.lineno, access="barrier",
+                    block=tuple(int(v) for v in err[2:5]),
+                    thread=self.coordinates(thread << shadow.THREAD) if thread >= 0 else None,
+                    what=error.what, mend=error.mend or "",
+                )  # fmt: skip
+            )
