@@ -45,17 +45,19 @@ def kernels(folder):
 
     Device functions are left out. aliases: the plain names that are bound to the kernel.
     """
-    found = {}
+    found, bound = {}, []
     for path in sorted(folder.glob("*.py"), key=lambda path: (path.name != "kernels.py", path.name)):
         if path.name in NOT_CODE:
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in tree.body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and any(_is_kernel_mark(mark) for mark in node.decorator_list):
                 first = re.split(r"(?<=[.:;])\s", ast.get_docstring(node) or "", maxsplit=1)[0]
                 found[node.name] = (path.name, node.lineno, [], first.rstrip(".:;"))
-            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id in found:
-                found[node.value.id][2].extend(t.id for t in node.targets if isinstance(t, ast.Name))
+            elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+                bound.append(node)
+    for node in bound:  # a plain name may stand in another file than its kernel
+        if node.value.id in found:
+            found[node.value.id][2].extend(t.id for t in node.targets if isinstance(t, ast.Name))
     return found
 
 
@@ -108,7 +110,7 @@ def used_block(folder):
         if chapter == folder.name and not name.isupper():
             links = ", ".join(f"[{file}:{line}](../../ch14_mini_llm/{file}#L{line})" for file, line in places)
             lines.append(f"- `{name}`: {links}")
-    return "\n".join(lines or ["Not by name: later chapters build on it."]) + "\n"
+    return "\n".join(lines or ["Not by name."]) + "\n"
 
 
 # --- the figures -----------------------------------------------------------------------------------------------------
