@@ -4,13 +4,14 @@
 answer. After ``import common``, ``from numba import cuda`` gives numba-cuda on a GPU, and our CPU backend elsewhere.
 """
 
+import importlib
 import os
 import sys
 import warnings
 
 from .backend import BackendError, choose
 
-__all__ = ["BACKEND", "BackendError", "choice", "sanitize"]
+__all__ = ["BACKEND", "BackendError", "choice", "memory_report", "sanitize"]
 
 choice = choose()
 BACKEND = choice.name
@@ -31,4 +32,11 @@ if BACKEND == "cpu":
         )
     _install()
 
-from . import sanitize  # noqa: E402
+
+def __getattr__(name):
+    # Looked up late: `python -m common.sanitize` and `python -m common.memory` must be the first to import these.
+    if name == "sanitize":
+        return importlib.import_module("common.sanitize")
+    if name == "memory_report":
+        return importlib.import_module("common.memory").memory_report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

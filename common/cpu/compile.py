@@ -20,8 +20,9 @@ import numpy as np
 from numba.core import config, types
 from numba.cpython import numbers
 
-from . import runtime
+from . import memlog, runtime, shadow
 from .emit import STACK_BUDGET, Emitter
+from .emit_memory import declarations
 from .errors import CompileError
 from .fold import analyse, contains
 from .frontend import Program
@@ -72,6 +73,8 @@ def source_digest(function):
         if equivalent_of(value) is not None:  # what an intrinsic does stands in the module of its equivalent
             file = getattr(sys.modules.get(equivalent_of(value).function.__module__), "__file__", None)
             digest.update(Path(file).read_bytes() if file else b"")
+        if isinstance(value, types.Type):  # float32 and float64 are of one class
+            return digest.update(str(value).encode())
         if isinstance(value, (bool, int, float, str, bytes, type(None), np.generic)):
             return digest.update(f"{type(value).__name__}:{value!r};".encode())
         return digest.update(
@@ -108,8 +111,11 @@ class Compiled:
     def __init__(self, module, path):
         self.run, self.sites, self.path = module.run, module.SITES, path
         self.static_bytes, self.uses_dynamic = module.STATIC_SHARED_BYTES, module.DYNAMIC_SHARED
-        self.arrays = getattr(module, "ARRAYS", [])  # these three: where accesses are looked at
+        self.arrays = getattr(module, "ARRAYS", [])  # these six: where accesses are looked at
+        self.shared_cells, self.stamps = getattr(module, "SHARED_CELLS", (0, 0)), getattr(module, "STAMPS", 0)
+        self.lanes = getattr(module, "LANES", 0)
         self.notices, self.fences = getattr(module, "NOTICES", []), getattr(module, "FENCES", False)
+        self.points, self.counters = getattr(module, "POINTS", []), getattr(module, "COUNTERS", [])  # memory reports
 
     @property
     def source(self):
@@ -131,7 +137,7 @@ def generate(function, block_dim, arg_types, nonneg, check):
     rename_webs(params, program.body, taken, program.filename)
     arrays = [p for p, t in zip(params, arg_types) if isinstance(t, types.Array)]
     nonneg_params = [p for p, known in zip(params, nonneg) if known]
-    analysis = analyse(program, arrays, nonneg_params, loads_vary=check == "accesses")
+    analysis = analyse(program, arrays, nonneg_params, loads_vary=check in ("accesses", "memory"))
     names = {**runtime.namespace(), **stand_ins()}
     exec("\n".join(f"{k} = {v}" for k, v in program.consts.items()), names)
     for key, tree in program.device.items():
@@ -153,6 +159,9 @@ def _program(function, block_dim, check):
     """``(program, "")``, or the program without looking into device functions and the reason why it cannot be done."""
     if not check:
         return Program(function, block_dim, runtime.TABLES), ""
+    if check == "memory":
+        with contextlib.suppress(CompileError):
+            return Program(function, block_dim, runtime.TABLES, inline_accesses="all"), ""
     try:
         return Program(function, block_dim, runtime.TABLES, inline_accesses=True), ""
     except CompileError as error:
@@ -160,44 +169,40 @@ def _program(function, block_dim, check):
 
 
 def _shadows(program, emitter, block_dim):
-    """``(declarations, ARRAYS)`` of a module whose accesses are looked at, see `shadow`.
+    """``(declarations, tables)`` of a module whose accesses are looked at, see `shadow`.
 
-    ARRAYS: (name in the source, "global", "shared" or "local", shape, item size), by number.
+    Tables: ARRAYS, (name in the source, "global", "shared" or "local", shape, item size) by number; SHARED_CELLS (and
+    cells a byte of dynamic shared memory); STAMPS of local arrays; LANES that ``syncwarp`` is about.
     """
     threads = block_dim[0] * block_dim[1] * block_dim[2]
-    lanes = threads if any(contains(s, "W") and "_c_syncwarp(" in ast.unparse(s) for s in program.body) else 0
-    lines = [
-        f"_known = np.full(({-(-lanes // 32) * 32}, 32), -1, np.int64)",
-        f"_clocks = np.zeros({-(-lanes // 32) * 32}, np.int64)",
-    ]
-    arrays = []
+    syncs = any(contains(s, "W") and "_c_syncwarp(" in ast.unparse(s) for s in program.body)
+    lines, arrays, cells, stamps = ["_fl = _floor(_z)"], [], 0, 0
+
+    def number(title, space, shape, size):
+        arrays.append((title, space, shape, size))
+        return len(arrays) - 1
+
     for p in program.params:
         if p in emitter.axes:
-            k = len(arrays)
-            numbers = ", ".join(f"_meta[{k}, {i}]" for i in range(3))
-            lines.append(f"_m_{p} = (_cells, {numbers}, np.int64({k}), False, _meta[{k}, 3] != 0)")
-            arrays.append((p.removeprefix("_arg_"), "global", None, 0))
-    cells, declared = 0, []
+            k = number(p.removeprefix("_arg_"), "global", None, 0)
+            facts = f"_cells + _meta[{k}, 0] * {shadow.CELL}, _meta[{k}, 1], _meta[{k}, 2]"
+            lines.append(f"_of_{p} = ({facts}, np.int64({k}), np.int64(0), _meta[{k}, 3], np.int64({int(syncs)}))")
     dynamic = [_itemsize(dtype) for shape, dtype in program.shared.values() if shape is None]
     static = sum(int(np.prod(shape)) for shape, _ in program.shared.values() if shape is not None)
     for key, (shape, dtype) in program.shared.items():
-        size = _itemsize(dtype)
-        granule = size if shape else min(dynamic)  # arrays of dynamic shared memory lie over one another
-        first, per, shift = cells if shape else static, size // granule, granule.bit_length() - 1
+        k = number(program.titles.get(key, key), "shared", shape, _itemsize(dtype))
+        granule = _itemsize(dtype) if shape else min(dynamic)  # arrays of dynamic shared memory lie over one another
+        first, per = cells if shape else static, _itemsize(dtype) // granule
         cells += int(np.prod(shape)) if shape else 0
-        declared.append(f"_m_{key} = (_scells, np.int64({first}), np.int64({per}), np.int64({shift}), "
-                        f"np.int64({len(arrays)}), True, False)")  # fmt: skip
-        arrays.append((program.titles.get(key, key), "shared", shape, size))
-    more = f" + len(_dynamic) // {min(dynamic)}" if dynamic else ""
-    lines.append(f"_scells = np.zeros(({static}{more}, 3), np.int64)")
-    lines.append("_z = (_cells, _state, _found, _known, _clocks, _scells, np.zeros((1024, 6), np.int64))")
-    lines += declared
+        facts = f"np.int64({per}), np.int64({granule.bit_length() - 1}), np.int64({k})"
+        lines.append(f"_of_{key} = (_scells + {first * shadow.CELL}, {facts}, np.int64(1), np.int64(0), np.int64({int(syncs)}))")
     for key, (shape, dtype) in program.local.items():
-        extents = ", ".join(f"np.int64({d})" for d in shape)
-        lines.append(f"_ls_{key} = np.zeros(({int(np.prod(shape))}, {threads}), np.int64)")
-        lines.append(f"_m_{key} = (_scells, ({extents},), np.int64({len(arrays)}))")
-        arrays.append((program.titles.get(key, key), "local", shape, _itemsize(dtype)))
-    return lines, arrays
+        k = number(program.titles.get(key, key), "local", shape, _itemsize(dtype))
+        lines.append(f"_ls_{key} = ({', '.join(f'np.int64({d})' for d in shape)},)")
+        lines.append(f"_of_{key} = (_stamps + {stamps * 8}, np.int64({k}), np.int64({threads}))")
+        stamps += int(np.prod(shape)) * threads
+    tables = {"ARRAYS": arrays, "SHARED_CELLS": (static, min(dynamic, default=0)), "STAMPS": stamps}
+    return lines, tables | {"LANES": -(-threads // 32) * 32 if syncs else 0}
 
 
 def _module_text(program, emitter, block_dim):
@@ -205,7 +210,7 @@ def _module_text(program, emitter, block_dim):
     head = [
         f'"""{program.name} from {program.filename}, blocks of {bx} x {by} x {bz}: generated, do not edit."""',
         "from common.cpu.runtime import *",
-        *(["from common.cpu.shadow import *"] if emitter.accesses else []),
+        *([f"from common.cpu.{'memlog' if emitter.memory else 'shadow'} import *"] if emitter.accesses else []),
         "",
         *(f"{k} = {v}" for k, v in program.consts.items()),
         "",
@@ -247,11 +252,18 @@ def _module_text(program, emitter, block_dim):
             declare.append(f"{v} = numba.types.{kind.name}(0)")
         elif kind.name in ("bool", "boolean"):
             declare.append(f"{v} = False")
-    arrays, extra = [], []
-    if emitter.accesses:
-        lines, arrays = _shadows(program, emitter, block_dim)
+    tables, extra, first, last = {}, [], [], []
+    if emitter.memory:
+        lines, tables = declarations(program, emitter, _itemsize)
         declare += lines
-        extra = ["_cells", "_state", "_found", "_starts", "_meta"]
+        extra, first = list(memlog.PARAMETERS), [f"_block_starts(_z, {emitter.warps()})"]
+    elif emitter.accesses:
+        lines, tables = _shadows(program, emitter, block_dim)
+        declare += lines
+        extra = ["_z", "_cells", "_scells", "_stamps", "_meta"]
+        first, last = ["_low = _ep = _block_starts(_z, _b)"], ["_flush(_z)"]
+    if emitter.accesses:
+        tables |= {"NOTICES": emitter.notices, "FENCES": program.fences}
     params = ", ".join(["_b0", "_b1", "_gx", "_gy", "_gz", "_dynamic", "_err", *program.params, *extra])
     body = [
         f"@{JIT}",
@@ -268,17 +280,16 @@ def _module_text(program, emitter, block_dim):
         f"        _oz = _bz * {bz}",
         "        _done = False",
         *(["        _alive[:] = True"] if emitter.alive else []),
-        *(["        _ep = _block_starts(_z, _starts, _b)"] if emitter.accesses else []),
+        *("        " + line for line in first),
         *emitter.lines,
-        *(["    _flush(_z)"] if emitter.accesses else []),
+        *("    " + line for line in last),
     ]
     tail = [
         "",
         f"STATIC_SHARED_BYTES = {static}",
         f"DYNAMIC_SHARED = {any(s is None for s, _ in program.shared.values())}",
         f"SITES = {emitter.sites!r}",
-        *([f"ARRAYS = {arrays!r}", f"NOTICES = {emitter.notices!r}", f"FENCES = {program.fences!r}"]
-          if emitter.accesses else []),
+        *(f"{key} = {value!r}" for key, value in tables.items()),
     ]
     return "\n".join([*head, "", *body, *tail, ""])
 
@@ -335,10 +346,13 @@ def load(function, digest, block_dim, arg_types, nonneg, check):
     spec.loader.exec_module(module)
     signature = (*[types.int64] * 5, types.uint8[::1], types.int64[::1], *arg_types)
     if check == "accesses":
-        table = types.int64[:, ::1]
-        signature += (table, types.int64[::1], table, types.int64[::1], table)
+        signature += (*[types.int64] * 4, types.int64[:, ::1])
+    elif check == "memory":
+        signature += tuple(memlog.PARAMETERS.values())
     survived = True
     if not list(path.parent.glob(f"__pycache__/{module_name}.run-*.nbi")):
+        if check == "memory":
+            memlog.prepare()
         survived = _compile_in_child(module.run, signature)
     keep, config.LOOP_VECTORIZE = config.LOOP_VECTORIZE, int(survived)
     try:

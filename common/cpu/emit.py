@@ -17,6 +17,7 @@ from .analysis import copy_expr, exposed
 from .emit_block import BlockLevel
 from .emit_group import GroupLevel
 from .emit_lane import LaneLevel
+from .emit_memory import MemoryLevel, space_kind
 from .emit_warp import WarpLevel
 from .errors import CompileError
 from .tree import name
@@ -26,19 +27,22 @@ NARROW = {"int8": 8, "int16": 16, "int32": 32}  # casts whose argument is looked
 STACK_BUDGET = 1 << 19  # bytes of arrays on the stack of a worker; larger ones go to the heap
 
 
-class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
+class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
     """Writes the generated function of one kernel. ``types``: variable -> Numba type.
 
     check: "" or "bounds" (``MINI_CHECK=1``) or "accesses": each access to an array goes through the functions of
-    `shadow`. axes: number of axes of each array, then.
+    `shadow`, or "memory": through those of `memlog`. axes: number of axes of each array, then.
     """
 
     def __init__(self, program, analysis, types, check="", axes=None):
         self.p, self.a, self.types, self.check = program, analysis, types, check
         self.axes = axes or {}
-        self.accesses = check == "accesses"
+        self.accesses, self.memory = check in ("accesses", "memory"), check == "memory"
+        self.points, self.counters, self.quiet = [], [], set()  # of the memory report, see emit_memory
         self.access_sites = {}
         self.notices = []  # (filename, line, what) that the sanitizer cannot see
+        nodes = (n for stmt in program.body for n in ast.walk(stmt))
+        self.taken = {n.id for n in nodes if isinstance(n, ast.Name)} | {*program.consts, *program.device}
         self.lines, self.depth = [], 0
         self.stored = {}  # variable -> name of its per-thread array
         self.scratch = {}  # name -> (shape text, dtype text, bytes)
@@ -58,8 +62,11 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
         self.lines.append("    " * (self.depth + extra) + text)
 
     def fresh(self, stem):
-        self.counter += 1
-        return f"_{stem}{self.counter}"
+        """A name that neither this emitter nor the front end has given to anything."""
+        while True:
+            self.counter += 1
+            if f"_{stem}{self.counter}" not in self.taken:
+                return f"_{stem}{self.counter}"
 
     def buffer(self, stem, shape, dtype, nbytes):
         key = self.fresh(stem)
@@ -97,14 +104,24 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel):
         if len(parts) != self.axes[array] or any(isinstance(part, ast.Slice) for part in parts):
             self.notice(node, f"a part of {array} is taken as an array of its own: what is read and written there")
             return None
-        self.need.add("_tid")
+        self.need |= {"_tid", "_key"} if self.memory else {"_tid"}
         texts = [f"np.int64({ast.unparse(ast.fix_missing_locations(part))})" for part in parts]
         text = texts[0] if len(parts) == 1 else f"({', '.join(texts)})"
-        where = f"_m_{array}, _z, _ep, _tid, _U({self.access_site(node, array)}), {ACCESS[access]}"
-        suffix = "1" if len(parts) == 1 else "n"
-        if array in self.a.local:
-            return f"_local{suffix}(_ls_{array}, {text}, {where})"
-        return f"_at{suffix}({array}, {text}, {where}, {elements})"
+        for kind in ("READ", "WRITE") if self.memory and access == "UPDATE" else (access,):
+            if self.memory:
+                site, now = self.point(node, array, space_kind(self, array), kind, elements), "_key"
+            else:
+                site, now = self.access_site(node, array), "_ep, _low, _fl"
+            constant = "{}" if self.memory else "np.int64({})"  # or Numba compiles a function for each literal
+            where = f"_of_{array}, _z, {now}, _tid, _U({site}), {constant.format(ACCESS[kind])}"
+            suffix = "1" if len(parts) == 1 else "n"
+            if array in self.a.local:
+                text = f"_local{suffix}(_ls_{array}, {text}, {where})"
+            else:
+                facts = f"{array}.shape, {array}.strides" if suffix == "n" else f"{array}.shape[0], {array}.strides[0]"
+                facts = array if self.memory else facts
+                text = f"_at{suffix}({facts}, {text}, {where}, {constant.format(elements)})"
+        return text
 
     def fail(self, condition, node, what, mend, thread="0"):
         """Emit: if ``condition``, report an error at ``node``'s line and stop."""
@@ -195,7 +212,7 @@ class _Writer(ast.NodeTransformer):
             touched = self.touched(array, node.args[1], node, access, elements)
             node.args[1] = touched or self.index_of(array, node.args[1], node, elements)
         kind = self.e.p.consts.get(getattr(node.func, "id", ""), "").rpartition(".")[2]
-        if self.e.accesses and self.e.lane_level and kind in NARROW and len(node.args) == 1:
+        if self.e.accesses and not self.e.memory and self.e.lane_level and kind in NARROW and len(node.args) == 1:
             bits = NARROW[kind]
             site = self.e.access_site(node, kind)
             self.e.need.add("_tid")

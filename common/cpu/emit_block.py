@@ -84,12 +84,14 @@ class BlockLevel:
 
     def block_if(self, stmt):
         if self.a.uniform(stmt.test):
+            self.agreed(stmt, self.warps())
             self.emit(f"if {self.expr(stmt.test)}:")
         else:
             what = "this branch contains a barrier, and its condition"
             if not contains(stmt, "B"):
                 what = "this branch leaves a loop with a barrier in it, and its condition"
             count, total = self.agree(stmt, stmt.test, what)
+            self.agreed(stmt, self.warps())
             self.emit(f"if {count} > 0:")
         self.block_body(stmt.body)
         if stmt.orelse:
@@ -124,21 +126,28 @@ class BlockLevel:
 
     def all_threads(self, body):
         """Emit ``body()`` once for each thread of the block that has not returned."""
-        group = choose_group(self.a.block_dim, False, False)
+        group = choose_group(self.a.block_dim, self.memory, False)
         levels = group.open(self.emit)
         self.depth += levels
         self.lanes(Context(group, ("_alive",) if self.alive else ()), body)
         self.depth -= levels
 
+    def epoch(self, stmt):
+        """Emit what a barrier means where accesses are looked at."""
+        if self.memory:
+            self.tick(stmt, "barrier")
+        else:
+            self.emit("_ep = _epoch(_z)")
+
     def barrier(self, stmt):
         node, kind = stmt.value, stmt.value.func.id
-        if self.accesses and self.alive:
+        if self.accesses and not self.memory and self.alive:
             self.emit(f"_exited(_z, _alive, _ep, _U({self.access_site(stmt, 'a barrier')}))")
         if kind == "_c_syncthreads":
-            return self.emit("_ep = _epoch(_z)" if self.accesses else "pass  # syncthreads")
+            return self.epoch(stmt) if self.accesses else self.emit("pass  # syncthreads")
         count, total = self.vote(node.args[0])
         if self.accesses:
-            self.emit("_ep = _epoch(_z)")
+            self.epoch(stmt)
         value = {"count": count, "and": f"{count} == {total}", "or": f"{count} > 0"}[kind.rsplit("_", 1)[1]]
         if isinstance(stmt, ast.Assign):
             target = stmt.targets[0].id

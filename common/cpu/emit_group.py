@@ -3,6 +3,7 @@
 import ast
 
 from .analysis import BASES, copy_expr, exposed, loads, special, stores
+from .emit_memory import reads_elements
 from .fold import contains, has_exit, has_return
 from .groups import Context, choose_group
 from .tree import assign, at, bodies, name
@@ -34,7 +35,7 @@ class GroupLevel:
 
     def walk(self, stmts, wide):
         """One walk over all groups of the block."""
-        warp = contains(stmts, "W")
+        warp = self.memory or contains(stmts, "W")
         group = choose_group(self.a.block_dim, warp, not wide and (warp or any(map(self.splits, stmts))))
         carried = {v for s in stmts for v in stores(s) if v not in self.a.varying} & exposed(stmts)
         self.preset |= carried
@@ -129,6 +130,7 @@ class GroupLevel:
             if self.uniform_assign(stmt):
                 if not self.movable(stmt, run):
                     flush()
+                self.count_group(stmt, ctx)
                 self.uniform_statement(stmt)
             elif special(stmt):
                 flush()
@@ -182,9 +184,12 @@ class GroupLevel:
             return lambda: self.masked_if(stmt, ctx)
         if ctx.masks or any(isinstance(n, ast.Call) for n in ast.walk(stmt.test)) or has_exit(stmt) or has_return(stmt):
             return None
+        if self.memory and reads_elements(stmt.test):  # each load is to be seen once
+            return None
         return lambda: self.two_way_if(stmt, ctx, guard)
 
     def plain_if(self, stmt, ctx):
+        self.agreed(stmt, 1)
         self.emit(f"if {self.expr(stmt.test)}:")
         self.nested(stmt.body, ctx)
         if stmt.orelse:
@@ -198,7 +203,8 @@ class GroupLevel:
         else:
             count = self.fresh("n")
             self.emit(f"{count} = 0")
-            self.lanes(ctx, lambda: (self.emit(f"if {self.expr(stmt.test)}:"), self.emit(f"    {count} += 1")))
+            test = lambda: self.watched(stmt, self.expr(stmt.test))
+            self.lanes(ctx, lambda: (self.emit(f"if {test()}:"), self.emit(f"    {count} += 1")))
             self.emit(f"if {count} == {ctx.group.size}:")
         self.nested(stmt.body, ctx)
         if stmt.orelse and any(map(self.splits, stmt.orelse)) and not guard:
@@ -208,6 +214,7 @@ class GroupLevel:
         else:
             self.emit("else:" if stmt.orelse or guard else f"elif {count} > 0:")
         self.depth += 1
+        self.quiet.add(id(stmt))
         self.lane_run([stmt], ctx)
         self.depth -= 1
 
@@ -254,7 +261,7 @@ class GroupLevel:
             self.emit(f"{m}[:] = False")
 
         def body():
-            self.emit(f"{test} = {self.expr(stmt.test)}")
+            self.emit(f"{test} = {self.watched(stmt, self.expr(stmt.test))}")
             self.need.add("_lane")
             self.emit(f"if {test}:")
             self.emit(f"    {yes}[_lane] = True")
@@ -322,7 +329,10 @@ class GroupLevel:
         if not (isinstance(stmt.test, ast.Constant) and stmt.test.value):
             self.lanes(
                 inner,
-                lambda: (self.emit(f"if not ({self.expr(stmt.test)}):"), self.emit(f"    {active}[_lane] = False")),
+                lambda: (
+                    self.emit(f"if not ({self.watched(stmt, self.expr(stmt.test))}):"),
+                    self.emit(f"    {active}[_lane] = False"),
+                ),
             )
         if self.alive:
             self.lanes(

@@ -29,11 +29,15 @@ class LaneLevel:
             text = ast.unparse(ast.fix_missing_locations(self.remat[var]))
             remat.append(f"    {var} = {text}")
             need |= loads(self.remat[var])
+        if "_key" in need:
+            remat.append("    _key = 0")
         for text in ctx.group.lane_header(need) + remat:
             self.emit(text)
         if guard:
             self.emit(f"    if {guard}:")
         self.lines += lines
+        if "_key" in need:
+            self.emit("_close(_z, _touched)")
 
     def lane_run(self, stmts, ctx):
         """Emit statements as one thread's code inside the lane loop."""
@@ -58,6 +62,7 @@ class LaneLevel:
 
     def scalar(self, stmts, ctx, loops):
         for stmt in stmts:
+            self.count_statement(stmt)
             getattr(self, f"scalar_{type(stmt).__name__}")(stmt, ctx, loops)
 
     def scalar_body(self, stmts, ctx, loops):
@@ -88,7 +93,7 @@ class LaneLevel:
         elements = node.registered.elements if stores_elements else 1
         others = []
         for argument in node.args[2:]:  # the operands are computed, and what they load is looked at, before the access
-            others.append(self.fresh("t"))
+            others.append(self.fresh("new"))
             self.emit(f"{others[-1]} = {self.expr(argument)}")
         key = self.guarded(array, node.args[1], node, "ATOMIC" if atomic else "WRITE", elements)
         if key is None:
@@ -105,7 +110,7 @@ class LaneLevel:
         text = self.touch(array, written, node, access, elements)
         if text is None:
             return None
-        key = self.fresh("k")
+        key = self.fresh("place")
         self.emit(f"{key} = {text}")
         first = key if self.axes[array] == 1 else f"{key}[0]"
         self.emit(f"if {first} >= 0:")
@@ -118,7 +123,7 @@ class LaneLevel:
         array = target.value.id
         if array not in self.axes or array not in self.a.arrays | self.a.local:
             return False
-        new = self.fresh("t")
+        new = self.fresh("new")
         self.emit(f"{new} = {self.expr(value)}")
         key = self.guarded(array, target.slice, target, "WRITE" if operator == "=" else "UPDATE")
         if key is None:
@@ -169,7 +174,7 @@ class LaneLevel:
         self.emit(f"{self.expr(stmt.target)}{op}{self.expr(stmt.value)}")
 
     def scalar_If(self, stmt, ctx, loops):
-        self.emit(f"if {self.expr(stmt.test)}:")
+        self.emit(f"if {self.watched(stmt, self.expr(stmt.test))}:")
         self.scalar_body(stmt.body, ctx, loops)
         if stmt.orelse:
             self.emit("else:")
@@ -180,27 +185,35 @@ class LaneLevel:
         var = stmt.target.id
         if has_return(stmt):
             self.emit("_ret = False")
+        token = self.loop_start()
         if self.in_place(var):
             self.emit(f"for {var} in range({args}):")
         else:
             counter = self.fresh("q")
             self.emit(f"for {counter} in range({args}):")
             self.emit(f"    {self.place(var)} = {counter}")
+        self.depth += 1
+        self.loop_round(token)
+        self.depth -= 1
         self.scalar_body(stmt.body, ctx, loops + 1)
+        self.loop_end(token, stmt)
         self.after_loop(stmt, loops)
 
     def scalar_While(self, stmt, ctx, loops):
         spin = self.spin_start()
         if has_return(stmt):
             self.emit("_ret = False")
+        token = self.loop_start()
         keep, self.volatile = getattr(self, "volatile", False), self.spins(stmt)
         self.emit(f"while {self.expr(stmt.test)}:")
         self.volatile = keep
         self.depth += 1
         self.need.add("_tid")
         self.spin_check(spin, stmt, "_tid" if self.lane_level else "-1", SPIN_LIMIT)
+        self.loop_round(token, stmt)
         self.depth -= 1
         self.scalar_body(stmt.body, ctx, loops + 1)
+        self.loop_end(token, stmt)
         self.after_loop(stmt, loops)
 
     def spin_start(self):

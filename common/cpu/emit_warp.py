@@ -32,7 +32,9 @@ class WarpLevel:
                 # Nobody is here in the rest of a loop's body that all lanes have just left.
                 self.fail(f"{act} != 0 and ({exist} & ~{act}) != 0", stmt, *_mask_error(kind))
         if kind == "syncwarp":
-            return self.meet(None if full_mask else mask, act, ctx) if self.accesses else self.emit("pass  # syncwarp")
+            if self.accesses and not self.memory:
+                return self.meet(None if full_mask else mask, act, ctx)
+            return self.emit("pass  # syncwarp")
         if kind == "activemask":
             return self.lanes(ctx, lambda: self.emit(f"{self.target(stmt)} = np.uint32({act})"))
         if kind.startswith("shfl"):
@@ -182,6 +184,8 @@ class WarpLevel:
 
     def warp_intrinsic(self, stmt, ctx):
         node = stmt.value
+        if self.memory:
+            self.notice(stmt, "the operations of an instruction of the whole warp")
         if ctx.masks or self.a.threads % 32:
             act, exist = self.active_bits(ctx, False)
             self.fail(

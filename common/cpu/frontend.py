@@ -25,7 +25,8 @@ class Program:
 
     def __init__(self, function, block_dim, tables, inline_accesses=False):
         self.block_dim = block_dim  # (x, y, z)
-        self.inline_accesses = inline_accesses  # also inline device functions that index arrays: then all is checked
+        self.inline_accesses = inline_accesses  # also inline device functions that index arrays: then all is checked;
+        # "all": and all others
         self.fences = False  # has it a threadfence?
         self.titles = {}  # unique name of a shared or local array -> the name it has in the source
         self.tables = tables  # names of the scalar equivalents, see runtime.py
@@ -59,7 +60,7 @@ class Program:
             return self.uses[function]
         self.uses[function] = (False, False)  # recursion ends here
         tree, _ = source_tree(function)
-        inline = position = False
+        inline, position = self.inline_accesses == "all", False
         for node in ast.walk(tree):
             if self.inline_accesses and isinstance(node, ast.Subscript):
                 inline = True

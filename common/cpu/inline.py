@@ -122,7 +122,7 @@ class Inlining:
         self.result = None
         self.result_names = None
         if values:
-            width = len(values[0].elts) if isinstance(values[0], ast.Tuple) else 0
+            width = next((len(v.elts) for v in values if isinstance(v, ast.Tuple)), 0)
             stem = self.program.fresh("r")
             self.result_names = [f"{stem}_{i}" for i in range(width)] or [stem]
             load = [at(name(n), values[0]) for n in self.result_names]
@@ -136,6 +136,10 @@ class Inlining:
                 if stmt.value is not None:
                     value = self.flatten(self.visit(stmt.value), out)
                     parts = value.elts if len(self.result_names) > 1 and isinstance(value, ast.Tuple) else [value]
+                    if len(self.result_names) > 1 and isinstance(value, ast.Call):  # of a function that gives a tuple
+                        names = ast.Tuple([name(n, ast.Store()) for n in self.result_names], ast.Store())
+                        out.append(ast.copy_location(ast.Assign([at(names, stmt)], value), stmt))
+                        return
                     if len(parts) != len(self.result_names):
                         self.fail(stmt, "all returns of this device function must have the same number of values")
                     for n, v in zip(self.result_names, parts):

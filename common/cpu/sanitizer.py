@@ -84,6 +84,8 @@ class Session:
     launches: int = 0
     accesses: int = 0
     lost: int = 0  # findings that were too many to keep
+    epoch: int = 0  # where the epochs of the next launch go on
+    memory: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
 
     def add(self, finding):
         for known in self.findings:
@@ -91,6 +93,12 @@ class Session:
                 known.count += finding.count
                 return
         self.findings.append(finding)
+
+    def cells(self, count):
+        """Cells for a launch, (at least count, 3) int64: those of the launch before, if they are enough."""
+        if len(self.memory) < count or self.epoch > shadow.EPOCH_MAX // 2:
+            self.memory, self.epoch = np.zeros((count, 3), np.int64), 0
+        return self.memory
 
     def note(self, text):
         if text not in self.notices:
@@ -108,6 +116,10 @@ class Session:
             self.note(f"{kernel.__name__}: races between blocks are not looked for, since it uses cuda.threadfence()")
 
 
+def address(array):
+    return array.__array_interface__["data"][0]
+
+
 # --- one launch ------------------------------------------------------------------------------------------------------
 
 
@@ -120,19 +132,31 @@ class _Run:
     def go(self):
         blocks = math.prod(self.grid)
         regions, meta, n_cells = self.lay_out()
-        cells = np.zeros((n_cells, 3), np.int64)
+        cells, state = self.session.cells(n_cells), np.zeros(16, np.int64)
+        state[shadow.NOW] = self.session.epoch
+        state[shadow.FLOOR] = self.session.epoch + 1 << shadow.EPOCH
         for low, granule, first, size, written in regions:
             if written is not None:
-                cells[first : first + size, 0] = written[:: granule][:size]
-        state, found = np.zeros(16, np.int64), np.zeros((shadow.ROWS, shadow.COLUMNS), np.int64)
-        state[shadow.FENCES] = self.compiled.fences
+                cells[first : first + size, 0] = written[::granule][:size]
+        static, smallest = self.compiled.shared_cells
+        shared = np.zeros((static + (self.shared_bytes // smallest if smallest else 0), 3), np.int64)
+        stamps = np.zeros(self.compiled.stamps, np.int64)
+        found, queue = (np.zeros(shape, np.int64) for shape in
+                        ((shadow.ROWS, shadow.COLUMNS), (shadow.QUEUE_ROWS, shadow.QUEUE_COLUMNS)))  # fmt: skip
+        clocks, known = np.zeros(self.compiled.lanes, np.int64), np.full((self.compiled.lanes, 32), -1, np.int64)
         starts, err = np.zeros(blocks, np.int64), np.zeros(9, np.int64)
+        state[shadow.FENCES], state[shadow.LANES] = self.compiled.fences, self.compiled.lanes
+        for slot, array in ((shadow.TABLE, found), (shadow.QUEUE, queue), (shadow.CLOCKS, clocks),
+                            (shadow.KNOWN, known), (shadow.STARTS, starts)):  # fmt: skip
+            state[slot] = address(array)
         dynamic = np.empty(self.shared_bytes, np.uint8)
+        places = [address(array) for array in (state, cells, shared, stamps)]
         try:
-            self.compiled.run(0, blocks, *self.grid, dynamic, err, *self.values, cells, state, found, starts, meta)
+            self.compiled.run(0, blocks, *self.grid, dynamic, err, *self.values, *places, meta)
         except IndexError:
             if not state[shadow.FOUND]:
                 raise
+        self.session.epoch = int(state[shadow.NOW])
         self.starts = starts[: np.count_nonzero(starts)]
         for row in found[: state[shadow.FOUND]]:
             self.session.add(self.finding(row))
@@ -144,7 +168,7 @@ class _Run:
             self.session.note(f"{self.kernel.__name__}: more than {shadow.CLOCK_MAX} syncwarps between two barriers")
         for low, granule, first, size, written in regions:
             if written is not None:
-                now = np.repeat(cells[first : first + size, 0] > shadow.BEFORE, granule)[: len(written)]
+                now = np.repeat(cells[first : first + size, 0] >= state[shadow.FLOOR], granule)[: len(written)]
                 written |= now
 
     def lay_out(self):
@@ -154,7 +178,7 @@ class _Run:
         what was written or None), a row of meta (first cell, cells an element, shift, may it be read unwritten?).
         """
         bounds = [np.lib.array_utils.byte_bounds(v) if v.size else (0, 0) for v in self.arrays]
-        starts = [v.__array_interface__["data"][0] for v in self.arrays]
+        starts = [address(v) for v in self.arrays]
         meta = np.zeros((max(1, len(self.arrays)), 4), np.int64)
         regions, total, open_region = [], 0, []
 
@@ -193,7 +217,7 @@ class _Run:
         return self.compiled.sites[site], (b % gx, b // gx % gy, b // (gx * gy)), self.coordinates(record)
 
     def coordinates(self, record):
-        thread = int(record) >> shadow.THREAD & 1023
+        thread = int(record) >> 1 & 1023
         bx, by, _ = self.block
         return thread % bx, thread // bx % by, thread // (bx * by)
 
@@ -266,7 +290,7 @@ class _Run:
 
     @staticmethod
     def same_warp(now, old):
-        return (now >> shadow.THREAD & 1023) >> 5 == (old >> shadow.THREAD & 1023) >> 5
+        return (now >> 1 & 1023) >> 5 == (old >> 1 & 1023) >> 5
 
     def failure(self, err):
         """What ends a launch on the CPU backend anyway becomes a finding."""
@@ -283,7 +307,7 @@ class _Run:
                 Finding(
                     kind, self.kernel.__name__, error.filename, error.lineno, access="barrier",
                     block=tuple(int(v) for v in err[2:5]),
-                    thread=self.coordinates(thread << shadow.THREAD) if thread >= 0 else None,
+                    thread=self.coordinates(thread << 1) if thread >= 0 else None,
                     what=error.what, mend=error.mend or "",
                 )  # fmt: skip
             )

@@ -1,13 +1,13 @@
 """What generated code calls in sanitized launches: each access looks at its element's *shadow* first.
 
-The shadow of an element is three words: who wrote it last, and two different threads that have read it since. A word is
-a *record* of one access::
+The shadow of an element is three words: who wrote it last, and two different threads that have read it. A word is a
+*record* of one access::
 
     epoch << 37 | clock << 23 | site << 11 | thread << 1 | atomic
 
 epoch: counts the block barriers of a launch, over all blocks; so it also says in which block the access was. clock: of
-a lane, counts its ``syncwarp``s within an epoch. site: the place in the source. Record 0 means never, 1 (`BEFORE`)
-before this launch. Two accesses, at least one of them a write and not both atomic, are a race
+a lane, counts its ``syncwarp``s within an epoch. site: the place in the source. Epochs go on from launch to launch, so
+that cells can be used again as they are: what is below the launch's first epoch was before it. Two accesses, at least one of them a write and not both atomic, are a race
 
 - in one block, if they have the same epoch and different threads, unless both are lanes of one warp and the later one
   knows, through ``syncwarp``, the clock of the earlier one;
@@ -15,243 +15,351 @@ before this launch. Two accesses, at least one of them a write and not both atom
 
 So no race is missed because it was "won": what counts is what the barriers allow, not who came first.
 
-State that is handed through (``z``, a tuple of arrays): cells of global memory, state, found, known, clocks, cells of
-shared memory, waiting. An array's own facts (``m``): its cells, first cell, cells an element, shift from bytes to
-cells, number, whether it is shared, whether it may be read without having been written in this launch.
+All of this lies in int64 arrays that the launcher owns and generated code knows by address: an array that is handed
+through costs a reference count at each call, a hundred times what the look itself costs. ``z`` is the address of the
+launch's state, `Z` names its places. ``m`` are an array's own facts: address of its first cell, cells an element, shift
+from bytes to cells, number, is it shared, may it be read unwritten, does the kernel use ``syncwarp``. Where it may not,
+the launcher has put 0 into the cells of elements that nothing has written, and 1 (`BEFORE`) into the others.
 """
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
-# kinds of findings, in found[:, 0]
+# kinds of findings, in the first column of the table
 OUT_OF_BOUNDS, NEGATIVE, SHARED_RACE, GLOBAL_RACE, UNWRITTEN, UNWRITTEN_LOCAL, EXITED, OVERFLOW = range(1, 9)
 READ, WRITE, ATOMIC, UPDATE = range(4)  # kinds of access
 BEFORE = 1
-EPOCH, CLOCK, SITE, THREAD = 37, 23, 11, 1  # positions in a record
+EPOCH, CLOCK, SITE = 37, 23, 11  # positions in a record; the thread stands at 1
 CLOCK_MAX, SITE_MAX, EPOCH_MAX = (1 << 14) - 1, 1 << 12, 1 << 26
-NOW, LOW, FOUND, LOST, FENCES, COARSE, ACCESSES, WAITING = range(8)  # places in state
-ROWS, COLUMNS = 512, 10  # of found: different findings that are kept
+(NOW, LOW, FOUND, LOST, FENCES, COARSE, ACCESSES, WAITING, TABLE, KNOWN, CLOCKS, LANES, QUEUE, STARTS, FLOOR) = range(15)
+ROWS, COLUMNS = 512, 10  # of the table: different findings that are kept
+QUEUE_ROWS, QUEUE_COLUMNS = 1024, 5  # elements read unwritten in an epoch
+CELL = 24  # bytes
 
-JIT = dict(nogil=True, error_model="numpy")
+JIT = dict(nogil=True, error_model="numpy", cache=True)  # kept on disk: many kernels call the same functions
+INLINE = JIT | dict(forceinline=True)
+
+
+@intrinsic
+def _get(typingctx, address, place):
+    """The int64 number ``place`` from ``address`` on."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load(_pointer(builder, args))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _put(typingctx, address, place, value):
+    """Store an int64 as number ``place`` from ``address`` on."""
+
+    def codegen(context, builder, sig, args):
+        builder.store(args[2], _pointer(builder, args))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _pointer(builder, args):
+    word = ir.IntType(64)
+    return builder.gep(builder.inttoptr(args[0], word.as_pointer()), [args[1]])
+
+
+def _thread(record):
+    return record >> 1 & 1023
+
+
+def _site(record):
+    return record >> SITE & (SITE_MAX - 1)
+
+
+_thread, _site = numba.njit(**JIT)(_thread), numba.njit(**JIT)(_site)
 
 
 @numba.njit(**JIT)
 def _note(z, kind, now, old, number, place, access, other, extra):
     """Keep a finding; one that differs only in element and threads from an earlier one is counted there."""
-    state, found, known = z[1], z[2], z[3]
-    site, old_site = now >> SITE & (SITE_MAX - 1), old >> SITE & (SITE_MAX - 1)
-    for row in range(state[FOUND]):
-        f = found[row]
-        if f[0] == kind and f[3] == number and f[1] >> SITE & (SITE_MAX - 1) == site:
-            if f[2] >> SITE & (SITE_MAX - 1) == old_site and f[5] == access and f[6] == other:
-                f[8] += 1
+    table = _get(z, TABLE)
+    rows = _get(z, FOUND)
+    for row in range(rows):
+        f = table + row * COLUMNS * 8
+        if _get(f, 0) == kind and _get(f, 3) == number and _site(_get(f, 1)) == _site(now):
+            if _site(_get(f, 2)) == _site(old) and _get(f, 5) == access and _get(f, 6) == other:
+                _put(f, 8, _get(f, 8) + 1)
                 return
-    row = state[FOUND]
-    if row >= ROWS:
-        state[LOST] += 1
+    if rows >= ROWS:
+        _put(z, LOST, _get(z, LOST) + 1)
         return
-    state[FOUND] += 1
-    f = found[row]
-    f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7], f[8] = kind, now, old, number, place, access, other, extra, 1
+    f = table + rows * COLUMNS * 8
+    _put(z, FOUND, rows + 1)
+    _put(f, 0, kind)
+    _put(f, 1, now)
+    _put(f, 2, old)
+    _put(f, 3, number)
+    _put(f, 4, place)
+    _put(f, 5, access)
+    _put(f, 6, other)
+    _put(f, 7, extra)
+    _put(f, 8, 1)
 
 
 @numba.njit(**JIT)
-def _clash(z, now, old, number, place, access, other, shared):
+def _knows(z, thread, old):
+    """Has a lane met the one that ``old`` is a record of, at a ``syncwarp`` since?"""
+    return _get(_get(z, KNOWN), thread * 32 + (_thread(old) & 31)) >= old >> CLOCK & CLOCK_MAX
+
+
+@numba.njit(**JIT)
+def _clash(z, m, k, now, old, access, other):
     """A finding if the earlier access ``old`` and the present one may come in either order."""
-    state, found, known = z[1], z[2], z[3]
-    if old <= BEFORE:
+    first, per, shift, number, shared, decided, syncs = m
+    if old < _get(z, FLOOR):
         return
-    if old >> EPOCH < state[LOW]:  # another block
-        if not shared and not state[FENCES]:
-            _note(z, GLOBAL_RACE, now, old, number, place, access, other, 0)
+    if old >> EPOCH < _get(z, LOW):  # another block
+        if not shared and _get(z, FENCES) == 0:
+            _note(z, GLOBAL_RACE, now, old, number, (k - first) // CELL, access, other, 0)
         return
-    if old >> EPOCH != now >> EPOCH:
+    thread, other_thread = _thread(now), _thread(old)
+    if old >> EPOCH != now >> EPOCH or thread == other_thread:
         return
-    thread, other_thread = now >> THREAD & 1023, old >> THREAD & 1023
-    if thread == other_thread:
+    if syncs and thread >> 5 == other_thread >> 5 and _knows(z, thread, old):
         return
-    if len(known) and thread >> 5 == other_thread >> 5:
-        if known[thread, other_thread & 31] >= old >> CLOCK & CLOCK_MAX:
-            return
-    _note(z, SHARED_RACE if shared else GLOBAL_RACE, now, old, number, place, access, other, 0)
+    _note(z, SHARED_RACE if shared else GLOBAL_RACE, now, old, number, (k - first) // CELL, access, other, 0)
 
 
 @numba.njit(**JIT)
 def _unwritten(z, m, k, now, access):
     """An element is read that nothing has written: kept until the epoch ends. If it is written by then, it is a race."""
-    first, number, shared = m[1], m[4], m[5]
-    state, waiting = z[1], z[6]
-    row = state[WAITING]
-    if row == len(waiting):
-        _note(z, UNWRITTEN, now, 0, number, k - first, access, 0, 0)
+    first, per, shift, number, shared, decided, syncs = m
+    row = _get(z, WAITING)
+    if row == QUEUE_ROWS:
+        _note(z, UNWRITTEN, now, 0, number, (k - first) // CELL, access, 0, 0)
         return
-    state[WAITING] += 1
-    w = waiting[row]
-    w[0], w[1], w[2], w[3], w[4], w[5] = k, now, number, k - first, access, shared
+    w = _get(z, QUEUE) + row * QUEUE_COLUMNS * 8
+    _put(z, WAITING, row + 1)
+    _put(w, 0, k)
+    _put(w, 1, now)
+    _put(w, 2, number)
+    _put(w, 3, (k - first) // CELL)
+    _put(w, 4, access)
 
 
 @numba.njit(**JIT)
 def _flush(z):
     """Tell of the elements that were read unwritten, and that nothing has written since."""
-    cells, state, scells, waiting = z[0], z[1], z[5], z[6]
-    for row in range(state[WAITING]):
-        k, now, number, place, access, shared = waiting[row]
-        written = scells[k, 0] if shared else cells[k, 0]
-        if written >> EPOCH != now >> EPOCH:
-            _note(z, UNWRITTEN, now, 0, number, place, access, 0, 0)
-    state[WAITING] = 0
+    for row in range(_get(z, WAITING)):
+        w = _get(z, QUEUE) + row * QUEUE_COLUMNS * 8
+        now = _get(w, 1)
+        if _get(_get(w, 0), 0) >> EPOCH != now >> EPOCH:
+            _note(z, UNWRITTEN, now, 0, _get(w, 2), _get(w, 3), _get(w, 4), 0, 0)
+    _put(z, WAITING, 0)
+
+
+# --- one cell --------------------------------------------------------------------------------------------------------
+# Functions marked INLINE decide the ordinary cases where they are called; the rest is in the functions with "slow".
+
+
+@numba.njit(**INLINE)
+def _other_thread(old, now):
+    return (old ^ now) & 2046 != 0
+
+
+@numba.njit(**INLINE)
+def _safe(old, now, low, floor):
+    """Is the access that ``old`` tells of surely ordered before ``now``, or the same thread's?"""
+    epoch = old >> EPOCH
+    same = epoch == now >> EPOCH
+    return old < floor or epoch >= low and not (same and _other_thread(old, now))
+
+
+@numba.njit(**INLINE)
+def _read(z, m, k, now, low, floor, access):
+    first, per, shift, number, shared, decided, syncs = m
+    old, reader, epoch = _get(k, 0), _get(k, 1), now >> EPOCH
+    written = old >> EPOCH
+    if shared:  # the same as below, with less to ask: what is there from another block, or launch, counts for nothing
+        if written < low or written == epoch and _other_thread(old, now):
+            _read_slow(z, m, k, now, access)
+        if reader >> EPOCH != epoch:
+            return _put(k, 1, now)
+    else:
+        if not _safe(old, now, low, floor) or old < floor and not decided and old != BEFORE:
+            _read_slow(z, m, k, now, access)
+        if reader < floor or reader >> EPOCH >= low and reader >> EPOCH != epoch:
+            return _put(k, 1, now)
+    if reader >> EPOCH < low or syncs:
+        _reader_slow(z, m, k, now)
+    elif _other_thread(reader, now):
+        _put(k, 2, now)
 
 
 @numba.njit(**JIT)
 def _read_slow(z, m, k, now, access):
-    cells, first, per, shift, number, shared, decided = m
-    state = z[1]
-    old = cells[k, 0]
-    if old == 0 or shared and old >> EPOCH < state[LOW]:
-        if not decided:
-            _unwritten(z, m, k, now, access)
-        return
-    _clash(z, now, old, number, k - first, access, ATOMIC if old & 1 else WRITE, shared)
-
-
-@numba.njit(**JIT)
-def _mark_read(z, m, k, now):
-    cells, first, per, shift, number, shared, decided = m
-    state, known = z[1], z[3]
-    old = cells[k, 1]
-    epoch = old >> EPOCH
-    if epoch >= state[LOW]:
-        if epoch == now >> EPOCH:
-            if (old ^ now) >> THREAD & 1023 == 0:
-                return
-            if len(known):
-                thread, other = now >> THREAD & 1023, old >> THREAD & 1023
-                if thread >> 5 == other >> 5 and known[thread, other & 31] >= old >> CLOCK & CLOCK_MAX:
-                    cells[k, 1] = now
-                    return
-            cells[k, 2] = now
-        else:
-            cells[k, 1] = now
-    elif shared or old == 0:
-        cells[k, 1] = now
+    old = _get(k, 0)
+    if old == 0 or m[4] and old >> EPOCH < _get(z, LOW):
+        _unwritten(z, m, k, now, access)
     else:
-        cells[k, 2] = now  # the first reader stays: it is of another block, and nothing orders the two
+        _clash(z, m, k, now, old, access, ATOMIC if old & 1 else WRITE)
 
 
 @numba.njit(**JIT)
-def _read_cells(z, m, k, count, now, access):
-    state = z[1]
-    cells = m[0]
-    for c in range(k, k + count):
-        old = cells[c, 0]
-        if old != BEFORE and (old >> EPOCH >= now >> EPOCH or old >> EPOCH < state[LOW]):
-            if old >> EPOCH != now >> EPOCH or (old ^ now) >> THREAD & 1023 != 0:
-                _read_slow(z, m, c, now, access)
-        _mark_read(z, m, c, now)
+def _reader_slow(z, m, k, now):
+    """Mark a reader where there is one already: of another block, or another lane that ``syncwarp`` may order."""
+    syncs = m[6]
+    old = _get(k, 1)
+    if old >> EPOCH == now >> EPOCH:
+        thread = _thread(now)
+        known = syncs and thread >> 5 == _thread(old) >> 5 and _knows(z, thread, old)
+        _put(k, 1 if known else 2, now)
+    else:
+        _put(k, 2, now)  # the first reader stays: it is of another block, and nothing orders the two
+
+
+@numba.njit(**INLINE)
+def _write(z, m, k, now, low, floor, access):
+    safe = _safe(_get(k, 0), now, low, floor) and _safe(_get(k, 1), now, low, floor)
+    if not (safe and _safe(_get(k, 2), now, low, floor)):
+        _write_slow(z, m, k, now, access)
+    _put(k, 0, now)
 
 
 @numba.njit(**JIT)
-def _write_cells(z, m, k, count, now, access):
-    cells, first, per, shift, number, shared, decided = m
-    state = z[1]
-    for c in range(k, k + count):
-        for word in range(3):
-            old = cells[c, word]
-            if old > BEFORE and (old >> EPOCH >= now >> EPOCH or old >> EPOCH < state[LOW]):
-                other = READ if word else ATOMIC if old & 1 else WRITE
-                _clash(z, now, old, number, c - first, access, other, shared)
-        cells[c, 0] = now
+def _write_slow(z, m, k, now, access):
+    old = _get(k, 0)
+    _clash(z, m, k, now, old, access, ATOMIC if old & 1 else WRITE)
+    _clash(z, m, k, now, _get(k, 1), access, READ)
+    _clash(z, m, k, now, _get(k, 2), access, READ)
 
 
 @numba.njit(**JIT)
-def _atomic_cells(z, m, k, count, now, reads):
-    cells, first, per, shift, number, shared, decided = m
-    state = z[1]
-    for c in range(k, k + count):
-        old = cells[c, 0]
-        if reads and (old == 0 or shared and old >> EPOCH < state[LOW]) and not decided:
-            _note(z, UNWRITTEN, now, 0, number, c - first, ATOMIC, 0, 0)  # and others' atomics will not mend it
-        if not old & 1:
-            _clash(z, now, old, number, c - first, ATOMIC, WRITE, shared)
-        for word in range(1, 3):
-            _clash(z, now, cells[c, word], number, c - first, ATOMIC, READ, shared)
-        cells[c, 0] = now | 1
+def _atomic(z, m, k, now):
+    shared, decided = m[4], m[5]
+    old = _get(k, 0)
+    if (old == 0 or shared and old >> EPOCH < _get(z, LOW)) and not decided:
+        # others' atomics will not mend it
+        _note(z, UNWRITTEN, now, 0, m[3], (k - m[0]) // CELL, ATOMIC, 0, 0)
+    if not old & 1:
+        _clash(z, m, k, now, old, ATOMIC, WRITE)
+    _clash(z, m, k, now, _get(k, 1), ATOMIC, READ)
+    _clash(z, m, k, now, _get(k, 2), ATOMIC, READ)
+    _put(k, 0, now | 1)
+
+
+@numba.njit(**INLINE)
+def _touch(z, m, k, now, low, floor, access):
+    if access == READ:
+        _read(z, m, k, now, low, floor, READ)
+    elif access == ATOMIC:
+        _atomic(z, m, k, now)
+    else:
+        if access == UPDATE:
+            _read(z, m, k, now, low, floor, UPDATE)
+        _write(z, m, k, now, low, floor, access)
 
 
 @numba.njit(**JIT)
-def _outside(z, m, now, access, index, axis, extent):
+def _touch_cells(z, m, k, now, low, floor, access, count):
+    for _ in range(count):
+        _touch(z, m, k, now, low, floor, access)
+        k += CELL
+
+
+# --- an access -------------------------------------------------------------------------------------------------------
+
+
+@numba.njit(**INLINE)
+def _record(z, syncs, ep, tid, site):
+    now = np.int64(ep) << EPOCH | np.int64(site) << SITE | np.int64(tid) << 1
+    if syncs:
+        now |= _get(_get(z, CLOCKS), np.int64(tid)) << CLOCK
+    return now
+
+
+@numba.njit(**JIT)
+def _outside(z, number, now, access, index, axis, extent):
     """Note an index that is out of bounds, or negative; returns one that is inside, or -1 if there is none."""
-    number = m[4]
     if -extent <= index < 0:
         _note(z, NEGATIVE, now, axis, number, index, access, 0, extent)
         return index + extent
     _note(z, OUT_OF_BOUNDS, now, axis, number, index, access, 0, extent)
-    return -1
+    return np.int64(-1)
 
 
 @numba.njit(**JIT)
-def _record(z, ep, tid, site):
-    clocks = z[4]
-    clock = np.int64(clocks[tid]) if len(clocks) else np.int64(0)
-    return np.int64(ep) << EPOCH | clock << CLOCK | np.int64(site) << SITE | np.int64(tid) << THREAD
+def _settle(z, number, now, access, index, axis, extent, elements):
+    """The index to go on with where ``index`` is not inside: from the end, 0 for a read, -1 for "leave it out"."""
+    last = extent - elements
+    i = _outside(z, number, now, access, index if index < 0 or index >= extent else index + elements - 1, axis, extent)
+    if 0 <= i <= last:
+        return i
+    if access != READ:
+        return np.int64(-1)
+    return _must1(np.int64(0) if last >= 0 else np.int64(-1))
 
 
-@numba.njit(**JIT)
-def _touch(z, m, k, count, now, access):
-    if access == READ:
-        _read_cells(z, m, k, count, now, READ)
-    elif access == ATOMIC:
-        _atomic_cells(z, m, k, count, now, True)
+@numba.njit(**INLINE)
+def _at1(extent, stride, index, m, z, ep, low, floor, tid, site, access, elements):
+    """The index of an access to a 1-D array, looked at; -1 if it must not happen, 0 for a read that must not.
+
+    extent, stride (in bytes): of the array, which is not handed in itself: so one compiled function serves all dtypes.
+    """
+    first, per, shift, number, shared, decided, syncs = m
+    now = _record(z, syncs, ep, tid, site)
+    _put(z, ACCESSES, _get(z, ACCESSES) + 1)
+    i = index
+    if i < 0 or i > extent - elements:
+        i = _settle(z, number, now, access, i, 0, extent, elements)
+        if i < 0 or index >= 0:
+            return i
+    k = first + (i * stride >> shift) * CELL
+    if elements == 1 and per == 1:
+        _touch(z, m, k, now, low, floor, access)
     else:
-        if access == UPDATE:
-            _read_cells(z, m, k, count, now, UPDATE)
-        _write_cells(z, m, k, count, now, access)
-    z[1][ACCESSES] += 1
-
-
-@numba.njit(**JIT)
-def _at1(x, index, m, z, ep, tid, site, access, elements):
-    """The index of an access to a 1-D array, checked; -1 if it must not happen. For reads 0 in its place."""
-    cells, first, per, shift, number, shared, decided = m
-    now = _record(z, ep, tid, site)
-    i = np.int64(index)
-    extent = x.shape[0] - np.int64(elements) + 1
-    if i < 0 or i >= extent:
-        bad = i if i < 0 or i >= x.shape[0] else i + np.int64(elements) - 1
-        i = _outside(z, m, now, access, bad, 0, x.shape[0])
-        if i < 0 or i >= extent:
-            if access == READ and extent > 0:
-                return np.int64(0)
-            return _must1(np.int64(-1)) if access == READ else np.int64(-1)
-    _touch(z, m, first + ((i * x.strides[0]) >> shift), per * np.int64(elements), now, access)
+        _touch_cells(z, m, k, now, low, floor, access, per * elements)
     return i
 
 
-@numba.njit(**JIT)
-def _atn(x, index, m, z, ep, tid, site, access, elements):
-    """As `_at1` for any number of axes: ``index`` and the result are tuples of int64, (-1, …) for "must not happen"."""
-    cells, first, per, shift, number, shared, decided = m
-    now = _record(z, ep, tid, site)
-    offset, inside, last = np.int64(0), True, len(index) - 1
+@numba.njit(**INLINE)
+def _atn(extents, strides, index, m, z, ep, low, floor, tid, site, access, elements):
+    """As `_at1` for several axes: tuples of int64, the result too, all -1 for "must not happen"."""
+    first, per, shift, number, shared, decided, syncs = m
+    now = _record(z, syncs, ep, tid, site)
+    _put(z, ACCESSES, _get(z, ACCESSES) + 1)
+    offset, inside = np.int64(0), True
     for axis in range(len(index)):
-        i, extent = index[axis], x.shape[axis]
-        if axis == last:
-            extent -= np.int64(elements) - 1
-        if i < 0 or i >= extent:
-            bad = i if i < 0 or i >= x.shape[axis] else i + np.int64(elements) - 1
-            i = _outside(z, m, now, access, bad, axis, x.shape[axis])
-            if i < 0 or i >= extent:
-                inside = False
-        offset += i * x.strides[axis]
-    if inside:
-        _touch(z, m, first + (offset >> shift), per * np.int64(elements), now, access)
-    elif access == READ and x.size >= elements:
-        return _filled(index, np.int64(0))
+        last = extents[axis] - (elements if axis == len(index) - 1 else 1)
+        inside &= 0 <= index[axis] <= last
+        offset += index[axis] * strides[axis]
+    if not inside:
+        return _settle_all(extents, strides, index, m, z, now, low, floor, access, elements)
+    k = first + (offset >> shift) * CELL
+    if elements == 1 and per == 1:
+        _touch(z, m, k, now, low, floor, access)
     else:
-        if access == READ:
-            _must1(np.int64(-1))
-        return _filled(index, np.int64(-1))
-    return _wrapped(x, index)
+        _touch_cells(z, m, k, now, low, floor, access, per * elements)
+    return index
+
+
+@numba.njit(**JIT)
+def _settle_all(extents, strides, index, m, z, now, low, floor, access, elements):
+    offset, out, outside = np.int64(0), index, False
+    for axis in range(len(index)):
+        i = index[axis]
+        wide = elements if axis == len(index) - 1 else 1
+        if i < 0 or i > extents[axis] - wide:
+            i = _settle(z, m[3], now, access, i, axis, extents[axis], wide)
+            out = _set(out, axis, i)
+            if i < 0:
+                return _filled(index, np.int64(-1))
+            outside |= index[axis] >= 0
+        offset += i * strides[axis]
+    if not outside:
+        _touch_cells(z, m, m[0] + (offset >> m[2]) * CELL, now, low, floor, access, m[1] * elements)
+    return out
 
 
 @numba.njit(**JIT)
@@ -277,64 +385,52 @@ def _filled(index, value):
 
 
 @numba.njit(**JIT)
-def _wrapped(x, index):
-    out = index
-    for axis in range(len(index)):
-        if index[axis] < 0:
-            out = _set(out, axis, index[axis] + x.shape[axis])
-    return out
-
-
-@numba.njit(**JIT)
 def _set(index, axis, value):
     return numba.cpython.unsafe.tuple.tuple_setitem(index, axis, value)
 
 
 # --- local arrays: they belong to one thread, so only what was never written matters ---------------------------------
+# m: address of the stamps (an int64 for each element and thread: the epoch of the last write), number, threads
 
 
 @numba.njit(**JIT)
-def _local1(stamps, index, m, z, ep, tid, site, access):
-    cells, extents, number = m
-    now = _record(z, ep, tid, site)
-    i = np.int64(index)
+def _local1(extents, index, m, z, ep, low, floor, tid, site, access):
+    now = _record(z, False, ep, tid, site)
+    i = index
     if i < 0 or i >= extents[0]:
-        i = _outside(z, (cells, 0, 1, 0, number, True, True), now, access, i, 0, extents[0])
-        if i < 0:
-            return np.int64(0) if access == READ else np.int64(-1)
-    _local_touch(stamps, i, m, z, now, tid, access)
+        i = _settle(z, m[1], now, access, i, 0, extents[0], 1)
+        if i < 0 or index >= 0:
+            return i
+    _local_touch(z, m, i, now, access)
     return i
 
 
 @numba.njit(**JIT)
-def _localn(stamps, index, m, z, ep, tid, site, access):
-    cells, extents, number = m
-    now = _record(z, ep, tid, site)
-    place, inside = np.int64(0), True
+def _localn(extents, index, m, z, ep, low, floor, tid, site, access):
+    now = _record(z, False, ep, tid, site)
+    place, out, outside = np.int64(0), index, False
     for axis in range(len(index)):
         i = index[axis]
         if i < 0 or i >= extents[axis]:
-            i = _outside(z, (cells, 0, 1, 0, number, True, True), now, access, i, axis, extents[axis])
+            i = _settle(z, m[1], now, access, i, axis, extents[axis], 1)
+            out = _set(out, axis, i)
             if i < 0:
-                inside = False
+                return _filled(index, np.int64(-1))
+            outside |= index[axis] >= 0
         place = place * extents[axis] + i
-    if not inside:
-        return _filled(index, np.int64(0) if access == READ else np.int64(-1))
-    _local_touch(stamps, place, m, z, now, tid, access)
-    out = index
-    for axis in range(len(index)):
-        if index[axis] < 0:
-            out = _set(out, axis, index[axis] + extents[axis])
+    if not outside:
+        _local_touch(z, m, place, now, access)
     return out
 
 
 @numba.njit(**JIT)
-def _local_touch(stamps, place, m, z, now, tid, access):
-    state = z[1]
-    if access != WRITE and stamps[place, tid] < state[LOW]:
-        _note(z, UNWRITTEN_LOCAL, now, 0, m[2], place, access, 0, 0)
-    stamps[place, tid] = state[NOW]
-    state[ACCESSES] += 1
+def _local_touch(z, m, place, now, access):
+    stamps, number, threads = m
+    at = place * threads + _thread(now)
+    if access != WRITE and _get(stamps, at) < _get(z, LOW):
+        _note(z, UNWRITTEN_LOCAL, now, 0, number, place, access, 0, 0)
+    _put(stamps, at, now >> EPOCH)
+    _put(z, ACCESSES, _get(z, ACCESSES) + 1)
 
 
 # --- barriers --------------------------------------------------------------------------------------------------------
@@ -343,23 +439,30 @@ def _local_touch(stamps, place, m, z, now, tid, access):
 @numba.njit(**JIT)
 def _epoch(z):
     """Begin the next epoch; returns it."""
-    state, clocks = z[1], z[4]
     _flush(z)
-    if state[NOW] + 1 >= EPOCH_MAX:
+    epoch = _get(z, NOW) + 1
+    if epoch >= EPOCH_MAX:
         raise OverflowError
-    state[NOW] += 1
-    clocks[:] = 0
-    z[3][:] = -1
-    return state[NOW]
+    _put(z, NOW, epoch)
+    for thread in range(_get(z, LANES)):
+        _put(_get(z, CLOCKS), thread, 0)
+        for lane in range(32):
+            _put(_get(z, KNOWN), thread * 32 + lane, -1)
+    return epoch
 
 
 @numba.njit(**JIT)
-def _block_starts(z, starts, block):
+def _block_starts(z, block):
     """Begin a block: what shared and local arrays hold from the block before counts as never written."""
     epoch = _epoch(z)
-    z[1][LOW] = epoch
-    starts[block] = epoch
+    _put(z, LOW, epoch)
+    _put(_get(z, STARTS), block, epoch)
     return epoch
+
+
+@numba.njit(**JIT)
+def _floor(z):
+    return _get(z, FLOOR)
 
 
 @numba.njit(**JIT)
@@ -372,38 +475,41 @@ def _exited(z, alive, ep, site):
         elif gone < 0:
             gone = thread
     if gone >= 0 and left >= 0:
-        _note(z, EXITED, _record(z, ep, left, site), _record(z, ep, gone, site), 0, 0, 0, 0, 0)
+        _note(z, EXITED, _record(z, False, ep, left, site), _record(z, False, ep, gone, site), 0, 0, 0, 0, 0)
 
 
 @numba.njit(**JIT)
 def _syncwarp(z, warp, bits):
     """Lanes ``bits`` of a warp meet: each then knows all that any of them knew, and what each of them has done."""
-    known, clocks, state = z[3], z[4], z[1]
-    base = warp * 32
-    top = np.empty(32, np.int64)
-    top[:] = -1
+    known, clocks = _get(z, KNOWN), _get(z, CLOCKS)
+    base = np.int64(warp) * 32
+    for other in range(32):
+        top = np.int64(-1)
+        for lane in range(32):
+            if bits >> lane & 1:
+                top = max(top, _get(known, (base + lane) * 32 + other))
+                if lane == other:
+                    top = max(top, _get(clocks, base + lane))
+        for lane in range(32):
+            if bits >> lane & 1:
+                _put(known, (base + lane) * 32 + other, top)
     for lane in range(32):
         if bits >> lane & 1:
-            for other in range(32):
-                top[other] = max(top[other], known[base + lane, other])
-            top[lane] = max(top[lane], clocks[base + lane])
-    for lane in range(32):
-        if bits >> lane & 1:
-            known[base + lane] = top
-            if clocks[base + lane] < CLOCK_MAX:
-                clocks[base + lane] += 1
+            if _get(clocks, base + lane) < CLOCK_MAX:
+                _put(clocks, base + lane, _get(clocks, base + lane) + 1)
             else:
-                state[COARSE] = 1
+                _put(z, COARSE, 1)
 
 
 @numba.njit(**JIT)
 def _narrow(value, lowest, highest, z, ep, tid, site):
-    """``value``, noted if an integer does not fit where it is cast to."""
+    """``value``, noted if it does not fit where it is cast to."""
     if value < lowest or value > highest:
-        _note(z, OVERFLOW, _record(z, ep, tid, site), 0, 0, np.int64(value), READ, 0, 0)
+        _note(z, OVERFLOW, _record(z, False, ep, tid, site), 0, 0, np.int64(value), READ, 0, 0)
     return value
 
 
 __all__ = [
-    "_at1", "_atn", "_block_starts", "_epoch", "_exited", "_flush", "_local1", "_localn", "_must1", "_mustn", "_narrow", "_syncwarp",
+    "_at1", "_atn", "_block_starts", "_epoch", "_exited", "_floor", "_flush", "_local1", "_localn", "_must1", "_mustn", "_narrow",
+    "_syncwarp",
 ]  # fmt: skip
