@@ -206,7 +206,8 @@ def unpack_half2(typingctx, pair):
 # On the CPU these are what they are on a GPU: `intrinsic` above is Numba's for the CPU there, called once a lane.
 for _function, _elements in ((load_float4, 4), (store_float4, 4), (load_half8, 8), (store_half8, 8), (load_half2, 2),
                              (store_half2, 2), (pack_half2, 0), (unpack_half2, 0)):  # fmt: skip
-    cpu_equivalent(_function, elements=_elements, writes=_function in (store_float4, store_half8, store_half2))(_function)
+    _writes = _function in (store_float4, store_half8, store_half2)
+    cpu_equivalent(_function, elements=_elements, writes=_writes)(_function)
 
 
 # --- tensor cores ----------------------------------------------------------------------------------------------------

@@ -159,13 +159,13 @@ def _program(function, block_dim, check):
     """``(program, "")``, or the program without looking into device functions and the reason why it cannot be done."""
     if not check:
         return Program(function, block_dim, runtime.TABLES), ""
-    if check == "memory":
+    if check in ("accesses", "memory"):
         with contextlib.suppress(CompileError):
             return Program(function, block_dim, runtime.TABLES, inline_accesses="all"), ""
     try:
         return Program(function, block_dim, runtime.TABLES, inline_accesses=True), ""
     except CompileError as error:
-        return Program(function, block_dim, runtime.TABLES), error.what
+        return Program(function, block_dim, runtime.TABLES), error.what.partition(" of a device function")[0]
 
 
 def _shadows(program, emitter, block_dim):
@@ -176,6 +176,8 @@ def _shadows(program, emitter, block_dim):
     """
     threads = block_dim[0] * block_dim[1] * block_dim[2]
     syncs = any(contains(s, "W") and "_c_syncwarp(" in ast.unparse(s) for s in program.body)
+    atomics = any(getattr(n, "id", "").startswith("_atomic_") for stmt in program.body for n in ast.walk(stmt))
+    rest = f"np.int64({int(syncs)}), np.int64({int(atomics)})"
     lines, arrays, cells, stamps = ["_fl = _floor(_z)"], [], 0, 0
 
     def number(title, space, shape, size):
@@ -186,7 +188,7 @@ def _shadows(program, emitter, block_dim):
         if p in emitter.axes:
             k = number(p.removeprefix("_arg_"), "global", None, 0)
             facts = f"_cells + _meta[{k}, 0] * {shadow.CELL}, _meta[{k}, 1], _meta[{k}, 2]"
-            lines.append(f"_of_{p} = ({facts}, np.int64({k}), np.int64(0), _meta[{k}, 3], np.int64({int(syncs)}))")
+            lines.append(f"_of_{p} = ({facts}, np.int64({k}), np.int64(0), _meta[{k}, 3], {rest})")
     dynamic = [_itemsize(dtype) for shape, dtype in program.shared.values() if shape is None]
     static = sum(int(np.prod(shape)) for shape, _ in program.shared.values() if shape is not None)
     for key, (shape, dtype) in program.shared.items():
@@ -195,7 +197,7 @@ def _shadows(program, emitter, block_dim):
         first, per = cells if shape else static, _itemsize(dtype) // granule
         cells += int(np.prod(shape)) if shape else 0
         facts = f"np.int64({per}), np.int64({granule.bit_length() - 1}), np.int64({k})"
-        lines.append(f"_of_{key} = (_scells + {first * shadow.CELL}, {facts}, np.int64(1), np.int64(0), np.int64({int(syncs)}))")
+        lines.append(f"_of_{key} = (_scells + {first * shadow.CELL}, {facts}, np.int64(1), np.int64(0), {rest})")
     for key, (shape, dtype) in program.local.items():
         k = number(program.titles.get(key, key), "local", shape, _itemsize(dtype))
         lines.append(f"_ls_{key} = ({', '.join(f'np.int64({d})' for d in shape)},)")

@@ -22,7 +22,7 @@ from .emit_warp import WarpLevel
 from .errors import CompileError
 from .tree import name
 
-ACCESS = {"READ": 0, "WRITE": 1, "ATOMIC": 2, "UPDATE": 3}  # as in shadow.py
+ACCESS = {"READ": 0, "WRITE": 1, "ATOMIC": 2, "UPDATE": 3, "EXCHANGE": 4}  # as in shadow.py
 NARROW = {"int8": 8, "int16": 16, "int32": 32}  # casts whose argument is looked at: does it fit?
 STACK_BUDGET = 1 << 19  # bytes of arrays on the stack of a worker; larger ones go to the heap
 
@@ -120,7 +120,7 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
             else:
                 facts = f"{array}.shape, {array}.strides" if suffix == "n" else f"{array}.shape[0], {array}.strides[0]"
                 facts = array if self.memory else facts
-                text = f"_at{suffix}({facts}, {text}, {where}, {constant.format(elements)})"
+                text = f"_access{suffix}({facts}, {text}, {where}, {constant.format(elements)})"
         return text
 
     def fail(self, condition, node, what, mend, thread="0"):
@@ -196,7 +196,8 @@ class _Writer(ast.NodeTransformer):
                 node.func, node.args[1:1] = name("_atomic_cas"), [ast.Constant(0)]
             node.args[1:] = [self.visit(a) for a in node.args[1:]]
             if node.func.id != "_atomic_compare_and_swap":
-                touched = self.touched(array, node.args[1], node, "ATOMIC")
+                access = "EXCHANGE" if node.func.id == "_atomic_exch" and not self.e.memory else "ATOMIC"
+                touched = self.touched(array, node.args[1], node, access)
                 if touched is not None:
                     node.args[1] = ast.Call(name("_must1" if self.e.axes[array] == 1 else "_mustn"), [touched], [])
                 else:
@@ -217,7 +218,8 @@ class _Writer(ast.NodeTransformer):
             site = self.e.access_site(node, kind)
             self.e.need.add("_tid")
             limits = f"{-(1 << bits - 1)}, {(1 << bits - 1) - 1}"
-            text = f"_narrow({ast.unparse(ast.fix_missing_locations(node.args[0]))}, {limits}, _z, _ep, _tid, _U({site}))"
+            value = ast.unparse(ast.fix_missing_locations(node.args[0]))
+            text = f"_narrow({value}, {limits}, _z, _ep, _tid, _U({site}))"
             node.args = [ast.parse(text, mode="eval").body]
         return node
 

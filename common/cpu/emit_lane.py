@@ -95,7 +95,10 @@ class LaneLevel:
         for argument in node.args[2:]:  # the operands are computed, and what they load is looked at, before the access
             others.append(self.fresh("new"))
             self.emit(f"{others[-1]} = {self.expr(argument)}")
-        key = self.guarded(array, node.args[1], node, "ATOMIC" if atomic else "WRITE", elements)
+        access = "ATOMIC" if atomic else "WRITE"
+        if node.func.id == "_atomic_exch" and not self.memory:
+            access = "EXCHANGE"
+        key = self.guarded(array, node.args[1], node, access, elements)
         if key is None:
             return False
         function = node.func.id

@@ -27,6 +27,8 @@ class WarpLevel:
         if not (whole and (full_mask or kind == "syncwarp")) or kind in ("activemask", "all_sync", "eq_sync"):
             act, exist = self.active_bits(ctx, whole)
             if mask is not None:
+                if self.accesses and not self.memory and self.alive and kind.startswith("shfl"):
+                    _, exist = self.active_bits(ctx, False, returned=True)  # nobody can read what they had
                 self.check_mask(stmt, ctx, mask, act, exist, kind)
             elif kind == "syncwarp":
                 # Nobody is here in the rest of a loop's body that all lanes have just left.
@@ -63,12 +65,13 @@ class WarpLevel:
     def target(self, stmt):
         return self.place(stmt.targets[0].id) if isinstance(stmt, ast.Assign) else "_unused"
 
-    def active_bits(self, ctx, whole):
+    def active_bits(self, ctx, whole, returned=False):
+        """Emit (names of) the bits of the lanes that are here, and of those that are in the kernel, or were."""
         act, exist = self.fresh("act"), self.fresh("ex")
         if whole:
             self.emit(f"{act} = {exist} = 0xFFFFFFFF")
             return act, exist
-        for bits, masks in ((act, ctx.masks), (exist, ("_alive",) if self.alive else ())):
+        for bits, masks in ((act, ctx.masks), (exist, ("_alive",) if self.alive and not returned else ())):
             self.emit(f"{bits} = 0")
 
             def one(bits=bits):

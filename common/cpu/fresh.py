@@ -40,7 +40,7 @@ def written(host):
 
 
 def written_map(low, high):
-    """``(first byte, one bool a byte: written?)`` of the memory that holds these bytes; None if all counts as written."""
+    """``(first byte, one bool a byte: written?)`` of the memory with these bytes; None if all counts as written."""
     for first, entry in _made.items():
         memory, size, launches, known = entry
         if first <= low and high <= first + size and memory() is not None:

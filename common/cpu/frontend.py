@@ -55,7 +55,7 @@ class Program:
         return key
 
     def traits(self, function):
-        """``(is inlined, uses thread positions)``: the first for collectives and shared arrays, through all it calls."""
+        """``(is inlined, uses thread positions)``: the first for barriers, shuffles, shared arrays; through calls."""
         if function in self.uses:
             return self.uses[function]
         self.uses[function] = (False, False)  # recursion ends here

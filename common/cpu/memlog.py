@@ -356,7 +356,7 @@ def _outside(w, point, index, extent):
 
 
 @_jit(forceinline=True)
-def _at1(x, index, m, w, key, tid, point, access, elements):
+def _access1(x, index, m, w, key, tid, point, access, elements):
     """The index of an access to a 1-D array, logged. ``m``: the address of the array's first element, in a tuple."""
     i, extent = np.int64(index), x.shape[0]
     if i < 0:
@@ -368,8 +368,8 @@ def _at1(x, index, m, w, key, tid, point, access, elements):
 
 
 @_jit(forceinline=True)
-def _atn(x, index, m, w, key, tid, point, access, elements):
-    """As `_at1` for any number of axes: ``index`` is a tuple of int64, and so is the result."""
+def _accessn(x, index, m, w, key, tid, point, access, elements):
+    """As `_access1` for any number of axes: ``index`` is a tuple of int64, and so is the result."""
     address, out, last = m[0], index, len(index) - 1
     for axis in range(len(index)):
         i, extent = index[axis], x.shape[axis]
@@ -385,7 +385,7 @@ def _atn(x, index, m, w, key, tid, point, access, elements):
 
 @_jit(forceinline=True)
 def _local1(_, index, m, w, key, tid, point, access):
-    """As `_at1` for a local array. ``m``: (bytes an element, extents)."""
+    """As `_access1` for a local array. ``m``: (bytes an element, extents)."""
     i, extent = np.int64(index), m[1][0]
     if i < 0:
         i += extent
@@ -447,5 +447,6 @@ def _block_starts(w, warps):
 
 
 __all__ = [
-    "_at1", "_atn", "_block_starts", "_branch", "_close", "_inner", "_local1", "_localn", "_must1", "_mustn", "_rounds"
+    "_access1", "_accessn", "_block_starts", "_branch", "_close", "_inner", "_local1", "_localn", "_must1", "_mustn",
+    "_rounds"
 ]  # fmt: skip

@@ -27,7 +27,7 @@ MEND = {
     "int-overflow": "do not cast, or cast to int64: Numba's index arithmetic is 64 bits wide",
 }
 RACES = ("shared-race", "global-race")
-ACCESS = ("read", "write", "atomic", "update")
+ACCESS = ("read", "write", "atomic", "update", "atomic")
 DONE = {"read": "read", "write": "written", "atomic": "changed by an atomic", "update": "updated"}
 
 
@@ -85,7 +85,7 @@ class Session:
     accesses: int = 0
     lost: int = 0  # findings that were too many to keep
     epoch: int = 0  # where the epochs of the next launch go on
-    memory: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int64), repr=False)
+    memory: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.int64), repr=False)
 
     def add(self, finding):
         for known in self.findings:
@@ -95,9 +95,9 @@ class Session:
         self.findings.append(finding)
 
     def cells(self, count):
-        """Cells for a launch, (at least count, 3) int64: those of the launch before, if they are enough."""
+        """Cells for a launch, (at least count, 5) int64: those of the launch before, if they are enough."""
         if len(self.memory) < count or self.epoch > shadow.EPOCH_MAX // 2:
-            self.memory, self.epoch = np.zeros((count, 3), np.int64), 0
+            self.memory, self.epoch = np.zeros((count, shadow.CELL // 8), np.int64), 0
         return self.memory
 
     def note(self, text):
@@ -135,11 +135,11 @@ class _Run:
         cells, state = self.session.cells(n_cells), np.zeros(16, np.int64)
         state[shadow.NOW] = self.session.epoch
         state[shadow.FLOOR] = self.session.epoch + 1 << shadow.EPOCH
-        for low, granule, first, size, written in regions:
+        for _, granule, first, size, written in regions:
             if written is not None:
                 cells[first : first + size, 0] = written[::granule][:size]
         static, smallest = self.compiled.shared_cells
-        shared = np.zeros((static + (self.shared_bytes // smallest if smallest else 0), 3), np.int64)
+        shared = np.zeros((static + (self.shared_bytes // smallest if smallest else 0), shadow.CELL // 8), np.int64)
         stamps = np.zeros(self.compiled.stamps, np.int64)
         found, queue = (np.zeros(shape, np.int64) for shape in
                         ((shadow.ROWS, shadow.COLUMNS), (shadow.QUEUE_ROWS, shadow.QUEUE_COLUMNS)))  # fmt: skip
@@ -166,10 +166,10 @@ class _Run:
         self.session.lost += int(state[shadow.LOST])
         if state[shadow.COARSE]:
             self.session.note(f"{self.kernel.__name__}: more than {shadow.CLOCK_MAX} syncwarps between two barriers")
-        for low, granule, first, size, written in regions:
+        for _, granule, first, size, written in regions:
             if written is not None:
-                now = np.repeat(cells[first : first + size, 0] >= state[shadow.FLOOR], granule)[: len(written)]
-                written |= now
+                changed = (cells[first : first + size, [shadow.W, shadow.A]] >= state[shadow.FLOOR]).any(axis=1)
+                written |= np.repeat(changed, granule)[: len(written)]
 
     def lay_out(self):
         """Cells for the arrays: those that share memory share cells.

@@ -1,13 +1,14 @@
 """What generated code calls in sanitized launches: each access looks at its element's *shadow* first.
 
-The shadow of an element is three words: who wrote it last, and two different threads that have read it. A word is a
-*record* of one access::
+The shadow of an element is five words: who wrote it last, two different threads that have read it, and two whose
+atomics have changed it. A word is a *record* of one access::
 
-    epoch << 37 | clock << 23 | site << 11 | thread << 1 | atomic
+    epoch << 37 | clock << 23 | site << 11 | thread << 1
 
 epoch: counts the block barriers of a launch, over all blocks; so it also says in which block the access was. clock: of
 a lane, counts its ``syncwarp``s within an epoch. site: the place in the source. Epochs go on from launch to launch, so
-that cells can be used again as they are: what is below the launch's first epoch was before it. Two accesses, at least one of them a write and not both atomic, are a race
+that cells can be used again as they are: what is below the launch's first epoch was before it. Two accesses, at least
+one of them a write and not both atomic, are a race
 
 - in one block, if they have the same epoch and different threads, unless both are lanes of one warp and the later one
   knows, through ``syncwarp``, the clock of the earlier one;
@@ -16,10 +17,11 @@ that cells can be used again as they are: what is below the launch's first epoch
 So no race is missed because it was "won": what counts is what the barriers allow, not who came first.
 
 All of this lies in int64 arrays that the launcher owns and generated code knows by address: an array that is handed
-through costs a reference count at each call, a hundred times what the look itself costs. ``z`` is the address of the
-launch's state, `Z` names its places. ``m`` are an array's own facts: address of its first cell, cells an element, shift
-from bytes to cells, number, is it shared, may it be read unwritten, does the kernel use ``syncwarp``. Where it may not,
-the launcher has put 0 into the cells of elements that nothing has written, and 1 (`BEFORE`) into the others.
+through costs a reference count at each call, many times what the look itself costs. ``z`` is the address of the
+launch's state. ``m`` are an array's own facts: address of its first cell, cells an element, shift from bytes to cells,
+number, is it shared, may it be read unwritten, does the kernel use ``syncwarp``, does it use atomics? Where an array
+may not be read unwritten, the launcher has put 0 into the cells of elements that nothing has written, and 1 (`BEFORE`)
+into the others.
 """
 
 import numba
@@ -30,14 +32,16 @@ from numba.extending import intrinsic
 
 # kinds of findings, in the first column of the table
 OUT_OF_BOUNDS, NEGATIVE, SHARED_RACE, GLOBAL_RACE, UNWRITTEN, UNWRITTEN_LOCAL, EXITED, OVERFLOW = range(1, 9)
-READ, WRITE, ATOMIC, UPDATE = range(4)  # kinds of access
+READ, WRITE, ATOMIC, UPDATE, EXCHANGE = range(5)  # kinds of access; the last is an atomic that does not read
 BEFORE = 1
 EPOCH, CLOCK, SITE = 37, 23, 11  # positions in a record; the thread stands at 1
 CLOCK_MAX, SITE_MAX, EPOCH_MAX = (1 << 14) - 1, 1 << 12, 1 << 26
-(NOW, LOW, FOUND, LOST, FENCES, COARSE, ACCESSES, WAITING, TABLE, KNOWN, CLOCKS, LANES, QUEUE, STARTS, FLOOR) = range(15)
+NOW, LOW, FOUND, LOST, FENCES, COARSE, ACCESSES, WAITING = range(8)  # places in the state
+TABLE, KNOWN, CLOCKS, LANES, QUEUE, STARTS, FLOOR = range(8, 15)
 ROWS, COLUMNS = 512, 10  # of the table: different findings that are kept
 QUEUE_ROWS, QUEUE_COLUMNS = 1024, 5  # elements read unwritten in an epoch
-CELL = 24  # bytes
+CELL = 40  # bytes: W, then two each of R and A
+W, R, A = 0, 1, 3
 
 JIT = dict(nogil=True, error_model="numpy", cache=True)  # kept on disk: many kernels call the same functions
 INLINE = JIT | dict(forceinline=True)
@@ -80,6 +84,11 @@ def _site(record):
 _thread, _site = numba.njit(**JIT)(_thread), numba.njit(**JIT)(_site)
 
 
+@numba.njit(**INLINE)
+def _other_thread(old, now):
+    return (old ^ now) & 2046 != 0
+
+
 @numba.njit(**JIT)
 def _note(z, kind, now, old, number, place, access, other, extra):
     """Keep a finding; one that differs only in element and threads from an earlier one is counted there."""
@@ -116,7 +125,7 @@ def _knows(z, thread, old):
 @numba.njit(**JIT)
 def _clash(z, m, k, now, old, access, other):
     """A finding if the earlier access ``old`` and the present one may come in either order."""
-    first, per, shift, number, shared, decided, syncs = m
+    first, per, shift, number, shared, decided, syncs, atomics = m
     if old < _get(z, FLOOR):
         return
     if old >> EPOCH < _get(z, LOW):  # another block
@@ -133,8 +142,8 @@ def _clash(z, m, k, now, old, access, other):
 
 @numba.njit(**JIT)
 def _unwritten(z, m, k, now, access):
-    """An element is read that nothing has written: kept until the epoch ends. If it is written by then, it is a race."""
-    first, per, shift, number, shared, decided, syncs = m
+    """An element is read that nothing has written: kept until the epoch ends. Written by then, it is a race."""
+    first, per, shift, number, shared, decided, syncs, atomics = m
     row = _get(z, WAITING)
     if row == QUEUE_ROWS:
         _note(z, UNWRITTEN, now, 0, number, (k - first) // CELL, access, 0, 0)
@@ -150,22 +159,17 @@ def _unwritten(z, m, k, now, access):
 
 @numba.njit(**JIT)
 def _flush(z):
-    """Tell of the elements that were read unwritten, and that nothing has written since."""
+    """Tell of the elements that were read unwritten, and that no other thread has written since (that is a race)."""
     for row in range(_get(z, WAITING)):
         w = _get(z, QUEUE) + row * QUEUE_COLUMNS * 8
-        now = _get(w, 1)
-        if _get(_get(w, 0), 0) >> EPOCH != now >> EPOCH:
+        now, written = _get(w, 1), _get(_get(w, 0), W)
+        if written >> EPOCH != now >> EPOCH or not _other_thread(written, now):
             _note(z, UNWRITTEN, now, 0, _get(w, 2), _get(w, 3), _get(w, 4), 0, 0)
     _put(z, WAITING, 0)
 
 
 # --- one cell --------------------------------------------------------------------------------------------------------
 # Functions marked INLINE decide the ordinary cases where they are called; the rest is in the functions with "slow".
-
-
-@numba.njit(**INLINE)
-def _other_thread(old, now):
-    return (old ^ now) & 2046 != 0
 
 
 @numba.njit(**INLINE)
@@ -178,83 +182,93 @@ def _safe(old, now, low, floor):
 
 @numba.njit(**INLINE)
 def _read(z, m, k, now, low, floor, access):
-    first, per, shift, number, shared, decided, syncs = m
-    old, reader, epoch = _get(k, 0), _get(k, 1), now >> EPOCH
+    first, per, shift, number, shared, decided, syncs, atomics = m
+    old, reader, epoch = _get(k, W), _get(k, R), now >> EPOCH
     written = old >> EPOCH
     if shared:  # the same as below, with less to ask: what is there from another block, or launch, counts for nothing
         if written < low or written == epoch and _other_thread(old, now):
             _read_slow(z, m, k, now, access)
-        if reader >> EPOCH != epoch:
-            return _put(k, 1, now)
-    else:
-        if not _safe(old, now, low, floor) or old < floor and not decided and old != BEFORE:
-            _read_slow(z, m, k, now, access)
-        if reader < floor or reader >> EPOCH >= low and reader >> EPOCH != epoch:
-            return _put(k, 1, now)
-    if reader >> EPOCH < low or syncs:
-        _reader_slow(z, m, k, now)
+    elif not _safe(old, now, low, floor) or old < floor and not decided and old != BEFORE:
+        _read_slow(z, m, k, now, access)
+    if atomics and not (_safe(_get(k, A), now, low, floor) and _safe(_get(k, A + 1), now, low, floor)):
+        _clash(z, m, k, now, _get(k, A), access, ATOMIC)
+        _clash(z, m, k, now, _get(k, A + 1), access, ATOMIC)
+    if shared and reader >> EPOCH != epoch:
+        _put(k, R, now)
+    elif not shared and (reader < floor or reader >> EPOCH >= low and reader >> EPOCH != epoch):
+        _put(k, R, now)
+    elif reader >> EPOCH < low or syncs:
+        _mark_slow(z, m, k, R, now)
     elif _other_thread(reader, now):
-        _put(k, 2, now)
+        _put(k, R + 1, now)
 
 
 @numba.njit(**JIT)
 def _read_slow(z, m, k, now, access):
-    old = _get(k, 0)
-    if old == 0 or m[4] and old >> EPOCH < _get(z, LOW):
-        _unwritten(z, m, k, now, access)
+    old, shared, atomics = _get(k, W), m[4], m[7]
+    if old == 0 or shared and old >> EPOCH < _get(z, LOW):
+        if not atomics or _get(k, A) < _get(z, FLOOR) or shared and _get(k, A) >> EPOCH < _get(z, LOW):
+            _unwritten(z, m, k, now, access)  # not even an atomic has changed it, which would have been told
     else:
-        _clash(z, m, k, now, old, access, ATOMIC if old & 1 else WRITE)
+        _clash(z, m, k, now, old, access, WRITE)
 
 
 @numba.njit(**JIT)
-def _reader_slow(z, m, k, now):
-    """Mark a reader where there is one already: of another block, or another lane that ``syncwarp`` may order."""
-    syncs = m[6]
-    old = _get(k, 1)
+def _mark_slow(z, m, k, word, now):
+    """Mark a reader, or an atomic, in the first of its two words or, if somebody there must stay, in the second."""
+    shared, syncs = m[4], m[6]
+    old = _get(k, word)
     if old >> EPOCH == now >> EPOCH:
         thread = _thread(now)
-        known = syncs and thread >> 5 == _thread(old) >> 5 and _knows(z, thread, old)
-        _put(k, 1 if known else 2, now)
+        if _thread(old) == thread or syncs and thread >> 5 == _thread(old) >> 5 and _knows(z, thread, old):
+            _put(k, word, now)
+        else:
+            _put(k, word + 1, now)
+    elif shared or old < _get(z, FLOOR) or old >> EPOCH >= _get(z, LOW):
+        _put(k, word, now)
     else:
-        _put(k, 2, now)  # the first reader stays: it is of another block, and nothing orders the two
+        _put(k, word + 1, now)  # the first stays: it is of another block, and nothing orders the two
 
 
 @numba.njit(**INLINE)
 def _write(z, m, k, now, low, floor, access):
-    safe = _safe(_get(k, 0), now, low, floor) and _safe(_get(k, 1), now, low, floor)
-    if not (safe and _safe(_get(k, 2), now, low, floor)):
+    safe = _safe(_get(k, W), now, low, floor) and _safe(_get(k, R), now, low, floor)
+    safe = safe and _safe(_get(k, R + 1), now, low, floor)
+    if m[7]:
+        safe = safe and _safe(_get(k, A), now, low, floor) and _safe(_get(k, A + 1), now, low, floor)
+    if not safe:
         _write_slow(z, m, k, now, access)
-    _put(k, 0, now)
+    _put(k, W, now)
 
 
 @numba.njit(**JIT)
 def _write_slow(z, m, k, now, access):
-    old = _get(k, 0)
-    _clash(z, m, k, now, old, access, ATOMIC if old & 1 else WRITE)
-    _clash(z, m, k, now, _get(k, 1), access, READ)
-    _clash(z, m, k, now, _get(k, 2), access, READ)
+    _clash(z, m, k, now, _get(k, W), access, WRITE)
+    for word in range(2):
+        _clash(z, m, k, now, _get(k, R + word), access, READ)
+        _clash(z, m, k, now, _get(k, A + word), access, ATOMIC)
 
 
 @numba.njit(**JIT)
-def _atomic(z, m, k, now):
+def _atomic(z, m, k, now, reads):
     shared, decided = m[4], m[5]
-    old = _get(k, 0)
-    if (old == 0 or shared and old >> EPOCH < _get(z, LOW)) and not decided:
-        # others' atomics will not mend it
-        _note(z, UNWRITTEN, now, 0, m[3], (k - m[0]) // CELL, ATOMIC, 0, 0)
-    if not old & 1:
-        _clash(z, m, k, now, old, ATOMIC, WRITE)
-    _clash(z, m, k, now, _get(k, 1), ATOMIC, READ)
-    _clash(z, m, k, now, _get(k, 2), ATOMIC, READ)
-    _put(k, 0, now | 1)
+    old = _get(k, W)
+    if reads and (old == 0 and not decided or shared and old >> EPOCH < _get(z, LOW)):
+        changed = _get(k, A)
+        if changed < _get(z, FLOOR) or shared and changed >> EPOCH < _get(z, LOW):
+            _unwritten(z, m, k, now, ATOMIC)
+    _clash(z, m, k, now, old, ATOMIC, WRITE)
+    _clash(z, m, k, now, _get(k, R), ATOMIC, READ)
+    _clash(z, m, k, now, _get(k, R + 1), ATOMIC, READ)
+    _mark_slow(z, m, k, A, now)
 
 
 @numba.njit(**INLINE)
 def _touch(z, m, k, now, low, floor, access):
     if access == READ:
         _read(z, m, k, now, low, floor, READ)
-    elif access == ATOMIC:
-        _atomic(z, m, k, now)
+    elif access == ATOMIC or access == EXCHANGE:
+        _atomic(z, m, k, now, access == ATOMIC)
     else:
         if access == UPDATE:
             _read(z, m, k, now, low, floor, UPDATE)
@@ -302,12 +316,12 @@ def _settle(z, number, now, access, index, axis, extent, elements):
 
 
 @numba.njit(**INLINE)
-def _at1(extent, stride, index, m, z, ep, low, floor, tid, site, access, elements):
+def _access1(extent, stride, index, m, z, ep, low, floor, tid, site, access, elements):
     """The index of an access to a 1-D array, looked at; -1 if it must not happen, 0 for a read that must not.
 
     extent, stride (in bytes): of the array, which is not handed in itself: so one compiled function serves all dtypes.
     """
-    first, per, shift, number, shared, decided, syncs = m
+    first, per, shift, number, shared, decided, syncs, atomics = m
     now = _record(z, syncs, ep, tid, site)
     _put(z, ACCESSES, _get(z, ACCESSES) + 1)
     i = index
@@ -324,9 +338,9 @@ def _at1(extent, stride, index, m, z, ep, low, floor, tid, site, access, element
 
 
 @numba.njit(**INLINE)
-def _atn(extents, strides, index, m, z, ep, low, floor, tid, site, access, elements):
-    """As `_at1` for several axes: tuples of int64, the result too, all -1 for "must not happen"."""
-    first, per, shift, number, shared, decided, syncs = m
+def _accessn(extents, strides, index, m, z, ep, low, floor, tid, site, access, elements):
+    """As `_access1` for several axes: tuples of int64, the result too, all -1 for "must not happen"."""
+    first, per, shift, number, shared, decided, syncs, atomics = m
     now = _record(z, syncs, ep, tid, site)
     _put(z, ACCESSES, _get(z, ACCESSES) + 1)
     offset, inside = np.int64(0), True
@@ -510,6 +524,6 @@ def _narrow(value, lowest, highest, z, ep, tid, site):
 
 
 __all__ = [
-    "_at1", "_atn", "_block_starts", "_epoch", "_exited", "_floor", "_flush", "_local1", "_localn", "_must1", "_mustn", "_narrow",
-    "_syncwarp",
+    "_access1", "_accessn", "_block_starts", "_epoch", "_exited", "_floor", "_flush", "_local1", "_localn",
+    "_must1", "_mustn", "_narrow", "_syncwarp",
 ]  # fmt: skip

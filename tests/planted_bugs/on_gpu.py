@@ -171,6 +171,7 @@ def main(argv=None):
     parser.add_argument("--jobs", type=int, default=12, help="processes at a time (12)")
     parser.add_argument("--timeout", type=float, default=60, help="seconds for one case under one tool (60)")
     parser.add_argument("--hang-timeout", type=float, default=30, help="the same for cases that may hang a GPU (30)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no more cases after this time")
     parser.add_argument("--ours", type=Path, metavar="FILE", help="what `python -m tests.planted_bugs --json` wrote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     options = parser.parse_args(argv)
@@ -184,10 +185,14 @@ def main(argv=None):
     groups = [near[first : first + GROUP] for first in range(0, len(near), GROUP)]
 
     def on_its_own(tool, case):
+        if time.perf_counter() - start > options.seconds:
+            return case.name, tool, {"findings": None, "ended": "not begun", "text": ""}
         limit = options.hang_timeout if case.hangs_gpu else options.timeout
         return case.name, tool, examine(tool_path, tool, [case.name], limit)
 
     def together(tool, group):
+        if time.perf_counter() - start > options.seconds:
+            return [on_its_own(tool, case) for case in group]
         answer = examine(tool_path, tool, [case.name for case in group], options.timeout + 5 * len(group))
         if answer["findings"] or answer["findings"] is None or answer["ended"] != "well":
             return [on_its_own(tool, case) for case in group]
@@ -219,7 +224,8 @@ def main(argv=None):
         options.json.write_text(json.dumps(facts | {"cases": rows}, indent=1) + "\n", encoding="utf-8")
     lost = [
         f"{row['case']} ({tool})" for row in rows for tool in options.tools
-        if row["tools"][tool]["findings"] is None and row["tools"][tool]["ended"] != "by the time limit"
+        if row["tools"][tool]["findings"] is None
+        and row["tools"][tool]["ended"] not in ("by the time limit", "not begun")
     ]  # fmt: skip
     if lost:
         print(f"\nended without a summary ({len(lost)}): {', '.join(lost)}")
