@@ -42,7 +42,7 @@ export KBK_ARCH    := $(value ARCH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile lab notebooks strip bench plots lessons test lint fuzz bench-cpu gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile lab notebooks strip bench plots lessons test sanitize lint fuzz bench-cpu gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -96,6 +96,9 @@ test: $(VENV)/.dev setup ## run the tests (ARGS="-k softmax")
 
 lint: $(VENV)/.dev ## check the code's style with ruff
 	$(PY) -m ruff check .
+
+sanitize: $(VENV)/.dev setup ## run every kernel of the book under the sanitizer: races, bounds, barriers
+	$(PY) -m pytest -n 2 --sanitize --one-size -k "not refuse" $(wildcard tests/ch??) $(ARGS)
 
 fuzz: $(VENV)/.dev ## compare random kernels with an interpreter (SEEDS=0:2000)
 	$(PY) -m tests.fuzz_kernels --backend --seeds $(SEEDS) $(ARGS)

@@ -86,7 +86,7 @@ def overlap(n=1 << 22, steps=None, chunks=8, n_streams=3, rounds=5):
             raise ValueError(f"{name} = {value}: overlap needs at least 1")
     x, out = cuda.pinned_array(n, np.float32), cuda.pinned_array(n, np.float32)
     x[:] = np.arange(n) % 1000
-    device = cuda.device_array(n, np.float32)
+    device = cuda.to_device(x)
     streams = [cuda.stream() for _ in range(n_streams)]
     grid, block = fma_chain_launch(n)
 

@@ -74,6 +74,7 @@ def block_exclusive_scan(value, partial):
     cuda.syncthreads()
     if warp == 0:  # the warps' totals are 32 numbers at most: one warp scans them
         warps_through = warp_inclusive_scan(partial[min(lane, n_warps - 1) + 1])
+        cuda.syncwarp()  # a lane beyond the last warp has read that one's total, too: before it is written over
         if lane < n_warps:
             partial[lane + 1] = warps_through
     cuda.syncthreads()

@@ -97,6 +97,7 @@ def warp_range_scan(x, out, begin, end, carry, exclusive):
         b = x[min(first + WARP, last)]
         c = x[min(first + 2 * WARP, last)]
         d = x[min(first + 3 * WARP, last)]
+        cuda.syncwarp()  # all lanes have read, also x[last], before one of them writes: ``out`` may be ``x``
         for row in range(ROWS):
             through = add(carry, warp_inclusive_scan(pick(row, a, b, c, d)))
             before = cuda.shfl_up_sync(FULL_WARP, through, 1)

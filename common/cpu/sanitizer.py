@@ -5,18 +5,17 @@ See `shadow` for what is recorded at each access, and ``common.sanitize`` for ho
 
 import linecache
 import math
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import fresh, shadow
+from . import fresh, launch, shadow
 from .errors import DivergenceError, HangError
 
 MEND = {
     "out-of-bounds": "guard the access (if i < n: …), or make the array larger",
     "negative-index": "guard the access (if i > 0: …): a negative index counts from the end, also on a GPU",
-    "shared-race": "put cuda.syncthreads() between the two (cuda.syncwarp() if both are lanes of one warp), "
-    "or let each thread have elements of its own",
     "global-race": "let each thread have elements of its own, use cuda.atomic, or end the kernel and launch another "
     "between the two: a barrier orders the threads of one block only",
     "uninitialized-shared": "write it first, and let all threads wait: shared memory holds anything at the start",
@@ -26,7 +25,6 @@ MEND = {
     "exited-barrier": "do not return before a barrier: put the work under if i < n: … and let all threads come to it",
     "int-overflow": "do not cast, or cast to int64: Numba's index arithmetic is 64 bits wide",
 }
-RACES = ("shared-race", "global-race")
 ACCESS = ("read", "write", "atomic", "update", "atomic")
 DONE = {"read": "read", "write": "written", "atomic": "changed by an atomic", "update": "updated"}
 
@@ -35,8 +33,9 @@ DONE = {"read": "read", "write": "written", "atomic": "changed by an atomic", "u
 class Finding:
     """One mistake, wherever it was met: ``count`` times, and here is the first.
 
-    kind: a key of `MEND`, or "divergent-barrier", "shuffle-mask" or "hang". file, line, array, index, access, block,
-    thread: the access (or barrier) at which it was seen; index is a tuple of ints, block and thread are (x, y, z).
+    kind: a key of `MEND`, or "shared-race", "divergent-barrier", "shuffle-mask" or "hang". file, line, array, index,
+    access, block, thread: the access (or barrier) at which it was seen; index is a tuple of ints, block and thread are
+    (x, y, z).
     other_…: the earlier access it collides with, None where there is none. message: all of it, to read.
     """
 
@@ -108,8 +107,11 @@ class Session:
         """Run a launch with every access looked at."""
         _, compiled = kernel._prepare(block, values, "accesses")
         run = _Run(self, kernel, compiled, grid, block, shared_bytes, values)
+        start = time.perf_counter()
         run.go()
         self.launches += 1
+        if launch._trace is not None:
+            launch._trace.append((kernel, grid, block, time.perf_counter() - start))
         for file, line, what in compiled.notices:
             self.note(f"{file}:{line}: not looked at: {what}")
         if compiled.fences:
@@ -164,6 +166,9 @@ class _Run:
             self.failure(err)
         self.session.accesses += int(state[shadow.ACCESSES])
         self.session.lost += int(state[shadow.LOST])
+        if state[shadow.FULL]:
+            self.session.note(f"{self.kernel.__name__}: more than {shadow.QUEUE_ROWS} elements were read between two "
+                              "barriers that nothing had written; what became of the others is not known")  # fmt: skip
         if state[shadow.COARSE]:
             self.session.note(f"{self.kernel.__name__}: more than {shadow.CLOCK_MAX} syncwarps between two barriers")
         for _, granule, first, size, written in regions:
@@ -253,7 +258,7 @@ class _Run:
             made.what = f"{place} does not fit into {site[2]}; block {block}, thread {thread}"
         else:
             self.describe_access(made, kind, row)
-        made.mend = MEND[made.kind]
+        made.mend = made.mend or MEND[made.kind]
         return made
 
     def describe_access(self, made, kind, row):
@@ -276,11 +281,16 @@ class _Run:
             made.what = f"{element} is {DONE[made.access]}, and nothing has written it; {who}"
             return
         made.kind = "shared-race" if kind == shadow.SHARED_RACE else "global-race"
+        barrier = "cuda.syncthreads()"
         (made.other_file, made.other_line, _, _), made.other_block, made.other_thread = self.place(old)
         made.other_access = ACCESS[other]
         if made.other_block == made.block:
-            barrier = "no syncwarp or barrier" if self.same_warp(now, old) else "no barrier"
-            where = f"thread {made.thread} and thread {made.other_thread} of block {made.block}, with {barrier} between"
+            missing = "barrier"
+            if self.same_warp(now, old):
+                missing, barrier = "syncwarp or barrier", "cuda.syncwarp(), or cuda.syncthreads(),"
+            both = f"thread {made.thread} and thread {made.other_thread}"
+            where = f"{both} of block {made.block}, with no {missing} between"
+            made.mend = f"put {barrier} between the two, or let each thread have elements of its own"
         else:
             where = f"{who} and thread {made.other_thread} of block {made.other_block}, which nothing orders"
         made.what = f"{element} is {DONE[made.access]} and {DONE[made.other_access]} by {where}"

@@ -37,9 +37,9 @@ BEFORE = 1
 EPOCH, CLOCK, SITE = 37, 23, 11  # positions in a record; the thread stands at 1
 CLOCK_MAX, SITE_MAX, EPOCH_MAX = (1 << 14) - 1, 1 << 12, 1 << 26
 NOW, LOW, FOUND, LOST, FENCES, COARSE, ACCESSES, WAITING = range(8)  # places in the state
-TABLE, KNOWN, CLOCKS, LANES, QUEUE, STARTS, FLOOR = range(8, 15)
+TABLE, KNOWN, CLOCKS, LANES, QUEUE, STARTS, FLOOR, FULL = range(8, 16)
 ROWS, COLUMNS = 512, 10  # of the table: different findings that are kept
-QUEUE_ROWS, QUEUE_COLUMNS = 1024, 5  # elements read unwritten in an epoch
+QUEUE_ROWS, QUEUE_COLUMNS = 8192, 5  # elements read unwritten in an epoch
 CELL = 40  # bytes: W, then two each of R and A
 W, R, A = 0, 1, 3
 
@@ -146,7 +146,7 @@ def _unwritten(z, m, k, now, access):
     first, per, shift, number, shared, decided, syncs, atomics = m
     row = _get(z, WAITING)
     if row == QUEUE_ROWS:
-        _note(z, UNWRITTEN, now, 0, number, (k - first) // CELL, access, 0, 0)
+        _put(z, FULL, 1)
         return
     w = _get(z, QUEUE) + row * QUEUE_COLUMNS * 8
     _put(z, WAITING, row + 1)

@@ -36,6 +36,7 @@ def test_the_unguarded_version_is_right_when_the_grid_fits(rng, n, threads):
     np.testing.assert_array_equal(device.copy_to_host(), ch02.double_reference(x))
 
 
+@pytest.mark.provokes
 def test_the_unguarded_version_writes_past_the_end(rng):
     x = rng.standard_normal(256, dtype=np.float32)
     device = cuda.to_device(x)
