@@ -147,8 +147,21 @@ class Analysis:
         if isinstance(stmt, ast.If):
             return self.uniform(stmt.test)
         if isinstance(stmt, ast.While):
-            return self.uniform(stmt.test) and not self.diverging_exit(stmt)
+            return self.uniform(stmt.test) and not self.diverging_exit(stmt) and not self.spins(stmt)
         return all(map(self.uniform, stmt.iter.args)) and not self.diverging_exit(stmt)
+
+    def spins(self, stmt):
+        """Does a while loop read global memory in its condition? It may wait for another thread: each thread goes its
+        own rounds, one thread after the other, and so has its own copy of all that changes in them."""
+        return isinstance(stmt, ast.While) and any(
+            isinstance(n, ast.Subscript)
+            and isinstance(n.value, ast.Name)
+            and n.value.id in self.params
+            or isinstance(n, ast.Call)
+            and isinstance(n.func, ast.Name)
+            and n.func.id.startswith("_atomic_")
+            for n in ast.walk(stmt.test)
+        )
 
     def diverging_exit(self, loop):
         """Does a break, continue or return of this loop hang on a condition that differs between threads?"""

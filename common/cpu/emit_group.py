@@ -76,7 +76,7 @@ class GroupLevel:
         return (
             self.a.uniform_control(stmt)
             and not (isinstance(stmt, ast.For) and stmt.target.id in self.a.varying)
-            and not self.spins(stmt)
+            and not self.a.spins(stmt)
             and all(self.uniform_tree(s) for b in bodies(stmt) for s in b)
         )
 
@@ -101,7 +101,7 @@ class GroupLevel:
             return True
         if isinstance(stmt, ast.For) and (self.a.uniform_control(stmt) or self.strided(stmt)):
             return True
-        if isinstance(stmt, ast.While) and self.a.uniform_control(stmt) and not self.spins(stmt):
+        if isinstance(stmt, ast.While) and self.a.uniform_control(stmt) and not self.a.spins(stmt):
             return True
         if isinstance(stmt, (ast.For, ast.While)):
             return contains(stmt, "W")
@@ -282,7 +282,7 @@ class GroupLevel:
             return lambda: self.masked_while(stmt, ctx)
         if has_return(stmt):
             return None
-        if self.a.uniform_control(stmt) and not self.spins(stmt):
+        if self.a.uniform_control(stmt) and not self.a.spins(stmt):
             return lambda: self.plain_loop(stmt, ctx)
         if isinstance(stmt, ast.For) and not ctx.masks and not self.check and self.strided(stmt):
             return lambda: self.strided_for(stmt, ctx)

@@ -207,7 +207,7 @@ class LaneLevel:
         if has_return(stmt):
             self.emit("_ret = False")
         token = self.loop_start()
-        keep, self.volatile = getattr(self, "volatile", False), self.spins(stmt)
+        keep, self.volatile = getattr(self, "volatile", False), self.a.spins(stmt)
         self.emit(f"while {self.expr(stmt.test)}:")
         self.volatile = keep
         self.depth += 1
@@ -237,18 +237,6 @@ class LaneLevel:
             "look for what should end the loop; and do not wait for a later thread or block inside a kernel: "
             "end the kernel and launch another",
             thread,
-        )
-
-    def spins(self, stmt):
-        """Does a while loop read global memory in its condition (perhaps waiting for another block)?"""
-        return isinstance(stmt, ast.While) and any(
-            isinstance(n, ast.Subscript)
-            and isinstance(n.value, ast.Name)
-            and n.value.id in self.a.params
-            or isinstance(n, ast.Call)
-            and isinstance(n.func, ast.Name)
-            and n.func.id.startswith("_atomic_")
-            for n in ast.walk(stmt.test)
         )
 
     def after_loop(self, stmt, loops):

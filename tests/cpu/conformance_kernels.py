@@ -117,6 +117,17 @@ def loop_after_all_have_returned(x, out, n):
 
 
 @cuda.jit
+def same_rounds_in_all_threads(x, out, n):
+    i = cuda.grid(1)
+    left = n
+    while left > 0 and x[left % 8] > -100:  # no thread's own: and yet each thread goes round for itself
+        left -= 3
+        if n % 2 == 1:
+            break
+    out[i] = left
+
+
+@cuda.jit
 def collatz(x, out):
     i = cuda.grid(1)
     value = x[i]

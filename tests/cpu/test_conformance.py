@@ -43,6 +43,8 @@ case(k.early_return, 3, 32, ints(70), zeros(70), 70)
 case(k.return_in_loop, 2, 32, ints(40, 0, 64), zeros(64), 40)
 case(k.exit_before_barrier, 2, 64, ints(100), zeros(100), 100)
 case(k.loop_after_all_have_returned, 3, 64, ints(192, 50, 90), zeros(192), 69)
+for n in (0, 1, 9, 10):
+    case(k.same_rounds_in_all_threads, 2, 33, ints(8), zeros(66), n)
 case(k.collatz, 2, 31, ints(62, 1, 30), zeros(62))
 case(k.continue_and_break, 2, 16, zeros(32), 12)
 case(k.device_functions, 2, 20, ints(40), zeros(40, 4))
