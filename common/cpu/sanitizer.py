@@ -133,7 +133,7 @@ class _Run:
 
     def go(self):
         blocks = math.prod(self.grid)
-        regions, meta, n_cells = self.lay_out()
+        regions, self.meta, n_cells = self.lay_out()
         cells, state = self.session.cells(n_cells), np.zeros(16, np.int64)
         state[shadow.NOW] = self.session.epoch
         state[shadow.FLOOR] = self.session.epoch + 1 << shadow.EPOCH
@@ -154,7 +154,7 @@ class _Run:
         dynamic = np.empty(self.shared_bytes, np.uint8)
         places = [address(array) for array in (state, cells, shared, stamps)]
         try:
-            self.compiled.run(0, blocks, *self.grid, dynamic, err, *self.values, *places, meta)
+            self.compiled.run(0, blocks, *self.grid, dynamic, err, *self.values, *places, self.meta)
         except IndexError:
             if not state[shadow.FOUND]:
                 raise
@@ -231,16 +231,13 @@ class _Run:
         name, space, shape, size = self.compiled.arrays[number]
         if space == "global":
             view = self.arrays[number]
-            offset = int(place) << self.meta_shift(number)
+            offset = int(place) << int(self.meta[number, 2])
             index = [0] * view.ndim
             for axis in sorted(range(view.ndim), key=lambda a: -abs(view.strides[a])):
                 if view.strides[axis] and view.shape[axis] > 1:
                     index[axis], offset = divmod(offset, view.strides[axis])
             return tuple(index)
         return tuple(int(i) for i in np.unravel_index(int(place), shape)) if shape else (int(place),)
-
-    def meta_shift(self, number):
-        return int(self.lay_out()[1][number, 2])
 
     def finding(self, row):
         kind, now, old, number, place, access, other, extra, count = (int(v) for v in row[:9])

@@ -10,6 +10,7 @@ A bug launched without the sanitizer does what the bug does: it reads or writes 
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from . import BUGS, CASES, NEAR_MISSES, disagreements
 
 # isort: split
 from numba import cuda
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def right(case, result):
@@ -54,7 +57,7 @@ def row(case, report, wrong):
             "index": one.index and [int(i) for i in one.index], "block": one.block, "thread": one.thread,
             "other_place": _place(one.other_file or one.file, one.other_line), "other_access": one.other_access,
             "other_block": one.other_block, "other_thread": one.other_thread, "count": int(one.count),
-            "message": one.message,
+            "message": one.message.replace(f"{ROOT}{os.sep}", ""),  # the same wherever the repository lies
         }
         for one in report.findings
     ]  # fmt: skip
