@@ -57,14 +57,19 @@ def row(case, report, wrong):
             "index": one.index and [int(i) for i in one.index], "block": one.block, "thread": one.thread,
             "other_place": _place(one.other_file or one.file, one.other_line), "other_access": one.other_access,
             "other_block": one.other_block, "other_thread": one.other_thread, "count": int(one.count),
-            "message": one.message.replace(f"{ROOT}{os.sep}", ""),  # the same wherever the repository lies
+            "message": _from_root(one.message),
         }
         for one in report.findings
     ]  # fmt: skip
     return {
         "case": case.name, "kind": case.kind, "bug": case.bug, "note": case.note, "findings": findings,
-        "notices": [] if report is None else list(report.notices), "disagreements": wrong,
+        "notices": [] if report is None else [_from_root(n) for n in report.notices], "disagreements": wrong,
     }  # fmt: skip
+
+
+def _from_root(text):
+    """A message that is the same wherever the repository lies."""
+    return text.replace(f"{ROOT}{os.sep}", "")
 
 
 def _place(file, line):
