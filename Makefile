@@ -42,7 +42,7 @@ export KBK_ARCH    := $(value ARCH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile lab notebooks strip bench plots lessons test sanitize lint fuzz bench-cpu gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile lab notebooks strip bench plots lessons test sanitize lint fuzz bench-cpu bench-sanitizer gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -105,6 +105,9 @@ fuzz: $(VENV)/.dev ## compare random kernels with an interpreter (SEEDS=0:2000)
 
 bench-cpu: $(VENV)/.base ## measure the CPU backend beside NumPy and Numba's simulator
 	$(PY) benchmarks/bench_cpu.py $(ARGS)
+
+bench-sanitizer: $(VENV)/.base ## measure how many times slower each kernel runs under the sanitizer
+	$(PY) benchmarks/sanitizer_cost.py $(ARGS)
 
 gpt2: $(VENV)/.base ## fetch the real GPT-2 (548 MB) into data/gpt2-small.bin, which ch14 then uses
 	$(PY) data/download_gpt2.py --out data/gpt2-small.bin $(ARGS)

@@ -1,5 +1,6 @@
 """The bank of planted bugs: our sanitizer names each at its line, and keeps silent about correct kernels."""
 
+import contextlib
 import inspect
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba import cuda
 
 import common
 from common.backend import package_problem
@@ -24,6 +26,26 @@ needs_the_sanitizer = pytest.mark.skipif(
 
 def names(cases):
     return {"argvalues": cases, "ids": [case.name for case in cases]}
+
+
+@contextlib.contextmanager
+def several_cores(ran=None):
+    """Small launches, too, run on several cores; to ``ran`` goes, for each, whether all was well there."""
+    from common.cpu import launch, sanitizer
+
+    def all_well(run, *args):
+        well = on_several(run, *args)
+        if ran is not None:
+            ran.append(well)
+        return well
+
+    on_several = sanitizer._Run.all_well
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sanitizer, "SMALL", 0)
+        patch.setattr(sanitizer, "SPARSE", 1 << 30)
+        patch.setattr(launch, "workers", lambda: 3)
+        patch.setattr(sanitizer._Run, "all_well", all_well)
+        yield
 
 
 # --- the bank itself ------------------------------------------------------------------------------------------------
@@ -74,6 +96,9 @@ def test_a_bug_is_found_at_its_line(case):
     assert not disagreements(case, report), f"{case.note}\n{report}"
     again, _ = sanitized(case)
     assert facts(again) == facts(report)
+    with several_cores():
+        again, _ = sanitized(case)
+    assert facts(again) == facts(report)
 
 
 @needs_the_sanitizer
@@ -82,6 +107,38 @@ def test_a_near_miss_is_silent(case):
     report, (got, expected) = sanitized(case)
     assert not disagreements(case, report), f"{case.note}\n{report}"
     np.testing.assert_array_equal(got, expected)
+    with several_cores():
+        report, (got, expected) = sanitized(case)
+    assert not disagreements(case, report), f"{case.note}\n{report}"
+    np.testing.assert_array_equal(got, expected)
+
+
+@cuda.jit
+def add_one(x, seen, everyone):
+    i = cuda.grid(1)
+    if i < x.size:
+        x[i] += 1
+        if everyone:
+            seen[i] = x[64]  # which a thread of one block writes
+
+
+@needs_the_sanitizer
+def test_a_launch_on_several_cores():
+    ran = []
+
+    def launch(everyone):
+        x, seen = cuda.to_device(np.arange(640)), cuda.to_device(np.zeros(640, np.int64))
+        with several_cores(ran), common.sanitize() as report:
+            add_one[10, 64](x, seen, everyone)
+        return x.copy_to_host(), report
+
+    x, report = launch(False)
+    assert ran == [True] and not report.findings and report.accesses == 640  # an update is one
+    np.testing.assert_array_equal(x, np.arange(640) + 1)
+    x, report = launch(True)
+    assert ran == [True, False], "what two cores met at is looked at again, block after block"
+    assert {one.kind for one in report.findings} == {"global-race"} and report.accesses == 640 * 3
+    np.testing.assert_array_equal(x, np.arange(640) + 1)  # and not 2
 
 
 # --- the same kernels on a GPU --------------------------------------------------------------------------------------

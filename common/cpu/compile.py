@@ -113,7 +113,7 @@ class Compiled:
         self.static_bytes, self.uses_dynamic = module.STATIC_SHARED_BYTES, module.DYNAMIC_SHARED
         self.arrays = getattr(module, "ARRAYS", [])  # these six: where accesses are looked at
         self.shared_cells, self.stamps = getattr(module, "SHARED_CELLS", (0, 0)), getattr(module, "STAMPS", 0)
-        self.lanes = getattr(module, "LANES", 0)
+        self.lanes, self.in_order = getattr(module, "LANES", 0), getattr(module, "IN_ORDER", True)
         self.notices, self.fences = getattr(module, "NOTICES", []), getattr(module, "FENCES", False)
         self.points, self.counters = getattr(module, "POINTS", []), getattr(module, "COUNTERS", [])  # memory reports
 
@@ -172,11 +172,14 @@ def _shadows(program, emitter, block_dim):
     """``(declarations, tables)`` of a module whose accesses are looked at, see `shadow`.
 
     Tables: ARRAYS, (name in the source, "global", "shared" or "local", shape, item size) by number; SHARED_CELLS (and
-    cells a byte of dynamic shared memory); STAMPS of local arrays; LANES that ``syncwarp`` is about.
+    cells a byte of dynamic shared memory); STAMPS of local arrays; LANES that ``syncwarp`` is about; IN_ORDER: could
+    one see in which order its blocks run?
     """
     threads = block_dim[0] * block_dim[1] * block_dim[2]
     syncs = any(contains(s, "W") and "_c_syncwarp(" in ast.unparse(s) for s in program.body)
     atomics = any(getattr(n, "id", "").startswith("_atomic_") for stmt in program.body for n in ast.walk(stmt))
+    trees = *program.body, *program.device.values()
+    prints = any(getattr(n, "id", "") == "print" for tree in trees for n in ast.walk(tree))
     rest = f"np.int64({int(syncs)}), np.int64({int(atomics)})"
     lines, arrays, cells, stamps = ["_fl = _floor(_z)"], [], 0, 0
 
@@ -204,7 +207,8 @@ def _shadows(program, emitter, block_dim):
         lines.append(f"_of_{key} = (_stamps + {stamps * 8}, np.int64({k}), np.int64({threads}))")
         stamps += int(np.prod(shape)) * threads
     tables = {"ARRAYS": arrays, "SHARED_CELLS": (static, min(dynamic, default=0)), "STAMPS": stamps}
-    return lines, tables | {"LANES": -(-threads // 32) * 32 if syncs else 0}
+    tables |= {"LANES": -(-threads // 32) * 32 if syncs else 0, "IN_ORDER": bool(atomics or program.fences or prints)}
+    return lines, tables
 
 
 def _module_text(program, emitter, block_dim):

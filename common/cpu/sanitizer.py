@@ -1,13 +1,19 @@
 """Sanitized launches: shadows laid out for the arrays of a launch, and what was found turned into `Finding`s.
 
+A launch of some size runs on all cores first, each with shadows of its own. If no core has anything to report, and no
+element was written by one and touched by another, all is well. Otherwise the arrays get back what they held, and the
+launch runs on one core, block after block: so what is reported does not depend on how many cores there are.
+
 See `shadow` for what is recorded at each access, and ``common.sanitize`` for how it is used.
 """
 
 import linecache
 import math
+import queue
 import time
 from dataclasses import dataclass, field
 
+import numba
 import numpy as np
 
 from . import fresh, launch, shadow
@@ -25,6 +31,8 @@ MEND = {
     "exited-barrier": "do not return before a barrier: put the work under if i < n: … and let all threads come to it",
     "int-overflow": "do not cast, or cast to int64: Numba's index arithmetic is 64 bits wide",
 }
+SMALL, SPARSE = 4096, 256  # fewer threads, or more elements a thread, are not worth a second core
+MOST_CELLS = 1 << 26  # of all cores together: more memory (2.5 GiB) is not spent on speed
 ACCESS = ("read", "write", "atomic", "update", "atomic")
 DONE = {"read": "read", "write": "written", "atomic": "changed by an atomic", "update": "updated"}
 
@@ -84,7 +92,7 @@ class Session:
     accesses: int = 0
     lost: int = 0  # findings that were too many to keep
     epoch: int = 0  # where the epochs of the next launch go on
-    memory: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.int64), repr=False)
+    memory: list = field(default_factory=list, repr=False)
 
     def add(self, finding):
         for known in self.findings:
@@ -93,11 +101,15 @@ class Session:
                 return
         self.findings.append(finding)
 
-    def cells(self, count):
-        """Cells for a launch, (at least count, 5) int64: those of the launch before, if they are enough."""
-        if len(self.memory) < count or self.epoch > shadow.EPOCH_MAX // 2:
-            self.memory, self.epoch = np.zeros((count, shadow.CELL // 8), np.int64), 0
-        return self.memory
+    def cells(self, count, cores):
+        """Cells for each core, (at least count, 5) int64: those of the launch before, if they are enough."""
+        if self.epoch > shadow.EPOCH_MAX // 2:
+            self.memory, self.epoch = [], 0
+        self.memory += [np.zeros((0, shadow.CELL // 8), np.int64)] * (cores - len(self.memory))
+        for core in range(cores):
+            if len(self.memory[core]) < count:
+                self.memory[core] = np.zeros((count, shadow.CELL // 8), np.int64)
+        return self.memory[:cores]
 
     def note(self, text):
         if text not in self.notices:
@@ -125,6 +137,60 @@ def address(array):
 # --- one launch ------------------------------------------------------------------------------------------------------
 
 
+class _Look:
+    """All that one core needs to run blocks of a launch and look at their accesses; ``cells`` are its shadows."""
+
+    def __init__(self, run, regions, cells):
+        compiled, self.cells, self.launched = run.compiled, cells, run
+        self.floor = run.session.epoch + 1 << shadow.EPOCH
+        for _, granule, first, size, written in regions:
+            if written is not None:
+                cells[first : first + size, 0] = written[::granule][:size]
+        static, smallest = compiled.shared_cells
+        shared = static + (run.shared_bytes // smallest if smallest else 0)
+        self.shared, self.stamps = np.zeros((shared, shadow.CELL // 8), np.int64), np.zeros(compiled.stamps, np.int64)
+        self.state = np.zeros(64, np.int64)  # more than it needs: two cores must not write to one cache line
+        self.found = np.zeros((shadow.ROWS, shadow.COLUMNS), np.int64)
+        self.queue = np.zeros((shadow.QUEUE_ROWS, shadow.QUEUE_COLUMNS), np.int64)
+        self.clocks, self.known = np.zeros(compiled.lanes, np.int64), np.full((compiled.lanes, 32), -1, np.int64)
+        self.starts, self.err = np.zeros(math.prod(run.grid), np.int64), np.zeros(9, np.int64)
+        self.state[shadow.NOW], self.state[shadow.FLOOR] = run.session.epoch, self.floor
+        self.state[shadow.FENCES], self.state[shadow.LANES] = compiled.fences, compiled.lanes
+        for slot, array in ((shadow.TABLE, self.found), (shadow.QUEUE, self.queue), (shadow.CLOCKS, self.clocks),
+                            (shadow.KNOWN, self.known), (shadow.STARTS, self.starts)):  # fmt: skip
+            self.state[slot] = address(array)
+        self.dynamic = np.empty(run.shared_bytes, np.uint8)
+        self.places = [address(array) for array in (self.state, self.cells, self.shared, self.stamps)]
+
+    @property
+    def epoch(self):
+        return int(self.state[shadow.NOW])
+
+    def has_news(self):
+        """Is there anything to report?"""
+        return bool(self.state[[shadow.FOUND, shadow.FULL, shadow.COARSE]].any() or self.err[0])
+
+    def run(self, first, last):
+        """Run the blocks first … last - 1."""
+        run = self.launched
+        run.compiled.run(first, last, *run.grid, self.dynamic, self.err, *run.values, *self.places, run.meta)
+
+
+@numba.njit(nogil=True, cache=True)
+def _met(cores, count, floor):
+    """Is there an element that one core has written and another has touched, since ``floor``? No atomics."""
+    for place in range(count):
+        touched, written = 0, False
+        for core in range(len(cores)):
+            wrote = cores[core][place, shadow.W] >= floor
+            read = cores[core][place, shadow.R] >= floor or cores[core][place, shadow.R + 1] >= floor
+            written |= wrote
+            touched += wrote or read
+        if written and touched > 1:
+            return True
+    return False
+
+
 class _Run:
     def __init__(self, session, kernel, compiled, grid, block, shared_bytes, values):
         self.session, self.kernel, self.compiled = session, kernel, compiled
@@ -132,49 +198,75 @@ class _Run:
         self.arrays = [v for v in values if isinstance(v, np.ndarray)]
 
     def go(self):
-        blocks = math.prod(self.grid)
         regions, self.meta, n_cells = self.lay_out()
-        cells, state = self.session.cells(n_cells), np.zeros(16, np.int64)
-        state[shadow.NOW] = self.session.epoch
-        state[shadow.FLOOR] = self.session.epoch + 1 << shadow.EPOCH
-        for _, granule, first, size, written in regions:
-            if written is not None:
-                cells[first : first + size, 0] = written[::granule][:size]
-        static, smallest = self.compiled.shared_cells
-        shared = np.zeros((static + (self.shared_bytes // smallest if smallest else 0), shadow.CELL // 8), np.int64)
-        stamps = np.zeros(self.compiled.stamps, np.int64)
-        found, queue = (np.zeros(shape, np.int64) for shape in
-                        ((shadow.ROWS, shadow.COLUMNS), (shadow.QUEUE_ROWS, shadow.QUEUE_COLUMNS)))  # fmt: skip
-        clocks, known = np.zeros(self.compiled.lanes, np.int64), np.full((self.compiled.lanes, 32), -1, np.int64)
-        starts, err = np.zeros(blocks, np.int64), np.zeros(9, np.int64)
-        state[shadow.FENCES], state[shadow.LANES] = self.compiled.fences, self.compiled.lanes
-        for slot, array in ((shadow.TABLE, found), (shadow.QUEUE, queue), (shadow.CLOCKS, clocks),
-                            (shadow.KNOWN, known), (shadow.STARTS, starts)):  # fmt: skip
-            state[slot] = address(array)
-        dynamic = np.empty(self.shared_bytes, np.uint8)
-        places = [address(array) for array in (state, cells, shared, stamps)]
+        cores = self.cores(n_cells)
+        if cores > 1 and self.all_well(regions, n_cells, cores):
+            return
+        look = _Look(self, regions, *self.session.cells(n_cells, 1))
         try:
-            self.compiled.run(0, blocks, *self.grid, dynamic, err, *self.values, *places, self.meta)
+            look.run(0, math.prod(self.grid))
         except IndexError:
-            if not state[shadow.FOUND]:
+            if not look.state[shadow.FOUND]:
                 raise
-        self.session.epoch = int(state[shadow.NOW])
-        self.starts = starts[: np.count_nonzero(starts)]
-        for row in found[: state[shadow.FOUND]]:
+        self.starts = look.starts[: np.count_nonzero(look.starts)]
+        self.end([look], regions)
+        for row in look.found[: look.state[shadow.FOUND]]:
             self.session.add(self.finding(row))
-        if err[0]:
-            self.failure(err)
-        self.session.accesses += int(state[shadow.ACCESSES])
-        self.session.lost += int(state[shadow.LOST])
-        if state[shadow.FULL]:
+        if look.err[0]:
+            self.failure(look.err)
+        self.session.lost += int(look.state[shadow.LOST])
+        if look.state[shadow.FULL]:
             self.session.note(f"{self.kernel.__name__}: more than {shadow.QUEUE_ROWS} elements were read between two "
                               "barriers that nothing had written; what became of the others is not known")  # fmt: skip
-        if state[shadow.COARSE]:
+        if look.state[shadow.COARSE]:
             self.session.note(f"{self.kernel.__name__}: more than {shadow.CLOCK_MAX} syncwarps between two barriers")
-        for _, granule, first, size, written in regions:
-            if written is not None:
-                changed = (cells[first : first + size, [shadow.W, shadow.A]] >= state[shadow.FLOOR]).any(axis=1)
-                written |= np.repeat(changed, granule)[: len(written)]
+
+    def cores(self, n_cells):
+        """How many cores run this launch: 1 where it is small, or where one could see in which order blocks run."""
+        blocks = math.prod(self.grid)
+        threads = blocks * math.prod(self.block)
+        if self.compiled.in_order or threads < SMALL or n_cells > SPARSE * threads:
+            return 1
+        return max(1, min(launch.workers(), blocks, MOST_CELLS // max(1, n_cells)))
+
+    def all_well(self, regions, n_cells, cores):
+        """Run the launch on several cores: True if there is nothing to report, else all is as it was before."""
+        before = [(array, array.copy()) for array in self.arrays if array.flags.writeable]
+        looks = [_Look(self, regions, cells) for cells in self.session.cells(n_cells, cores)]
+        free = queue.SimpleQueue()
+        for look in looks:
+            free.put(look)
+
+        def work(first, last):
+            look = free.get()
+            try:
+                if not any(one.has_news() for one in looks):
+                    look.run(first, last)
+            except IndexError:
+                if not look.has_news():
+                    raise
+            finally:
+                free.put(look)
+
+        launch._run_parallel(work, math.prod(self.grid))
+        well = not any(look.has_news() for look in looks)
+        if well and not _met(tuple(look.cells for look in looks), n_cells, looks[0].floor):
+            self.end(looks, regions)
+            return True
+        for array, held in before:
+            array[...] = held
+        self.session.epoch = max(look.epoch for look in looks)
+        return False
+
+    def end(self, looks, regions):
+        """What the session, and device memory that was new, keep of a launch."""
+        self.session.epoch = max(look.epoch for look in looks)
+        for look in looks:
+            self.session.accesses += int(look.state[shadow.ACCESSES])
+            for _, granule, first, size, written in regions:
+                if written is not None:
+                    changed = (look.cells[first : first + size, [shadow.W, shadow.A]] >= look.floor).any(axis=1)
+                    written |= np.repeat(changed, granule)[: len(written)]
 
     def lay_out(self):
         """Cells for the arrays: those that share memory share cells.

@@ -407,20 +407,47 @@ def _set(index, axis, value):
 # m: address of the stamps (an int64 for each element and thread: the epoch of the last write), number, threads
 
 
-@numba.njit(**JIT)
+@numba.njit(**INLINE)
 def _local1(extents, index, m, z, ep, low, floor, tid, site, access):
-    now = _record(z, False, ep, tid, site)
-    i = index
-    if i < 0 or i >= extents[0]:
-        i = _settle(z, m[1], now, access, i, 0, extents[0], 1)
+    """As `_access1`, for an array of each thread's own."""
+    at = m[0] + (index * m[2] + np.int64(tid)) * 8
+    _put(z, ACCESSES, _get(z, ACCESSES) + 1)
+    if 0 <= index < extents[0] and (access == WRITE or _get(at, 0) >= low):
+        if access != READ:
+            _put(at, 0, np.int64(ep))
+        return index
+    return _local1_slow(extents[0], index, m, z, ep, tid, site, access)
+
+
+@numba.njit(**JIT)
+def _local1_slow(extent, index, m, z, ep, tid, site, access):
+    now, i = _record(z, False, ep, tid, site), index
+    if i < 0 or i >= extent:
+        i = _settle(z, m[1], now, access, i, 0, extent, 1)
         if i < 0 or index >= 0:
             return i
     _local_touch(z, m, i, now, access)
     return i
 
 
-@numba.njit(**JIT)
+@numba.njit(**INLINE)
 def _localn(extents, index, m, z, ep, low, floor, tid, site, access):
+    """As `_local1` for several axes."""
+    place, inside = np.int64(0), True
+    for axis in range(len(index)):
+        inside &= 0 <= index[axis] < extents[axis]
+        place = place * extents[axis] + index[axis]
+    at = m[0] + (place * m[2] + np.int64(tid)) * 8
+    _put(z, ACCESSES, _get(z, ACCESSES) + 1)
+    if inside and (access == WRITE or _get(at, 0) >= low):
+        if access != READ:
+            _put(at, 0, np.int64(ep))
+        return index
+    return _localn_slow(extents, index, m, z, ep, tid, site, access)
+
+
+@numba.njit(**JIT)
+def _localn_slow(extents, index, m, z, ep, tid, site, access):
     now = _record(z, False, ep, tid, site)
     place, out, outside = np.int64(0), index, False
     for axis in range(len(index)):
@@ -444,7 +471,6 @@ def _local_touch(z, m, place, now, access):
     if access != WRITE and _get(stamps, at) < _get(z, LOW):
         _note(z, UNWRITTEN_LOCAL, now, 0, number, place, access, 0, 0)
     _put(stamps, at, now >> EPOCH)
-    _put(z, ACCESSES, _get(z, ACCESSES) + 1)
 
 
 # --- barriers --------------------------------------------------------------------------------------------------------
