@@ -11,6 +11,7 @@
 #   CH=09               the chapter that bench measures; all by default
 #   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: tests/ch03, -x, -n 2 ...)
 #   ARCH=sm_80          the GPU architecture to compile for: on a GPU it is used, without one the kernels are checked
+#   EX=ch13/topk        the exercise that grade, hint, reset and solution are about; grade takes all by default
 #   SEEDS=0:2000        the random kernels that fuzz tries
 #   TORCH_INDEX=URL     where pip looks for torch, besides PyPI. PyPI's torch for Linux comes with 3 GB of CUDA libraries;
 #                       TORCH_INDEX=https://download.pytorch.org/whl/cpu has the same version for the CPU only, 0.2 GB.
@@ -27,6 +28,8 @@ WEIGHTS =
 ARGS    =
 ARCH    =
 CH      =
+EX      =
+GIVE_UP =
 SEEDS   = 0:2000
 comma  := ,
 
@@ -42,7 +45,7 @@ export KBK_ARCH    := $(value ARCH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile lab notebooks strip bench plots lessons test sanitize lint fuzz bench-cpu bench-sanitizer gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test sanitize lint fuzz bench-cpu bench-sanitizer gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -71,6 +74,24 @@ profile: setup ## show where the time of a forward pass goes, and its largest ke
 
 $(CHAPTERS): setup ## ch02 to ch13: run the demo of a chapter
 	$(PY) -m chapters.$(notdir $(wildcard chapters/$@_*)) $(ARGS)
+
+grade: $(VENV)/.grade setup ## grade the exercises (EX=ch13/topk for one; ARGS=--watch: again on each save)
+	@$(PY) -m common.grade run $(EX) $(ARGS)
+
+hint: $(VENV)/.grade ## the next hint for an exercise (EX=ch13/topk)
+	@$(PY) -m common.grade hint $(EX)
+
+progress: $(VENV)/.grade ## which exercises are solved
+	@$(PY) -m common.grade progress
+
+reset: $(VENV)/.grade ## an exercise as it was; your file is kept beside it (EX=ch13/topk)
+	@$(PY) -m common.grade reset $(EX)
+
+solution: $(VENV)/.grade ## the reference, once your own has passed, or with GIVE_UP=1 (EX=ch13/topk)
+	@$(PY) -m common.grade solution $(EX) $(if $(GIVE_UP),--give-up)
+
+autograder: $(VENV)/.grade ## for teachers: a zip for Gradescope in build/ (EX="ch13/topk ch14/kv_cache" for some)
+	@$(PY) -m common.grade autograder build/autograder.zip $(EX)
 
 lab: $(VENV)/.lab setup ## open the notebooks in JupyterLab
 	$(VENV)/bin/jupyter lab chapters
@@ -113,7 +134,7 @@ gpt2: $(VENV)/.base ## fetch the real GPT-2 (548 MB) into data/gpt2-small.bin, w
 	$(PY) data/download_gpt2.py --out data/gpt2-small.bin $(ARGS)
 
 # --- the virtual environment --------------------------------------------------------------------------
-# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .lab, .gpu12, .gpu13.
+# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .grade, .lab, .gpu12, .gpu13.
 
 setup: plan $(VENV)/.base ## install what ch14 needs, and numba-cuda where there is a GPU for it
 	@. $(VENV)/plan.sh; stamp="$(VENV)/.$$EXTRA"; \
@@ -133,6 +154,11 @@ $(VENV)/.base: pyproject.toml $(VENV)/.venv-made
 $(VENV)/.dev: pyproject.toml $(VENV)/.venv-made
 	@echo "==> installing the tests' packages into $(VENV): torch is the large one, see TORCH_INDEX in the Makefile"
 	@$(PIP) -e ".[dev]" $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $(VENV)/.base $@
+
+$(VENV)/.grade: pyproject.toml $(VENV)/.venv-made
+	@echo "==> installing pytest into $(VENV), for the exercises"
+	@$(PIP) -e ".[grade]"
 	@touch $(VENV)/.base $@
 
 $(VENV)/.lab: pyproject.toml $(VENV)/.venv-made

@@ -29,13 +29,15 @@ _lock = threading.RLock()
 class Launch:
     """One launch. ``kernel`` is the very object that ``@cuda.jit`` made; ``grid`` and ``block`` are 3 ints each.
 
-    ``ms`` is the time in milliseconds; on a GPU it is None until the ``with`` block has ended.
+    ``ms`` is the time in milliseconds; on a GPU it is None until the ``with`` block has ended. ``arguments``: what the
+    kernel was called with, arrays as their shapes.
     """
 
     kernel: object
     grid: tuple
     block: tuple
     ms: float | None = None
+    arguments: tuple = ()
 
     @property
     def name(self):
@@ -105,6 +107,10 @@ def format_table(launches):
     return "\n".join([*_align(rows, right={0, 4}), "", *_align(sums, right={1, 2, 3}), verdict])
 
 
+def _arguments(values):
+    return tuple(tuple(value.shape) if hasattr(value, "shape") and value.shape else value for value in values)
+
+
 def _percent(part, whole):
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
@@ -135,8 +141,8 @@ class _CpuRecorder:
         self.launches, self.outer = launches, outer
 
     def append(self, item):
-        kernel, grid, block, seconds = item
-        self.launches.append(Launch(kernel, grid, block, seconds * 1e3))
+        kernel, grid, block, seconds, values = item
+        self.launches.append(Launch(kernel, grid, block, seconds * 1e3, _arguments(values)))
         if self.outer is not None:
             self.outer.append(item)
 
@@ -178,7 +184,8 @@ def _trace_gpu(launches):
             end.record(launch_config.stream)
         finally:
             inside.launch = False
-        launch = Launch(self, tuple(launch_config.griddim), tuple(launch_config.blockdim))
+        grid, block = tuple(launch_config.griddim), tuple(launch_config.blockdim)
+        launch = Launch(self, grid, block, arguments=_arguments(args))
         launches.append(launch)
         open_events.append((launch, start, end))
         return result

@@ -236,7 +236,7 @@ class Dispatcher:
         if err[0]:
             self._raise(compiled.sites[err[1]], err, block)
         if _trace is not None:
-            _trace.append((self, grid, block, taken))
+            _trace.append((self, grid, block, taken, values))
 
     def _raise(self, site, err, block):
         filename, line, what, mend = site

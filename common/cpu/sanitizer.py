@@ -123,7 +123,7 @@ class Session:
         run.go()
         self.launches += 1
         if launch._trace is not None:
-            launch._trace.append((kernel, grid, block, time.perf_counter() - start))
+            launch._trace.append((kernel, grid, block, time.perf_counter() - start, values))
         for file, line, what in compiled.notices:
             self.note(f"{file}:{line}: not looked at: {what}")
         if compiled.fences:

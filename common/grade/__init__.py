@@ -1,0 +1,20 @@
+"""The grader of the exercises: ``python -m common.grade``, or ``make grade EX=ch13/topk``.
+
+An exercise is a folder ``chapters/chNN_…/exercises/NAME/`` (or ``ch14_mini_llm/exercises/NAME/``) with
+
+=================  ==================================================================================================
+``NAME.py``        what the student edits, between ``# --- your code begins ---`` and ``# --- your code ends ---``
+``README.md``      the task: what, why, limits, how it is graded
+``exercise.toml``  title, points by criterion, hints, the seconds that the student's code may take in all
+``solution.py``    the reference: the same file with the gaps filled
+``grade.py``       the checks, written for pytest: a criterion is a function ``test_CRITERION(student)``
+=================  ==================================================================================================
+
+The student's file runs in a process of its own (`worker`), which gets inputs and gives results and never has the
+expected answers, nor the reference, in reach; an endless loop or a crash costs that process only. The checks run in the
+grader's process and compare. See `exercise` for the files, `student` for what a check can ask, `plugin` for the points.
+"""
+
+from .student import Wrong, check, same
+
+__all__ = ["Wrong", "check", "same"]

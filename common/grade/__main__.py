@@ -1,0 +1,207 @@
+"""``python -m common.grade``: grade exercises, see what is solved, get a hint.
+
+    python -m common.grade run [EX ...] [--file FILE] [--json FILE] [--junit FILE] [--watch]
+    python -m common.grade progress
+    python -m common.grade hint EX
+    python -m common.grade reset EX
+    python -m common.grade solution EX [--give-up]
+    python -m common.grade submission FOLDER --results FILE [EX ...]     # for teachers: Gradescope's results.json
+    python -m common.grade autograder FILE.zip [EX ...]                  # for teachers: Gradescope's zip
+
+EX is an exercise's name such as ch13/topk; all by default. Exit codes: 0 all passed, 1 not, 2 a mistake in the command.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import textwrap
+import time
+from datetime import datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .exercise import ROOT, ExerciseError, exercises, find
+from .gradescope import build, grade_submission, results
+from .plugin import grade, save
+
+NOTES = ROOT / ".grades.json"  # what is solved, and how many hints were given
+WIDTH = 100
+
+
+def notes():
+    """{exercise: {"points", "max_points", "passed", "digest", "hints"}}: what is kept between commands."""
+    try:
+        return json.loads(NOTES.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def remember(name, **facts):
+    """Keep facts of an exercise."""
+    known = notes()
+    known[name] = known.get(name, {}) | facts
+    save(known, NOTES)
+
+
+def digest(file):
+    """A file's fingerprint; "" if there is none."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+
+
+def table(report):
+    """A report as text: a line for each criterion, and under it what was seen and a hint."""
+    total = f"{report['points']} of {report['max_points']} points, {report['seconds']:.1f} s"
+    lines = [f"{report['exercise']}  {report['title']}: {total}", ""]
+    told = None
+    for row in report["criteria"]:
+        mark = "ok  " if row["passed"] else "MISS"
+        lines.append(f"  {mark} {row['points']:>2} / {row['max_points']:<3} {row['about']}")
+        if not row["passed"] and (row["seen"], row["hint_name"]) != told:
+            told = row["seen"], row["hint_name"]
+            for part in row["seen"].splitlines():
+                lines += textwrap.wrap(part, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15) or [""]
+            lines += textwrap.wrap(f"hint: {row['hint']}", WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)
+    return "\n".join(lines)
+
+
+def run(options):
+    chosen = [find(name) for name in options.exercises] or list(exercises().values())
+    if options.file and len(chosen) != 1:
+        raise ExerciseError("--file is for one exercise: name it")
+    reports = []
+    for exercise in tqdm(chosen, desc="exercises", disable=len(chosen) == 1):
+        report = grade(exercise, options.file, junit=options.junit)
+        reports.append(report)
+        if not options.file:
+            facts = {key: report[key] for key in ("points", "max_points", "passed")}
+            remember(exercise.name, **facts, digest=digest(exercise.file))
+        tqdm.write(table(report) + "\n")
+    if len(reports) > 1:
+        print(f"{sum(one['points'] for one in reports)} of {sum(one['max_points'] for one in reports)} points; "
+              f"{sum(one['passed'] for one in reports)} of {len(reports)} exercises solved")  # fmt: skip
+    if options.json:
+        save(reports, options.json)
+    return all(one["passed"] for one in reports)
+
+
+def watch(options):
+    """Grade again whenever a file is saved, until all are solved or Ctrl-C."""
+    chosen = [find(name) for name in options.exercises] or list(exercises().values())
+    before = {}
+    while True:
+        now = {one.name: digest(Path(options.file or one.file)) for one in chosen}
+        changed = [name for name in now if now[name] != before.get(name)]
+        if changed:
+            print(f"--- {datetime.now():%H:%M:%S}", flush=True)
+            options.exercises = changed
+            if run(options) and len(changed) == len(chosen):
+                return True
+            before = now
+        time.sleep(0.3)
+
+
+def progress(options):
+    known = notes()
+    for name, exercise in exercises().items():
+        one = known.get(name, {})
+        state = "not begun"
+        if one.get("digest"):
+            state = f"{one['points']} of {one['max_points']} points" + (", solved" if one["passed"] else "")
+            state += "" if one["digest"] == digest(exercise.file) else " (edited since)"
+        hints = f", {one['hints']} of {len(exercise.stages)} hints" if one.get("hints") else ""
+        print(f"{name:<18} {exercise.points:>3} points  {state}{hints}: {exercise.title}")
+    solved = sum(bool(one.get("passed")) for one in known.values())
+    print(f"\n{solved} of {len(exercises())} solved; make grade EX=NAME grades one")
+    return True
+
+
+def hint(options):
+    exercise = find(options.exercise)
+    given = min(notes().get(exercise.name, {}).get("hints", 0) + 1, len(exercise.stages))
+    remember(exercise.name, hints=given)
+    print(f"{exercise.name}, hint {given} of {len(exercise.stages)}:")
+    print(textwrap.fill(exercise.stages[given - 1], WIDTH, initial_indent="  ", subsequent_indent="  "))
+    return True
+
+
+def reset(options):
+    exercise = find(options.exercise)
+    if exercise.file.is_file() and exercise.file.read_text(encoding="utf-8") != exercise.stub():
+        kept = exercise.file.with_name(f"{exercise.file.stem}.{datetime.now():%Y-%m-%dT%H-%M-%S}.py")
+        exercise.file.rename(kept)
+        print(f"your file is kept: {kept.relative_to(ROOT)}")
+    exercise.file.write_text(exercise.stub(), encoding="utf-8")
+    print(f"as it was: {exercise.file.relative_to(ROOT)}")
+    return True
+
+
+def solution(options):
+    exercise = find(options.exercise)
+    known = notes().get(exercise.name, {})
+    if not options.give_up and not (known.get("passed") and known.get("digest") == digest(exercise.file)):
+        raise ExerciseError(f"your own {exercise.file.name} has not passed yet (make grade EX={exercise.name}); "
+                            "to see the reference all the same: --give-up, or make solution GIVE_UP=1")  # fmt: skip
+    print(exercise.solution.read_text(encoding="utf-8"), end="")
+    return True
+
+
+def submission(options):
+    if not Path(options.folder).is_dir():
+        raise ExerciseError(f"there is no folder {options.folder}")
+    reports, strangers = grade_submission(options.folder, [find(name).name for name in options.exercises])
+    save(results(reports, strangers), options.results)
+    print(results(reports, strangers)["output"])
+    return True  # a wrong submission was graded well
+
+
+def autograder(options):
+    count = build(options.zip, [find(name).name for name in options.exercises])
+    print(f"{options.zip}: {count} files, {Path(options.zip).stat().st_size / 1e6:.1f} MB")
+    return True
+
+
+def parser():
+    made = argparse.ArgumentParser(prog="python -m common.grade", description=__doc__.split("\n")[0])
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function, about, *arguments):
+        one = commands.add_parser(function.__name__, help=about, description=about)
+        one.set_defaults(do=function)
+        for names, facts in arguments:
+            one.add_argument(*names, **facts)
+
+    several = (["exercises"], {"nargs": "*", "metavar": "EX"})
+    single = (["exercise"], {"metavar": "EX"})
+    command(
+        run, "grade exercises", several,
+        (["--file"], {"type": Path, "help": "another file than the exercise's own"}),
+        (["--json"], {"type": Path, "help": "write the reports to this file"}),
+        (["--junit"], {"type": Path, "help": "write pytest's XML to this file"}),
+        (["--watch"], {"action": "store_true", "help": "grade again on each save"}),
+    )  # fmt: skip
+    command(progress, "what is solved")
+    command(hint, "the next hint", single)
+    command(reset, "the exercise as it was; your file is kept", single)
+    command(solution, "the reference", single, (["--give-up"], {"action": "store_true"}))
+    command(submission, "grade a folder for Gradescope", (["folder"], {}), several,
+            (["--results"], {"type": Path, "required": True}))  # fmt: skip
+    command(autograder, "build Gradescope's zip", (["zip"], {"type": Path}), several)
+    return made
+
+
+def main(argv=None):
+    options = parser().parse_args(argv)
+    try:
+        well = watch(options) if getattr(options, "watch", False) else options.do(options)
+    except ExerciseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(0 if well else 1)
+
+
+if __name__ == "__main__":
+    main()

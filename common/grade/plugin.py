@@ -1,0 +1,127 @@
+"""Grade one exercise: its checks run under pytest, a criterion is met if all cases of its test pass."""
+
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from .exercise import ExerciseError, look
+from .student import Student, Wrong
+
+INI = Path(__file__).with_name("pytest.ini")
+
+
+class Grading:
+    """A pytest plugin for one exercise and one student's file: gives ``student``, and notes what came of each check.
+
+    first: stop after the first criterion that is not met.
+    """
+
+    def __init__(self, exercise, file, first=False):
+        self.exercise, self.first = exercise, first
+        self.student_process = Student(file, exercise.seconds)
+        self.met = {}  # criterion -> True, or (seen, hint)
+        self.broken = None  # a mistake in grade.py itself
+
+    @pytest.fixture(scope="session")
+    def student(self):
+        """The student's file: see `common.grade.student.Student`."""
+        return self.student_process
+
+    def pytest_collection_modifyitems(self, items):
+        order = [one.name for one in self.exercise.criteria]
+        names = {criterion_of(item) for item in items}
+        if names != set(order):
+            self.broken = f"criteria {sorted(order)}, but there are tests of {sorted(names)}"
+            items[:] = []
+        items.sort(key=lambda item: order.index(criterion_of(item)))
+
+    def pytest_runtest_setup(self, item):
+        criterion = criterion_of(item)
+        if self.met.get(criterion, True) is not True:
+            pytest.skip("this criterion is not met already")
+        if self.first and any(one is not True for one in self.met.values()):
+            pytest.skip("an earlier criterion is not met")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        report = yield
+        if call.excinfo is None:
+            if report.when == "call":
+                self.met.setdefault(criterion_of(item), True)
+        elif not call.excinfo.errisinstance(pytest.skip.Exception):
+            error = call.excinfo.value
+            seen, hint = f"{type(error).__name__}: {error}", None
+            if isinstance(error, Wrong):
+                seen, hint = error.seen, error.hint
+            if not isinstance(error, (Wrong, AssertionError)):
+                self.broken = f"{item.name}: {call.excinfo.exconly()}"
+            self.met[criterion_of(item)] = seen, hint
+        return report
+
+
+def criterion_of(item):
+    """The criterion that a test is about: its function's name without ``test_``."""
+    return item.function.__name__.removeprefix("test_")
+
+
+def grade(exercise, file=None, first=False, junit=None):
+    """Grade a file; returns a dict for JSON.
+
+    file: the student's file, by default the exercise's own. first: see `Grading`. junit: a path for pytest's XML.
+    The dict has ``exercise, title, file, points, max_points, seconds, passed, criteria``; a criterion has ``name,
+    about, points, max_points, passed, seen, hint_name, hint``, the last three None where it is met.
+    Raises `ExerciseError` if there is no such file, or if the checks themselves are broken.
+    """
+    start = time.perf_counter()
+    file = Path(file or exercise.file)
+    wrong = look(exercise, file)
+    grading = Grading(exercise, file, first)
+    if wrong is None:
+        arguments = [str(exercise.folder / "grade.py"), "-c", str(INI), "--rootdir", str(exercise.folder)]
+        arguments += [f"--junitxml={junit}"] if junit else []
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                code = pytest.main(arguments, plugins=[grading])
+            finally:
+                grading.student_process.close()
+        if grading.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            told = grading.broken or said.getvalue()[-2000:] or f"pytest ended with {code}"
+            raise ExerciseError(f"the checks of {exercise.name} are broken: {told}")
+    criteria = []
+    for one in exercise.criteria:
+        result = grading.met.get(one.name, ("not tried", one.hint)) if wrong is None else wrong
+        row = {"name": one.name, "about": one.about, "points": 0, "max_points": one.points, "passed": result is True}
+        row |= {"seen": None, "hint_name": None, "hint": None}
+        if result is True:
+            row["points"] = one.points
+        else:
+            seen, hint = result
+            hint = hint if hint in exercise.hints or hint and _is_general(hint) else one.hint
+            row |= {"seen": seen, "hint_name": hint, "hint": exercise.hint(hint)}
+        criteria.append(row)
+    points = sum(row["points"] for row in criteria)
+    return {
+        "exercise": exercise.name, "title": exercise.title, "file": str(file), "points": points,
+        "max_points": exercise.points, "passed": points == exercise.points,
+        "seconds": round(time.perf_counter() - start, 2), "criteria": criteria,
+    }  # fmt: skip
+
+
+def _is_general(hint):
+    from .exercise import GENERAL
+
+    return hint in GENERAL
+
+
+def save(report, path):
+    """Write a report, or a list of them, as JSON; the file is whole or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)

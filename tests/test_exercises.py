@@ -1,0 +1,84 @@
+"""The exercises: stubs do not drift from the solutions, and the grader is right about right and wrong answers."""
+
+import tomllib
+
+import pytest
+
+from common.grade.exercise import ROOT, contents, exercises, gaps, skeleton
+from common.grade.plugin import grade
+
+EXERCISES = exercises()
+WRONG = [
+    (f"{path.parent.name}/{path.stem}", one)
+    for path in sorted((ROOT / "tests" / "wrong_solutions").rglob("*.toml"))
+    for one in tomllib.loads(path.read_text(encoding="utf-8"))["wrong"]
+]
+
+
+def by_name(exercise):
+    return {"argvalues": [EXERCISES[name] for name in exercise], "ids": list(exercise)}
+
+
+every_exercise = pytest.mark.parametrize("exercise", **by_name(EXERCISES))
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+@every_exercise
+def test_the_stub_is_the_solution_with_its_gaps_emptied(exercise):
+    text = exercise.file.read_text(encoding="utf-8")
+    stub = exercise.stub()
+    assert [line for _, line in skeleton(text)] == [line for _, line in skeleton(stub)], "make reset EX=…"
+    assert len(gaps(stub)) >= 1 and not all(optional for *_, optional in gaps(stub))
+
+
+@every_exercise
+def test_an_exercise_is_whole(exercise):
+    task = (exercise.folder / "README.md").read_text(encoding="utf-8")
+    assert exercise.title in task and f"make grade EX={exercise.name}" in task
+    for one in exercise.criteria:
+        assert one.about in task, f"{one.name}: the task does not say how it is graded"
+        assert f"| {one.points} |" in task
+    assert 2 <= len(exercise.stages) <= 5
+    lines = sum(map(len, contents(exercise.solution.read_text(encoding="utf-8"))))
+    assert lines <= 80, f"{lines} lines to write"
+    wrong = [one for name, one in WRONG if name == exercise.name]
+    assert len(wrong) >= (6 if exercise.name in ("ch13/topk", "ch13/topp", "ch14/kv_cache") else 3)
+
+
+# --- the grader ------------------------------------------------------------------------------------------------------
+
+
+@every_exercise
+def test_what_is_not_begun_fails_everything(exercise, tmp_path):
+    file = tmp_path / exercise.file.name
+    file.write_text(exercise.stub(), encoding="utf-8")
+    report = grade(exercise, file)
+    assert report["points"] == 0 and not report["passed"]
+    for row in report["criteria"]:
+        assert row["seen"].startswith("not implemented") and row["hint_name"] == "start"
+
+
+@every_exercise
+def test_the_solution_passes_everything(exercise, tmp_path):
+    file = tmp_path / exercise.file.name
+    file.write_text(exercise.solution.read_text(encoding="utf-8"), encoding="utf-8")
+    report = grade(exercise, file)
+    missed = {row["name"]: row["seen"] for row in report["criteria"] if not row["passed"]}
+    assert not missed and report["points"] == report["max_points"] == exercise.points
+
+
+@pytest.mark.parametrize("name, wrong", WRONG, ids=[f"{name}-{one['name']}" for name, one in WRONG])
+def test_a_wrong_solution_is_rejected_with_its_hint(name, wrong, tmp_path):
+    exercise = EXERCISES[name]
+    text = exercise.solution.read_text(encoding="utf-8")
+    for old, new in wrong["replace"]:
+        assert text.count(old) == 1, f"{old!r} is there {text.count(old)} times"
+        text = text.replace(old, new.replace("{ROOT}", str(ROOT)))
+    file = tmp_path / exercise.file.name
+    file.write_text(text, encoding="utf-8")
+    report = grade(exercise, file, first=True)
+    missed = next((row for row in report["criteria"] if not row["passed"]), None)
+    assert missed is not None, f"{wrong['mistake']}: passed"
+    assert (missed["name"], missed["hint_name"]) == (wrong["criterion"], wrong["hint"]), missed["seen"]
