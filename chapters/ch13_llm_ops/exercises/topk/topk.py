@@ -8,7 +8,7 @@ import math
 import numpy as np
 from numba import cuda, float32, float64, int32, uint64
 
-from chapters.ch07_warp_reduce.kernels import WARP, block_max, block_sum
+from chapters.ch07_warp_reduce.kernels import WARP, block_max
 from chapters.ch13_llm_ops.sampling import uniform
 
 THREADS = 256  # of a block, for both kernels
