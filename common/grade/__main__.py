@@ -58,6 +58,8 @@ def table(report):
     for row in report["criteria"]:
         mark = "ok  " if row["passed"] else "MISS"
         lines.append(f"  {mark} {row['points']:>2} / {row['max_points']:<3} {row['about']}")
+        if row.get("note"):
+            lines.append(f"{' ' * 15}{row['note']}")
         if not row["passed"] and (row["seen"], row["hint_name"]) != told:
             told = row["seen"], row["hint_name"]
             for part in row["seen"].splitlines():

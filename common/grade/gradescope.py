@@ -36,7 +36,7 @@ def results(reports, strangers=()):
     tests = []
     for report in reports:
         for number, row in enumerate(report["criteria"], 1):
-            output = "" if row["passed"] else f"{row['seen']}\n\nHint: {row['hint']}"
+            output = row.get("note") or "" if row["passed"] else f"{row['seen']}\n\nHint: {row['hint']}"
             tests.append({
                 "name": f"{report['exercise']}: {row['about']}", "number": f"{report['exercise']}.{number}",
                 "score": row["points"], "max_score": row["max_points"],

@@ -24,6 +24,7 @@ class Grading:
         self.exercise, self.first = exercise, first
         self.student_process = Student(file, exercise.seconds)
         self.met = {}  # criterion -> True, or (seen, hint)
+        self.notes = {}  # criterion -> what its check set as `student.note`
         self.broken = None  # a mistake in grade.py itself
 
     @pytest.fixture(scope="session")
@@ -52,6 +53,7 @@ class Grading:
         if call.excinfo is None:
             if report.when == "call":
                 self.met.setdefault(criterion_of(item), True)
+                self.notes[criterion_of(item)], self.student_process.note = self.student_process.note, None
         elif not call.excinfo.errisinstance(pytest.skip.Exception):
             error = call.excinfo.value
             seen, hint = f"{type(error).__name__}: {error}", None
@@ -73,7 +75,8 @@ def grade(exercise, file=None, first=False, junit=None):
 
     file: the student's file, by default the exercise's own. first: see `Grading`. junit: a path for pytest's XML.
     The dict has ``exercise, title, file, points, max_points, seconds, passed, criteria``; a criterion has ``name,
-    about, points, max_points, passed, seen, hint_name, hint``, the last three None where it is met.
+    about, points, max_points, passed, note, seen, hint_name, hint``. The last three are None where it is met; note is
+    what the check measured, or None.
     Raises `ExerciseError` if there is no such file, or if the checks themselves are broken.
     """
     start = time.perf_counter()
@@ -96,7 +99,7 @@ def grade(exercise, file=None, first=False, junit=None):
     for one in exercise.criteria:
         result = grading.met.get(one.name, ("not tried", one.hint)) if wrong is None else wrong
         row = {"name": one.name, "about": one.about, "points": 0, "max_points": one.points, "passed": result is True}
-        row |= {"seen": None, "hint_name": None, "hint": None}
+        row |= {"note": grading.notes.get(one.name), "seen": None, "hint_name": None, "hint": None}
         if result is True:
             row["points"] = one.points
         else:

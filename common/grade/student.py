@@ -78,12 +78,14 @@ class Student:
         self.file, self.left = Path(file).resolve(), seconds
         self.limit = seconds
         self.workers = {}
+        self.note = None  # a check may set it: a figure to show beside the criterion
 
-    def call(self, function, *args, on, sanitize=False):
+    def call(self, function, *args, on, sanitize=False, hint=None):
         """Call a function of the student's file; an `Answer`.
 
         args: NumPy arrays, numbers, str, lists and dicts of them. on: the input in words, for what is said of a
         failure. sanitize: run under the sanitizer, on the CPU backend (tuples come back as lists).
+        hint: the hint to give, instead of "error", if the function stops with an error.
         Raises `Wrong` if the function stops with an error, does not end in time, ends the process, or does what it may
         not. A file that cannot be loaded is told in the same way.
         """
@@ -101,7 +103,7 @@ class Student:
         self.left -= time.monotonic() - start
         self._refused(told, f"{function} on {on}")
         if told["error"] is not None:
-            raise Wrong(f"{function} on {on}: {self._error(told['error'])}", self._error_hint(told["error"]))
+            raise Wrong(f"{function} on {on}: {self._error(told['error'])}", self._error_hint(told["error"], hint))
         return Answer(told["value"], told["launches"], told["findings"])
 
     def clean(self, function, *args, on):
@@ -160,12 +162,12 @@ class Student:
         return f"{error['type']}: {message}{place}"
 
     @staticmethod
-    def _error_hint(error):
+    def _error_hint(error, hint):
         if error["type"] == "NotImplementedError":
             return "start"
         if error["type"] == "DivergenceError":
             return "shuffle-mask" if "mask" in error["message"] else "divergent-barrier"
-        return {"HangError": "hang", "OutOfBoundsError": "out-of-bounds"}.get(error["type"], "error")
+        return {"HangError": "hang", "OutOfBoundsError": "out-of-bounds"}.get(error["type"], hint or "error")
 
 
 class _Worker:

@@ -1,0 +1,192 @@
+"""The checks of ch14/kv_cache: see `common.grade`. The oracle is a GPT-2 in NumPy that keeps all keys and values."""
+
+import time
+
+import numpy as np
+import pytest
+
+from common.grade import check, same
+
+SIZES = {
+    "small": dict(n_layer=2, n_head=2, d_model=64, d_ff=128, n_ctx=40, vocab_size=211),
+    "deep": dict(n_layer=4, n_head=1, d_model=32, d_ff=128, n_ctx=33, vocab_size=97),
+    "wide": dict(n_layer=1, n_head=4, d_model=128, d_ff=512, n_ctx=48, vocab_size=509),
+    "slow": dict(n_layer=2, n_head=4, d_model=256, d_ff=1024, n_ctx=512, vocab_size=512),
+}
+NEAR = dict(rtol=2e-4, atol=2e-4)
+WEIGHTS = {}
+
+
+def weights(name):
+    """Random weights of a model, all of a size that matters: {tensor: float32}."""
+    if name not in WEIGHTS:
+        c, rng = SIZES[name], np.random.default_rng(len(name))
+        d, shapes = c["d_model"], {}
+        shapes |= {"wte.weight": (c["vocab_size"], d), "wpe.weight": (c["n_ctx"], d)}
+        for i in range(c["n_layer"]):
+            wide = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d)}
+            wide |= {"mlp.c_fc": (d, c["d_ff"]), "mlp.c_proj": (c["d_ff"], d)}
+            for part, shape in wide.items():
+                shapes |= {f"h.{i}.{part}.weight": shape, f"h.{i}.{part}.bias": shape[1:]}
+            shapes |= {f"h.{i}.ln_{k}.{what}": (d,) for k in (1, 2) for what in ("weight", "bias")}
+        shapes |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+        made = {}
+        for key, shape in shapes.items():
+            noise = rng.standard_normal(shape).astype(np.float32)
+            scale = 1 if key.startswith("w") else 0.1 if len(shape) == 1 else shape[0] ** -0.5
+            made[key] = noise * np.float32(scale) + np.float32("ln_" in key and key.endswith("weight"))
+        WEIGHTS[name] = made
+    return WEIGHTS[name]
+
+
+def oracle(name, tokens):
+    """(logits of the last position, K, V) for tokens; K, V: (n_layer, n_head, T, head_dim), in float64."""
+    c, w, T = SIZES[name], weights(name), len(tokens)
+    heads = lambda a: a.reshape(T, c["n_head"], -1).transpose(1, 0, 2)
+    linear = lambda a, part: a @ w[f"{part}.weight"].astype(np.float64) + w[f"{part}.bias"]
+
+    def norm(a, part):
+        centred = a - a.mean(1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * w[f"{part}.weight"] + w[f"{part}.bias"]
+
+    x, keys, values = w["wte.weight"][tokens].astype(np.float64) + w["wpe.weight"][:T], [], []
+    for i in range(c["n_layer"]):
+        q, k, v = (heads(a) for a in np.split(linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn"), 3, axis=1))
+        keys, values = [*keys, k], [*values, v]
+        scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])
+        scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
+        e = np.exp(scores - scores.max(2, keepdims=True))
+        x = x + linear((e / e.sum(2, keepdims=True) @ v).transpose(1, 0, 2).reshape(T, -1), f"h.{i}.attn.c_proj")
+        h = linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
+        h = h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))) / 2
+        x = x + linear(h, f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f")[-1] @ w["wte.weight"].T, np.stack(keys), np.stack(values)
+
+
+def prompt(name, n, seed=0):
+    return np.random.default_rng(seed).integers(0, SIZES[name]["vocab_size"], n).tolist()
+
+
+def made(student, name):
+    student.call("make", name, SIZES[name], weights(name), SIZES[name]["n_ctx"], on=f"the model {name!r}")
+
+
+def verify(answer, name, tokens, on, hint):
+    """A step's answer: the next token, the caches and the length must be those of ``tokens``."""
+    (token, k_cache, v_cache, length), T = answer.value, len(tokens)
+    logits, keys, values = oracle(name, tokens)
+    n_layer, n_head, _, head_dim = keys.shape
+    shape = (n_layer, n_head, SIZES[name]["n_ctx"], head_dim)
+    check(isinstance(token, int), f"a RequestError: {token}, on {on}", hint)
+    for what, cache, expected in (("K_cache", k_cache, keys), ("V_cache", v_cache, values)):
+        mine = getattr(cache, "shape", None)
+        check(mine == shape, f"{what} has the shape {mine}, expected {shape}, on {on}", hint)
+        for layer in range(n_layer):
+            got, about = cache[layer, :, :T], hint
+            others = [one for one in range(n_layer) if one != layer]
+            if not got.any() or any(np.allclose(got, expected[other], **NEAR) for other in others):
+                about = "layers"
+            elif layer and hint == "position":  # the layer before has the right keys: its attention went wrong
+                about = "attention"
+            same(got, expected[layer], f"{what}[{layer}, :, :{T}]", on, **NEAR, hint=about)
+    check(length == T, f"length is {length}, but {T} tokens are in the cache, on {on}", hint)
+    order = np.argsort(-logits)
+    close = logits[order[0]] - logits[order[1]] < 1e-3
+    check(close or token == order[0], f"the next token is {token}, expected {order[0]}, on {on}", hint)
+
+
+@pytest.mark.parametrize("name, n", [("small", 5), ("deep", 1), ("small", 40), ("wide", 17)])
+def test_prefill(student, name, n):
+    made(student, name)
+    tokens, on = prompt(name, n), f"the model {name!r}, a prompt of {n} tokens"
+    verify(student.call("prefill", name, tokens, on=on), name, tokens, on, "prefill")
+
+
+@pytest.mark.parametrize("name, n", [("small", 3), ("deep", 16), ("wide", 1)])
+def test_decode(student, name, n):
+    made(student, name)
+    tokens = prompt(name, n, seed=1)
+    student.call("prefill", name, tokens, on=f"the model {name!r}, a prompt of {n} tokens")
+    for step in range(1, 5):
+        tokens.append(prompt(name, 1, seed=step)[0])
+        on = f"the model {name!r}, step {step} after a prompt of {n} tokens"
+        verify(student.call("decode", name, tokens[-1], on=on), name, tokens, on, "position")
+
+
+@pytest.mark.parametrize("name", ["small", "deep", "wide"])
+def test_same_tokens(student, name):
+    made(student, name)
+    n_ctx = SIZES[name]["n_ctx"]
+    for n in (1, 16, 17, n_ctx - 1):
+        tokens, count = prompt(name, n, seed=2), min(12, n_ctx - n + 1)
+        on = f"the model {name!r}, a prompt of {n} tokens, {count} new ones"
+        got = student.call("generate", name, tokens, count, on=on).value
+        for step, token in enumerate(got):
+            logits = oracle(name, [*tokens, *got[:step]])[0]
+            top = logits.max()
+            expected = f"new token {step} is {token}, expected {logits.argmax()}, on {on}"
+            check(logits[token] > top - 1e-3, expected, "position")
+
+
+def rows(answer):
+    """Rows that each matrix product of an answer was given."""
+    products = [one for one in answer.launches if one["kernel"].startswith(("matmul", "gemm"))]
+    return [one["arguments"][3] for one in products]
+
+
+def test_no_recomputation(student):
+    made(student, "small")
+    tokens, layers = prompt("small", 20, seed=3), SIZES["small"]["n_layer"]
+    answer = student.call("prefill", "small", tokens, on="a prompt of 20 tokens")
+    enough = 20 * 4 * layers  # four products in each layer
+    seen = f"{sum(rows(answer))} rows went through matrix products for a prompt of 20 tokens; {enough} are enough"
+    check(sum(rows(answer)) <= enough, seen, "rows")
+    for step in range(3):
+        on = f"step {step + 1} after a prompt of 20 tokens"
+        answer = student.call("decode", "small", 7, on=on)
+        most = max(rows(answer), default=1)
+        check(most == 1, f"a matrix product was given {most} rows for one new token, on {on}", "rows")
+        check(len(rows(answer)) <= 4 * layers, f"{len(rows(answer))} matrix products, on {on}", "rows")
+        count = len(answer.launches)
+        check(count > 4 * layers, f"only {count} kernels were launched, on {on}", "own-work")
+
+
+def test_full(student):
+    made(student, "deep")
+    n_ctx = SIZES["deep"]["n_ctx"]
+    tokens = prompt("deep", n_ctx - 1, seed=4)
+    student.call("prefill", "deep", tokens, on=f"a prompt of {n_ctx - 1} tokens")
+    on = f"token {n_ctx} of at most {n_ctx}"
+    verify(student.call("decode", "deep", 5, on=on), "deep", [*tokens, 5], on, "full")
+    on = f"token {n_ctx + 1} of at most {n_ctx}"
+    token, k_cache, v_cache, length = student.call("decode", "deep", 6, on=on).value
+    check(isinstance(token, str), f"no RequestError, but the token {token}, on {on}", "full")
+    check(str(n_ctx) in token, f"the error does not name the limit {n_ctx}: {token!r}, on {on}", "full")
+    _, keys, values = oracle("deep", [*tokens, 5])
+    same(k_cache, keys, "K_cache after the error", on, **NEAR, hint="full")
+    same(v_cache, values, "V_cache after the error", on, **NEAR, hint="full")
+    check(length == n_ctx, f"length is {length} after the error, on {on}", "full")
+
+
+def test_again(student):
+    made(student, "small")
+    student.call("prefill", "small", prompt("small", 25, seed=5), on="a prompt of 25 tokens")
+    tokens, on = prompt("small", 4, seed=6), "a prompt of 4 tokens after one of 25"
+    verify(student.call("prefill", "small", tokens, on=on, hint="again"), "small", tokens, on, "again")
+    on = "a step " + on
+    verify(student.call("decode", "small", 9, on=on, hint="again"), "small", [*tokens, 9], on, "again")
+
+
+def test_speed(student):
+    made(student, "slow")
+    tokens, count = prompt("slow", 450, seed=7), 32
+    on = f"{count} tokens after a prompt of {len(tokens)}"
+    seconds = {}
+    for function in ("generate", "generate_without"):
+        student.call(function, "slow", tokens, 2, on=on)  # compiles
+        start = time.perf_counter()
+        student.call(function, "slow", tokens, count, on=on)
+        seconds[function] = time.perf_counter() - start
+    ratio = seconds["generate_without"] / seconds["generate"]
+    student.note = f"{ratio:.1f} times as fast as without a cache: {on}"
+    check(ratio >= 3, f"{ratio:.1f} times as fast as without a cache, on {on}", "rows")
