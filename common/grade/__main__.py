@@ -5,7 +5,7 @@
     python -m common.grade hint EX
     python -m common.grade reset EX
     python -m common.grade solution EX [--give-up]
-    python -m common.grade submission FOLDER --results FILE [EX ...]     # for teachers: Gradescope's results.json
+    python -m common.grade submission FOLDER [EX ...] --results FILE     # for teachers: Gradescope's results.json
     python -m common.grade autograder FILE.zip [EX ...]                  # for teachers: Gradescope's zip
 
 EX is an exercise's name such as ch13/topk; all by default. Exit codes: 0 all passed, 1 not, 2 a mistake in the command.
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .exercise import ROOT, ExerciseError, exercises, find
+from .exercise import ROOT, ExerciseError, exercises, find, shown
 from .gradescope import build, grade_submission, results
 from .plugin import grade, save
 
@@ -133,9 +133,9 @@ def reset(options):
     if exercise.file.is_file() and exercise.file.read_text(encoding="utf-8") != exercise.stub():
         kept = exercise.file.with_name(f"{exercise.file.stem}.{datetime.now():%Y-%m-%dT%H-%M-%S}.py")
         exercise.file.rename(kept)
-        print(f"your file is kept: {kept.relative_to(ROOT)}")
+        print(f"your file is kept: {shown(kept)}")
     exercise.file.write_text(exercise.stub(), encoding="utf-8")
-    print(f"as it was: {exercise.file.relative_to(ROOT)}")
+    print(f"as it was: {shown(exercise.file)}")
     return True
 
 

@@ -103,10 +103,10 @@ def load(folder):
             seconds=float(told["seconds"]), criteria=criteria, hints=told["hints"], stages=tuple(told["stages"]),
         )  # fmt: skip
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise ExerciseError(f"{file.relative_to(ROOT)}: {type(error).__name__}: {error}") from None
+        raise ExerciseError(f"{shown(file)}: {type(error).__name__}: {error}") from None
     for one in criteria:
         if one.hint not in made.hints and one.hint not in GENERAL:
-            raise ExerciseError(f"{file.relative_to(ROOT)}: criterion {one.name}: there is no hint {one.hint!r}")
+            raise ExerciseError(f"{shown(file)}: criterion {one.name}: there is no hint {one.hint!r}")
     return made
 
 
@@ -120,6 +120,11 @@ def find(name):
     near = [n if "/" in n else next(k for k in known if k.endswith(f"/{n}")) for n in near]
     near = near or [n for n in known if n.startswith(name[:4])] or list(known)
     raise ExerciseError(f"there is no exercise {name!r}; nearest: {', '.join(dict.fromkeys(near))}")
+
+
+def shown(path):
+    """A path as people read it: from the repository's root, if it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 # --- gaps ------------------------------------------------------------------------------------------------------------

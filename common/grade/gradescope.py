@@ -23,8 +23,8 @@ RUN = """#!/usr/bin/env bash
 # Gradescope runs this for each submission.
 root="${AUTOGRADER_ROOT:-/autograder}"
 cd "$root/source/kernel-by-kernel"
-exec "${PYTHON:-$root/venv/bin/python}" -m common.grade submission "$root/submission" \\
-    --results "$root/results/results.json" EXERCISES
+exec "${PYTHON:-$root/venv/bin/python}" -m common.grade submission "$root/submission" EXERCISES \\
+    --results "$root/results/results.json"
 """
 
 

@@ -1,0 +1,266 @@
+"""The grader's commands, the student's process, and what teachers get."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from common.grade import Wrong, __main__, gradescope, plugin, same
+from common.grade import exercise as files
+from common.grade.student import Student
+from common.grade.wire import pack, unpack
+
+ROOT = files.ROOT
+TOPK = files.find("ch13/topk")
+
+
+@pytest.fixture
+def exercise(tmp_path, monkeypatch):
+    """ch13/topk in a folder of its own, which commands may write to, and notes of its own."""
+    folder = tmp_path / "ch13_llm_ops" / "exercises" / "topk"
+    shutil.copytree(TOPK.folder, folder)
+    made = files.load(folder)
+    for module in (files, __main__, gradescope):
+        monkeypatch.setattr(module, "exercises", lambda: {made.name: made})
+    monkeypatch.setattr(__main__, "NOTES", tmp_path / "notes.json")
+    return made
+
+
+def run(*arguments):
+    """The exit code of a command."""
+    with pytest.raises(SystemExit) as ended:
+        __main__.main([str(one) for one in arguments])
+    return ended.value.code
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_from_the_stub_to_the_solution(exercise, capsys, tmp_path):
+    assert run("reset", "topk") == 0
+    assert run("run", "ch13/topk", "--json", tmp_path / "report.json", "--junit", tmp_path / "junit.xml") == 1
+    told = capsys.readouterr().out
+    assert "0 of 20 points" in told and told.count("MISS") == 7 and told.count("not implemented") == 1
+    (report,) = json.loads((tmp_path / "report.json").read_text())
+    assert report["exercise"] == "ch13/topk" and [row["points"] for row in report["criteria"]] == [0] * 7
+    assert run("progress") == 0
+    assert "0 of 20 points" in capsys.readouterr().out
+    assert run("solution", "topk") == 2
+    assert "has not passed yet" in capsys.readouterr().err
+    for number in (1, 2, 3, 3):
+        assert run("hint", "topk") == 0
+        assert f"hint {number} of 3" in capsys.readouterr().out
+    exercise.file.write_text(exercise.solution.read_text())
+    assert run("run", "topk", "--junit", tmp_path / "junit.xml") == 0
+    assert "20 of 20 points" in capsys.readouterr().out
+    assert 'tests="' in (tmp_path / "junit.xml").read_text()
+    assert run("progress") == 0
+    assert "solved, 3 of 3 hints" in capsys.readouterr().out
+    assert run("solution", "topk") == 0
+    assert capsys.readouterr().out == exercise.solution.read_text()
+    assert run("reset", "topk") == 0
+    (kept,) = exercise.folder.glob("topk.20*.py")
+    assert kept.read_text() == exercise.solution.read_text() and exercise.file.read_text() == exercise.stub()
+    assert run("progress") == 0
+    assert "edited since" in capsys.readouterr().out
+    assert run("solution", "topk", "--give-up") == 0
+
+
+def test_an_unknown_exercise_names_the_nearest(capsys):
+    for name, near in (("ch13/top_k", "ch13/topk"), ("kvcache", "ch14/kv_cache"), ("ch13", "ch13/topk")):
+        assert run("run", name) == 2
+        told = capsys.readouterr().err
+        assert f"there is no exercise {name!r}" in told and near in told
+
+
+def change(exercise, old, new):
+    text = exercise.solution.read_text()
+    assert text.count(old) >= 1
+    exercise.file.write_text(text.replace(old, new, 1))
+    return plugin.grade(exercise)["criteria"][0]
+
+
+@pytest.mark.parametrize(
+    "old, new, seen, hint",
+    [
+        ("    i = cuda.grid(1)\n", "    i = cuda.grid(1\n", "topk.py:28: '(' was never closed", "error"),
+        ("def keep_top_k(", "def keep_top(", "the function keep_top_k is missing", "changed"),
+        ("(logits, keep, n, k)", "(logits, keep, k, n)", "it must be keep_top_k(logits, keep, n, k)", "changed"),
+        ("THREADS = 256", "THREADS = 128", "topk.py:14: outside of the marks stands THREADS = 128", "changed"),
+        ("# --- your code ends ---\n\n\n# What", "\n\n\n# What", "the gap that begins in line", "changed"),
+        ("    i = cuda.grid(1)\n", "    import os\n    i = cuda.grid(1)\n", "import os", "own-work"),
+        ("    i = cuda.grid(1)\n", "    i = eval('1')\n", "eval is not for use here", "own-work"),
+        ("    i = cuda.grid(1)\n", "    i = cuda.gird(1)\n", "topk.py:28", "error"),
+        ("# --- your code ends ---", "1 / 0\n# --- your code ends ---", "ZeroDivisionError", "error"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_graded_is_told_with_its_line(exercise, old, new, seen, hint):
+    row = change(exercise, old, new)
+    assert seen in row["seen"] and row["hint_name"] == hint
+
+
+def test_a_missing_file(exercise, capsys):
+    exercise.file.unlink()
+    assert run("run", "topk") == 2
+    assert "make reset EX=ch13/topk" in capsys.readouterr().err
+    assert run("reset", "topk") == 0 and exercise.file.is_file()
+
+
+def test_watch_grades_again_when_the_file_is_saved(exercise, capsys):
+    import threading
+
+    def save():
+        time.sleep(3)
+        exercise.file.write_text(exercise.solution.read_text())
+
+    exercise.file.write_text(exercise.stub())
+    thread = threading.Thread(target=save)
+    thread.start()
+    assert run("run", "topk", "--watch") == 0
+    thread.join()
+    told = capsys.readouterr().out
+    assert told.index("0 of 20 points") < told.index("20 of 20 points")
+
+
+# --- the student's process -------------------------------------------------------------------------------------------
+
+HELPER = """
+import os, time
+import numpy as np
+def echo(*values): return list(values)
+def sleep(): time.sleep(60)
+def loop():
+    while True: pass
+def die(): os.abort()
+def leave(): os._exit(3)
+def stop(): raise ValueError("no luck")
+def read(path): return np.fromfile(path, np.uint8)[:4]
+def quiet(path):
+    try:
+        open(path)
+    except PermissionError:
+        pass
+def start(): os.system("true")
+def frames():
+    import sys, gc
+    return [name for name in sys.modules if "exercises" in name or name.endswith((".plugin", ".exercise"))]
+"""
+
+
+@pytest.fixture
+def student(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(HELPER)
+    made = Student(file, 4)
+    yield made
+    made.close()
+
+
+def test_values_come_back_as_they_went(student):
+    values = [np.arange(6, dtype=np.float32).reshape(2, 3), 3, 1.5, "a", None, True, [1, [2]], {"k": np.array([1])}]
+    got = student.call("echo", *values, on="values").value
+    np.testing.assert_equal(got, values)
+    assert got[0].dtype == np.float32
+    assert unpack(pack({"x": float("inf"), "o": object}))["x"] == float("inf")
+
+
+@pytest.mark.parametrize(
+    "function, seen, hint",
+    [
+        ("die", "ended the process (SIGABRT)", "crash"), ("leave", "ended the process (exit code 3)", "crash"),
+        ("stop", "ValueError: no luck (at mine.py:10", "error"), ("start", "tried to start a program", "own-work"),
+        ("missing", "TypeError", "error"),
+    ],
+)  # fmt: skip
+def test_a_call_that_goes_wrong_is_told(student, function, seen, hint):
+    with pytest.raises(Wrong) as wrong:
+        student.call(function, on="nothing")
+    assert seen in wrong.value.seen and wrong.value.hint == hint
+    assert student.call("echo", 1, on="one").value == [1]  # it costs that call only
+
+
+@pytest.mark.parametrize("function", ["sleep", "loop"])
+def test_what_does_not_end_costs_its_time_only(student, function):
+    start = time.monotonic()
+    with pytest.raises(Wrong, match="did not end within 4 seconds") as wrong:
+        student.call(function, on="nothing")
+    assert wrong.value.hint == "endless" and time.monotonic() - start < 20
+    with pytest.raises(Wrong, match="not tried"):
+        student.call("echo", 1, on="one")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [TOPK.solution, TOPK.folder / "grade.py", ROOT / "tests" / "wrong_solutions" / "ch13" / "topk.toml",
+     ROOT / ".git" / "HEAD", "/proc/GRADER/environ", ROOT / "chapters" / ".." / "tests" / "conftest.py"],
+    ids=["solution", "checks", "bank", "git", "grader", "roundabout"],
+)  # fmt: skip
+@pytest.mark.parametrize("function", ["read", "quiet"])
+def test_the_answers_are_out_of_reach(student, path, function, tmp_path):
+    path = str(path).replace("GRADER", str(os.getpid()))
+    with pytest.raises(Wrong, match="tried to read") as wrong:
+        student.call(function, path, on="a path")
+    assert wrong.value.hint == "own-work"
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with pytest.raises(Wrong, match="tried to read"):
+        student.call(function, str(link), on="a link to it")
+
+
+def test_the_process_holds_nothing_of_the_grader(student):
+    assert student.call("frames", on="").value == []
+
+
+def test_same_says_where():
+    same(np.array([1.0, np.nan]), np.array([1.0, np.nan]), "x", "n = 2")
+    for got, seen in (
+        (np.array([[1.0, 2], [3, 5]]), r"x\[1, 1\] is 5, expected 4, on n = 4; 1 of 4 elements differ"),
+        (np.ones(3), r"x has the shape \(3,\), expected \(2, 2\), on n = 4"),
+        (None, "x is None, not an array, on n = 4"),
+    ):
+        with pytest.raises(Wrong, match=seen):
+            same(got, np.array([[1.0, 2], [3, 4]]), "x", "n = 4")
+
+
+# --- for teachers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the zip is made of the files that git knows")
+def test_the_autograder_from_zip_to_results(tmp_path, capsys):
+    assert run("autograder", tmp_path / "autograder.zip", "ch13/topk") == 0
+    root = tmp_path / "autograder"
+    with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
+        assert {"setup.sh", "run_autograder"} <= set(archive.namelist())
+        archive.extractall(root / "source")
+    (root / "submission").mkdir()
+    (root / "results").mkdir()
+    solved = TOPK.solution.read_text()
+    environ = os.environ | {"AUTOGRADER_ROOT": str(root), "PYTHON": sys.executable}
+    for text, least, most in (
+        (TOPK.stub(), 0, 0),
+        (solved.replace("other > x or (other == x and j < i)", "other > x"), 1, 19),
+        (solved, 20, 20),
+    ):
+        (root / "submission" / "topk.py").write_text(text)
+        (root / "submission" / "notes.py").write_text("")
+        script = ["bash", str(root / "source" / "run_autograder")]
+        done = subprocess.run(script, env=environ, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        told = json.loads((root / "results" / "results.json").read_text())
+        assert least <= told["score"] <= most and "notes.py: belongs to no exercise" in told["output"]
+        assert sum(one["max_score"] for one in told["tests"]) == 20 and len(told["tests"]) == 7
+        for one in told["tests"]:
+            assert one["status"] == ("passed" if one["score"] else "failed")
+            assert one["status"] == "passed" or "Hint: " in one["output"]
+
+
+def test_a_submission_without_the_file(tmp_path):
+    reports, strangers = gradescope.grade_submission(tmp_path, ["ch13/topk"])
+    assert reports[0]["points"] == 0 and "was not submitted" in reports[0]["criteria"][0]["seen"] and not strangers
+    assert run("submission", tmp_path / "nowhere", "--results", tmp_path / "r.json") == 2
