@@ -6,6 +6,7 @@ A lesson (``chapters/chNN_…/README.md``) marks places, and what stands between
 
 - ``<!-- source FILE FUNCTION -->``: the function as it stands in that file of the chapter, without its docstring;
 - ``<!-- used -->``: the lines of the capstone that launch or call what the chapter defines;
+- ``<!-- graded -->``: the chapter's exercises that the grader knows;
 - ``<!-- bench NAME -->``: the plot and the tables of a measured ladder, from ``benchmarks/results/``.
 
 ``chapters/README.md``, the map of the book, is written as a whole. ``--check`` writes nothing, names the files that are
@@ -17,13 +18,14 @@ import ast
 import json
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 from common import bench
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"(<!-- (bench|source|used)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (bench|graded|source|used)((?: \S+)*) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_CODE = {"__init__.py", "__main__.py", "bench.py"}
 
 
@@ -113,6 +115,17 @@ def used_block(folder):
     return "\n".join(lines or ["Not by name."]) + "\n"
 
 
+def graded_block(folder):
+    """The exercises of a chapter that the grader knows, as a Markdown list."""
+    lines = ["Graded, by [`make grade`](../exercises.md):", ""]
+    for exercise in sorted(folder.glob("exercises/*/exercise.toml")):
+        told, name = tomllib.loads(exercise.read_text(encoding="utf-8")), exercise.parent.name
+        points = sum(one["points"] for one in told["criteria"].values())
+        link = f"[{told['title']}](exercises/{name}/README.md)"
+        lines.append(f"- {link}: `make grade EX={folder.name[:4]}/{name}`, {points} points")
+    return "\n".join(lines) + "\n\n"
+
+
 # --- the figures -----------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +164,8 @@ def filled(folder, text):
             body = bench_block(number(folder), words[0])
         elif kind == "used" and not words:
             body = used_block(folder)
+        elif kind == "graded" and not words:
+            body = graded_block(folder)
         else:
             raise ValueError(f"{folder.name}/README.md: the mark {match[1].strip()} has the wrong number of words")
         return match[1] + body + match[4]
@@ -167,7 +182,8 @@ def book_map():
         "Each chapter is a lesson to read (`README.md`), a notebook to run (`lab.ipynb`, with `make lab`), a demo "
         "(`make ch04`) and its kernels, in *ladders* of versions. A name in brackets is the plain name by which later "
         "chapters and the capstone import the version they use. The last column links the lines of "
-        "[the capstone](../ch14_mini_llm/model.py) that launch a kernel.",
+        "[the capstone](../ch14_mini_llm/model.py) that launch a kernel. [Exercises](exercises.md) of every chapter "
+        "grade themselves.",
         "",
         "*Written by `python -m chapters.lessons` from the code; do not edit.*",
     ]

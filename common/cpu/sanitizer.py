@@ -382,7 +382,9 @@ class _Run:
             made.mend = f"put {barrier} between the two, or let each thread have elements of its own"
         else:
             where = f"{who} and thread {made.other_thread} of block {made.other_block}, which nothing orders"
-        made.what = f"{element} is {DONE[made.access]} and {DONE[made.other_access]} by {where}"
+        done, before = DONE[made.access], DONE[made.other_access]
+        done = f"{done} by both" if done == before else f"{done} and {before} by"
+        made.what = f"{element} is {done} {where}"
 
     def global_shape(self, number):
         return self.arrays[number].shape if number < len(self.arrays) else (0,)

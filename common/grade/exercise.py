@@ -209,9 +209,9 @@ def look(exercise, file):
             mine, theirs = (("(nothing)" if one is None else one.strip() or "(blank)") for one in (line, other))
             return f"{name}:{number}: outside of the marks stands {mine}; the exercise has {theirs} there", "changed"
     places = gaps(text)
-    for (first, last, optional), gap in zip(places, contents(text)):
+    for (first, _, optional), gap in zip(places, contents(text)):
         if not optional and gap in ([], [TODO]):
-            return f"not implemented: {name}, lines {first + 1} to {last - 1}", "start"
+            return f"not implemented: {name}, the gap in line {first + 1}", "start"
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         if any(first < line < last for first, last, _ in places):

@@ -6,8 +6,11 @@ sizes: a dict of the six numbers of ``GPT2Config``. tensors: as `weights` makes 
 import numpy as np
 
 
-def weights(sizes, seed=0):
-    """Random weights, all of a size that matters: {tensor: float32}, named and shaped as in the weight file."""
+def weights(sizes, seed=0, wte=1.0, wpe=1.0):
+    """Random weights, all of a size that matters: {tensor: float32}, named and shaped as in the weight file.
+
+    wte, wpe: the spread of the embeddings. With 1 a token is followed by itself, mostly; with 0.2 and 0.5 texts vary.
+    """
     rng, d, d_ff = np.random.default_rng(seed), sizes["d_model"], sizes["d_ff"]
     shapes = {"wte.weight": (sizes["vocab_size"], d), "wpe.weight": (sizes["n_ctx"], d)}
     for i in range(sizes["n_layer"]):
@@ -19,7 +22,8 @@ def weights(sizes, seed=0):
     made = {}
     for key, shape in shapes.items():
         noise = rng.standard_normal(shape).astype(np.float32)
-        scale = 1 if key.startswith("w") else 0.1 if len(shape) == 1 else shape[0] ** -0.5
+        scale = 0.1 if len(shape) == 1 else shape[0] ** -0.5
+        scale = {"wte.weight": wte, "wpe.weight": wpe}.get(key, scale)
         made[key] = noise * np.float32(scale) + np.float32("ln_" in key and key.endswith("weight"))
     return made
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import time
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def grade(exercise, file=None, first=False, junit=None):
         arguments = [str(exercise.folder / "grade.py"), "-c", str(INI), "--rootdir", str(exercise.folder)]
         arguments += [f"--junitxml={junit}"] if junit else []
         said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), without_other_plugins():
             try:
                 code = pytest.main(arguments, plugins=[grading])
             finally:
@@ -113,6 +114,18 @@ def grade(exercise, file=None, first=False, junit=None):
         "max_points": exercise.points, "passed": points == exercise.points,
         "seconds": round(time.perf_counter() - start, 2), "criteria": criteria,
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def without_other_plugins():
+    """Within it, pytest loads no plugin that happens to be installed: grades are the same everywhere."""
+    name = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name) if before is None else os.environ.update({name: before})
 
 
 def _is_general(hint):

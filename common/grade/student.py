@@ -80,18 +80,19 @@ class Student:
         self.workers = {}
         self.note = None  # a check may set it: a figure to show beside the criterion
 
-    def call(self, function, *args, on, sanitize=False, hint=None):
+    def call(self, function, *args, on, sanitize=False, cpu=False, hint=None):
         """Call a function of the student's file; an `Answer`.
 
         args: NumPy arrays, numbers, str, lists and dicts of them. on: the input in words, for what is said of a
-        failure. sanitize: run under the sanitizer, on the CPU backend (tuples come back as lists).
+        failure. sanitize: run under the sanitizer, on the CPU backend (tuples come back as lists). cpu: on the CPU
+        backend, also where there is a GPU; for what uses common.memory_report.
         hint: the hint to give, instead of "error", if the function stops with an error.
         Raises `Wrong` if the function stops with an error, does not end in time, ends the process, or does what it may
         not. A file that cannot be loaded is told in the same way.
         """
         if self.left <= 0:
             raise Wrong(f"not tried: the {self.limit:g} seconds that your code may take in all were over", "endless")
-        backend = "cpu" if sanitize else BACKEND
+        backend = "cpu" if sanitize or cpu else BACKEND
         worker = self.workers.get(backend) or self._start(backend)
         self.workers[backend] = worker
         start = time.monotonic()
@@ -177,7 +178,8 @@ class _Worker:
         here, there = socket.socketpair()
         self.link, self.waited = Connection(here.detach()), 0.0
         self.output = tempfile.TemporaryFile()
-        environ = os.environ | {"MINI_BACKEND": backend, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environ = os.environ | {"MINI_BACKEND": backend, "PYTHONPATH": places, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, "-m", "common.grade.worker", str(there.fileno()), str(file)]
         self.folder = tempfile.TemporaryDirectory()
         with there:

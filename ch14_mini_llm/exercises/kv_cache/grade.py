@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, gpt2_oracle, same
 
 SIZES = {
     "small": dict(n_layer=2, n_head=2, d_model=64, d_ff=128, n_ctx=40, vocab_size=211),
@@ -14,61 +14,21 @@ SIZES = {
     "slow": dict(n_layer=2, n_head=4, d_model=256, d_ff=1024, n_ctx=512, vocab_size=512),
 }
 NEAR = dict(rtol=2e-4, atol=2e-4)
-WEIGHTS = {}
-
-
-def weights(name):
-    """Random weights of a model, all of a size that matters: {tensor: float32}."""
-    if name not in WEIGHTS:
-        c, rng = SIZES[name], np.random.default_rng(len(name))
-        d, shapes = c["d_model"], {}
-        shapes |= {"wte.weight": (c["vocab_size"], d), "wpe.weight": (c["n_ctx"], d)}
-        for i in range(c["n_layer"]):
-            wide = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d)}
-            wide |= {"mlp.c_fc": (d, c["d_ff"]), "mlp.c_proj": (c["d_ff"], d)}
-            for part, shape in wide.items():
-                shapes |= {f"h.{i}.{part}.weight": shape, f"h.{i}.{part}.bias": shape[1:]}
-            shapes |= {f"h.{i}.ln_{k}.{what}": (d,) for k in (1, 2) for what in ("weight", "bias")}
-        shapes |= {"ln_f.weight": (d,), "ln_f.bias": (d,)}
-        made = {}
-        for key, shape in shapes.items():
-            noise = rng.standard_normal(shape).astype(np.float32)
-            scale = 1 if key.startswith("w") else 0.1 if len(shape) == 1 else shape[0] ** -0.5
-            made[key] = noise * np.float32(scale) + np.float32("ln_" in key and key.endswith("weight"))
-        WEIGHTS[name] = made
-    return WEIGHTS[name]
+WEIGHTS = {name: gpt2_oracle.weights(sizes, len(name)) for name, sizes in SIZES.items()}
 
 
 def oracle(name, tokens):
     """(logits of the last position, K, V) for tokens; K, V: (n_layer, n_head, T, head_dim), in float64."""
-    c, w, T = SIZES[name], weights(name), len(tokens)
-    heads = lambda a: a.reshape(T, c["n_head"], -1).transpose(1, 0, 2)
-    linear = lambda a, part: a @ w[f"{part}.weight"].astype(np.float64) + w[f"{part}.bias"]
-
-    def norm(a, part):
-        centred = a - a.mean(1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * w[f"{part}.weight"] + w[f"{part}.bias"]
-
-    x, keys, values = w["wte.weight"][tokens].astype(np.float64) + w["wpe.weight"][:T], [], []
-    for i in range(c["n_layer"]):
-        q, k, v = (heads(a) for a in np.split(linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn"), 3, axis=1))
-        keys, values = [*keys, k], [*values, v]
-        scores = q @ k.transpose(0, 2, 1) / np.sqrt(q.shape[2])
-        scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
-        e = np.exp(scores - scores.max(2, keepdims=True))
-        x = x + linear((e / e.sum(2, keepdims=True) @ v).transpose(1, 0, 2).reshape(T, -1), f"h.{i}.attn.c_proj")
-        h = linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
-        h = h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))) / 2
-        x = x + linear(h, f"h.{i}.mlp.c_proj")
-    return norm(x, "ln_f")[-1] @ w["wte.weight"].T, np.stack(keys), np.stack(values)
+    logits, keys, values = gpt2_oracle.oracle(SIZES[name], WEIGHTS[name], tokens)
+    return logits[-1], keys, values
 
 
 def prompt(name, n, seed=0):
-    return np.random.default_rng(seed).integers(0, SIZES[name]["vocab_size"], n).tolist()
+    return gpt2_oracle.prompt(SIZES[name], n, seed)
 
 
 def made(student, name):
-    student.call("make", name, SIZES[name], weights(name), SIZES[name]["n_ctx"], on=f"the model {name!r}")
+    student.call("make", name, SIZES[name], WEIGHTS[name], SIZES[name]["n_ctx"], on=f"the model {name!r}")
 
 
 def verify(answer, name, tokens, on, hint):
