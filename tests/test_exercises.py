@@ -1,5 +1,6 @@
 """The exercises: stubs do not drift from the solutions, and the grader is right about right and wrong answers."""
 
+import re
 import tomllib
 
 import pytest
@@ -37,6 +38,10 @@ def test_the_stub_is_the_solution_with_its_gaps_emptied(exercise):
 def test_an_exercise_is_whole(exercise):
     task = (exercise.folder / "README.md").read_text(encoding="utf-8")
     assert exercise.title in task and f"make grade EX={exercise.name}" in task
+    for link in re.findall(r"\]\(([^)#]+)\)", task):
+        assert "://" in link or (exercise.folder / link).exists(), link
+    lesson = exercise.folder.parent.parent / "README.md"
+    assert not lesson.exists() or f"(exercises/{exercise.folder.name}/README.md)" in lesson.read_text(encoding="utf-8")
     for one in exercise.criteria:
         assert one.about in task, f"{one.name}: the task does not say how it is graded"
         assert f"| {one.points} |" in task

@@ -53,8 +53,9 @@ def test_parallel(student):
     x = numbers(3 * THREADS)
     on = f"n = {len(x)}"
     told = student.call("traffic", x, on=on, cpu=True).value
-    expected = np.cumsum(x.reshape(3, THREADS), axis=1, dtype=np.int32).ravel()
-    same(told["out"], expected, "out after the first launch", on, hint="steps")
+    for first in range(0, len(x), THREADS):  # counts are worth nothing if the result is wrong
+        block = slice(first, first + THREADS)
+        right(told["out"][block], x[block], f"{on}, elements from {first} on, first launch")
     seen = f"threads read {told['elements']} elements of {len(x)}"
     check(told["elements"] <= len(x), f"{seen}, on {on}", "alone")
     allowed = 3 * 50 * WARP  # Hillis and Steele need some 3 requests of 32 warps in each of 10 steps

@@ -38,6 +38,10 @@ def numbers(n, seed=0):
     return (2 * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
 
 
+def stay(count):
+    return f"{count} token{'s' * (count != 1)} stay{'s' * (count == 1)}"
+
+
 def kept(student, logits, temperature, p, on, hint=None):
     """Compare what stays with the reference."""
     answer = student.call("top_p", logits, temperature, p, on=on)
@@ -49,9 +53,9 @@ def kept(student, logits, temperature, p, on, hint=None):
         size, wanted = int((got == 1).sum()), int(expected.sum())
         if hint is None and abs(size - wanted) == 1 and (got[order[:size]] == 1).all():
             share = ranked(logits, temperature)[1][:size].sum()
-            told = f"{size} tokens stay, which hold a share of {share:.6g}; expected {wanted}, on {on}"
+            told = f"{stay(size)}, which hold{'s' * (size == 1)} a share of {share:.6g}; expected {wanted}, on {on}"
             check(False, told, "reaches")
-        check(size == wanted, f"{size} tokens stay, expected {wanted}, on {on}", hint)
+        check(size == wanted, f"{stay(size)}, expected {wanted}, on {on}", hint)
     same(got, expected, "keep", on, hint=hint)
 
 
@@ -82,10 +86,10 @@ def test_nucleus(student, n, p):
 def test_ties(student, n, values, p):
     usual(student)
     for count, share in [(64, 0.25), (8, 0.5), (512, 0.75)]:  # each token weighs 1, and no sum is rounded
-        logits = np.full(count, -1.5, np.float32)
+        logits = np.zeros(count, np.float32)
         on = f"{count} equal logits, p = {share}"
         size = int((student.call("top_p", logits, 1.0, share, on=on).value == 1).sum())
-        told = f"{size} tokens stay, expected {int(share * count)}, which hold exactly {share}, on {on}"
+        told = f"{stay(size)}, expected {int(share * count)}, which hold exactly {share}, on {on}"
         check(size == int(share * count), told, "reaches" if abs(size - share * count) == 1 else "ties")
         kept(student, logits, 1.0, share, on, "ties")
     logits = np.random.default_rng(n).integers(0, values, n).astype(np.float32)
@@ -97,8 +101,8 @@ def test_ties(student, n, values, p):
 def test_edges(student, n):
     usual(student)
     logits = numbers(n, seed=n + 1)
-    logits[n // 2 :: 3] -= 60  # their weight is there, and too small to move the sum
-    logits[n // 3 :: 5] -= 900  # e to the power of -900 is 0
+    logits[n // 2 + 1 :: 3] -= 60  # their weight is there, and too small to move the sum
+    logits[n // 3 + 1 :: 5] -= 900  # e to the power of -900 is 0
     kept(student, logits, 1.0, 1.0, f"{words(n, 1)}, logits from {logits.min():.0f} to {logits.max():.0f}", "all")
     kept(student, logits, 1.0, 1e-9, words(n, 1e-9), "one")
     kept(student, np.zeros(n, np.float32), 1.0, 1e-9, f"{words(n, 1e-9)}, all logits 0", "one")
@@ -114,7 +118,7 @@ def test_special(student, p):
     on = f"16 logits that are all -inf or NaN, p = {p:.6g}"
     nothing = np.array([-np.inf, np.nan] * 8, np.float32)
     same(student.call("top_p", nothing, 1.0, p, on=on).value, [0] * 16, "keep", on, hint="special")
-    same(student.call("sample", nothing, 1.0, p, 1, 0, 2, on=on).value, [-1, -1], "tokens", on, hint="special")
+    same(student.call("sample", nothing, 1.0, p, 1, 0, 2, on=on).value, [-1, -1], "tokens", on, hint="masked")
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0, 0.004])
