@@ -105,6 +105,21 @@ def test_what_cannot_be_graded_is_told_with_its_line(exercise, old, new, seen, h
     assert seen in row["seen"] and row["hint_name"] == hint
 
 
+def test_an_error_is_told_once_and_without_paths(exercise, capsys):
+    exercise.file.write_text(exercise.solution.read_text().replace("cuda.grid(1)", "cuda.gird(1)"))
+    assert run("run", "topk") == 1
+    told = capsys.readouterr().out
+    assert told.count("MISS") == 7 and told.count("hint:") == 1 and str(exercise.folder) not in told
+
+
+def test_several_exercises_in_one_process(tmp_path):
+    for name in ("ch02/guard", "ch13/topk", "ch02/guard"):
+        one = files.find(name)
+        file = tmp_path / one.file.name
+        file.write_text(one.solution.read_text())
+        assert plugin.grade(one, file)["passed"]
+
+
 def test_a_missing_file(exercise, capsys):
     exercise.file.unlink()
     assert run("run", "topk") == 2

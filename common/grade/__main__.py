@@ -60,8 +60,8 @@ def table(report):
         lines.append(f"  {mark} {row['points']:>2} / {row['max_points']:<3} {row['about']}")
         if row.get("note"):
             lines.append(f"{' ' * 15}{row['note']}")
-        if not row["passed"] and (row["seen"], row["hint_name"]) != told:
-            told = row["seen"], row["hint_name"]
+        if not row["passed"] and (row["cause"], row["hint_name"]) != told:
+            told = row["cause"], row["hint_name"]
             for part in row["seen"].splitlines():
                 lines += textwrap.wrap(part, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15) or [""]
             lines += textwrap.wrap(f"hint: {row['hint']}", WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)

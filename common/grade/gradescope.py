@@ -67,7 +67,8 @@ def grade_submission(folder, wanted=()):
         if exercise.file.name in files:
             reports.append(grade(exercise, files[exercise.file.name]))
             continue
-        missing = {"points": 0, "passed": False, "seen": f"{exercise.file.name} was not submitted"}
+        seen = f"{exercise.file.name} was not submitted"
+        missing = {"points": 0, "passed": False, "note": None, "seen": seen, "cause": seen}
         missing |= {"hint_name": "start", "hint": exercise.hint("start")}
         rows = [{"name": one.name, "about": one.about, "max_points": one.points} | missing for one in exercise.criteria]
         reports.append({

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .exercise import ExerciseError, look
+from .exercise import ROOT, ExerciseError, look
 from .student import Student, Wrong
 
 INI = Path(__file__).with_name("pytest.ini")
@@ -24,7 +24,7 @@ class Grading:
     def __init__(self, exercise, file, first=False):
         self.exercise, self.first = exercise, first
         self.student_process = Student(file, exercise.seconds)
-        self.met = {}  # criterion -> True, or (seen, hint)
+        self.met = {}  # criterion -> True, or (seen, hint, cause)
         self.notes = {}  # criterion -> what its check set as `student.note`
         self.broken = None  # a mistake in grade.py itself
 
@@ -57,12 +57,12 @@ class Grading:
                 self.notes[criterion_of(item)], self.student_process.note = self.student_process.note, None
         elif not call.excinfo.errisinstance(pytest.skip.Exception):
             error = call.excinfo.value
-            seen, hint = f"{type(error).__name__}: {error}", None
+            seen, hint, cause = f"{type(error).__name__}: {error}", None, None
             if isinstance(error, Wrong):
-                seen, hint = error.seen, error.hint
+                seen, hint, cause = error.seen, error.hint, error.cause
             if not isinstance(error, (Wrong, AssertionError)):
                 self.broken = f"{item.name}: {call.excinfo.exconly()}"
-            self.met[criterion_of(item)] = seen, hint
+            self.met[criterion_of(item)] = seen, hint, cause
         return report
 
 
@@ -76,8 +76,8 @@ def grade(exercise, file=None, first=False, junit=None):
 
     file: the student's file, by default the exercise's own. first: see `Grading`. junit: a path for pytest's XML.
     The dict has ``exercise, title, file, points, max_points, seconds, passed, criteria``; a criterion has ``name,
-    about, points, max_points, passed, note, seen, hint_name, hint``. The last three are None where it is met; note is
-    what the check measured, or None.
+    about, points, max_points, passed, note, seen, cause, hint_name, hint``. The last four are None where it is met;
+    cause is what was seen without the input, if it does not depend on it; note is what the check measured, or None.
     Raises `ExerciseError` if there is no such file, or if the checks themselves are broken.
     """
     start = time.perf_counter()
@@ -85,7 +85,7 @@ def grade(exercise, file=None, first=False, junit=None):
     wrong = look(exercise, file)
     grading = Grading(exercise, file, first)
     if wrong is None:
-        arguments = [str(exercise.folder / "grade.py"), "-c", str(INI), "--rootdir", str(exercise.folder)]
+        arguments = [str(exercise.folder / "grade.py"), "-c", str(INI), "--rootdir", str(ROOT)]
         arguments += [f"--junitxml={junit}"] if junit else []
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), without_other_plugins():
@@ -98,15 +98,15 @@ def grade(exercise, file=None, first=False, junit=None):
             raise ExerciseError(f"the checks of {exercise.name} are broken: {told}")
     criteria = []
     for one in exercise.criteria:
-        result = grading.met.get(one.name, ("not tried", one.hint)) if wrong is None else wrong
+        result = grading.met.get(one.name, ("not tried", one.hint, None)) if wrong is None else (*wrong, None)
         row = {"name": one.name, "about": one.about, "points": 0, "max_points": one.points, "passed": result is True}
-        row |= {"note": grading.notes.get(one.name), "seen": None, "hint_name": None, "hint": None}
+        row |= {"note": grading.notes.get(one.name), "seen": None, "cause": None, "hint_name": None, "hint": None}
         if result is True:
             row["points"] = one.points
         else:
-            seen, hint = result
+            seen, hint, cause = result
             hint = hint if hint in exercise.hints or hint and _is_general(hint) else one.hint
-            row |= {"seen": seen, "hint_name": hint, "hint": exercise.hint(hint)}
+            row |= {"seen": seen, "cause": cause or seen, "hint_name": hint, "hint": exercise.hint(hint)}
         criteria.append(row)
     points = sum(row["points"] for row in criteria)
     return {

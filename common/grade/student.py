@@ -23,11 +23,14 @@ SLACK = 2.0
 
 
 class Wrong(Exception):
-    """A criterion is not met. seen: one sentence, with the input it was seen on. hint: the name of a hint, or None."""
+    """A criterion is not met. seen: one sentence, with the input it was seen on. hint: the name of a hint, or None.
 
-    def __init__(self, seen, hint=None):
+    cause: the part of ``seen`` that says why, if that does not depend on the input.
+    """
+
+    def __init__(self, seen, hint=None, cause=None):
         super().__init__(seen)
-        self.seen, self.hint = seen, hint
+        self.seen, self.hint, self.cause = seen, hint, cause
 
 
 @dataclass
@@ -104,7 +107,8 @@ class Student:
         self.left -= time.monotonic() - start
         self._refused(told, f"{function} on {on}")
         if told["error"] is not None:
-            raise Wrong(f"{function} on {on}: {self._error(told['error'])}", self._error_hint(told["error"], hint))
+            error = self._error(told["error"])
+            raise Wrong(f"{function} on {on}: {error}", self._error_hint(told["error"], hint), error)
         return Answer(told["value"], told["launches"], told["findings"])
 
     def clean(self, function, *args, on):
@@ -112,8 +116,7 @@ class Student:
         answer = self.call(function, *args, on=on, sanitize=True)
         if answer.findings:
             first = answer.findings[0]
-            message = first["message"].replace(f"{self.file.parent}{os.sep}", "").replace(f"{ROOT}{os.sep}", "")
-            raise Wrong(f"the sanitizer, on {on}: {message}", first["kind"])
+            raise Wrong(f"the sanitizer, on {on}: {self._short(first['message'])}", first["kind"])
         return answer
 
     def close(self):
@@ -155,9 +158,12 @@ class Student:
         if told["refused"]:
             raise Wrong(f"{doing}: your code {told['refused'][0]}", "own-work")
 
-    @staticmethod
-    def _error(error):
-        lines = error["message"].splitlines() or [""]
+    def _short(self, text):
+        """A text with the student's file, and those of the repository, by their names only."""
+        return text.replace(f"{self.file.parent}{os.sep}", "").replace(f"{ROOT}{os.sep}", "")
+
+    def _error(self, error):
+        lines = self._short(error["message"]).splitlines() or [""]
         message = "\n".join(lines[:8])
         place = f" (at {error['where']})" if error["where"] and error["where"].split(": ")[0] not in message else ""
         return f"{error['type']}: {message}{place}"

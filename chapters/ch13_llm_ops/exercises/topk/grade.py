@@ -32,8 +32,12 @@ def kept(student, logits, k, on, hint=None):
 
 
 def test_memory(student):
-    student.clean("top_k", numbers(257), 40, on="n = 257, k = 40")
-    student.clean("sample", numbers(300), 40, 0.8, 1, 0, 3, on="n = 300, k = 40, 3 steps")
+    on = "n = 257, k = 40"
+    keep = student.clean("top_k", numbers(257), 40, on=on).value
+    check(not (keep == 7).any(), f"keep[{np.argmax(keep == 7)}] was not written, on {on}", "rank")
+    on = "n = 300, k = 40, 3 steps"
+    tokens = student.clean("sample", numbers(300), 40, 0.8, 1, 0, 3, on=on).value
+    check(not (tokens == -7).any(), f"tokens[{np.argmax(tokens == -7)}] was not written, on {on}", "softmax")
 
 
 @pytest.mark.parametrize("n, k", [(33, 5), (1, 1), (31, 7), (127, 40), (1025, 300), (50257, 40)])
