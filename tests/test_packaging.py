@@ -83,13 +83,23 @@ def walk_at_import(node):
             yield from walk_at_import(child)
 
 
-def third_party(folder, walk=ast.walk):
-    """`{distribution: file that imports it}` for all imports in a folder's Python files, also those in functions."""
+def is_graders(path):
+    """Whether a file belongs to the grader, which has an extra of its own; not so what students edit."""
+    return path.name == "grade.py" and "exercises" in path.parts or path.is_relative_to(ROOT / "common" / "grade")
+
+
+def third_party(folder, walk=ast.walk, graders=False):
+    """`{distribution: file that imports it}` for all imports in a folder's Python files, also those in functions.
+
+    graders: in the files of the grader, or in all others.
+    """
     own = {path.stem for path in ROOT.rglob("*.py") if ".venv" not in path.parts} | {
         path.name for path in ROOT.iterdir() if path.is_dir()
     }
     found = {}
     for path in (ROOT / folder).rglob("*.py"):
+        if is_graders(path) != graders:
+            continue
         for node in walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -113,6 +123,13 @@ def test_common_runs_on_the_base_install_and_numba_cuda():
     undeclared = {name: str(path) for name, path in third_party("common").items() if name not in allowed}
     # torch only to be measured beside, matplotlib only to draw: both are imported where they are used
     assert undeclared.items() <= {"torch": "common/bench.py", "matplotlib": "common/memory.py"}.items()
+
+
+@pytest.mark.parametrize("folder", ["common", "chapters", "ch14_mini_llm"])
+def test_the_grader_needs_pytest_and_no_more(folder):
+    allowed = set(pins(PROJECT["dependencies"])) | set(pins(EXTRAS["grade"]))
+    found = third_party(folder, graders=True)
+    assert "pytest" in found and not set(found) - allowed, found
 
 
 def test_common_bench_does_not_need_torch_to_be_imported():

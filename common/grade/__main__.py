@@ -57,10 +57,12 @@ def table(report):
     told = None
     for row in report["criteria"]:
         mark = "ok  " if row["passed"] else "MISS"
-        lines.append(f"  {mark} {row['points']:>2} / {row['max_points']:<3} {row['about']}")
+        again = not row["passed"] and (row["cause"], row["hint_name"]) == told
+        above = " (as above)" if again else ""
+        lines.append(f"  {mark} {row['points']:>2} / {row['max_points']:<3} {row['about']}{above}")
         if row.get("note"):
             lines.append(f"{' ' * 15}{row['note']}")
-        if not row["passed"] and (row["cause"], row["hint_name"]) != told:
+        if not row["passed"] and not again:
             told = row["cause"], row["hint_name"]
             for part in row["seen"].splitlines():
                 lines += textwrap.wrap(part, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15) or [""]

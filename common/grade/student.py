@@ -60,7 +60,7 @@ def same(got, expected, what, on, rtol=0.0, atol=0.0, hint=None):
     NaN equals NaN.
     """
     expected = np.asarray(expected)
-    if not isinstance(got, (np.ndarray, int, float, bool)):
+    if not isinstance(got, (np.ndarray, np.generic, int, float, bool)):
         raise Wrong(f"{what} is {got!r}, not an array, on {on}", hint)
     got = np.asarray(got)
     if got.shape != expected.shape:
@@ -71,7 +71,7 @@ def same(got, expected, what, on, rtol=0.0, atol=0.0, hint=None):
     first = tuple(int(i) for i in np.argwhere(~near)[0])
     element = f"{what}[{', '.join(map(str, first))}]" if first else what
     rest = f"; {(~near).sum()} of {near.size} elements differ" if near.size > 1 else ""
-    raise Wrong(f"{element} is {got[first]:.7g}, expected {expected[first]:.7g}, on {on}{rest}", hint)
+    raise Wrong(f"{element} is {got[first]:.9g}, expected {expected[first]:.9g}, on {on}{rest}", hint)
 
 
 class Student:

@@ -34,8 +34,7 @@ class HalfGPT2(GPT2):
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
-        n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
+        T, d, vocab_size = self._put(tokens), self.config.d_model, self.config.vocab_size
         w, b = self.weights, self._views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)

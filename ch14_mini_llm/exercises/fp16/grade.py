@@ -63,7 +63,7 @@ def verify(student, name, n, hint):
     finite = np.isfinite(got).all(1)
     check(finite.all(), f"logits that follow token {int(finite.argmin())} are not finite, on {on}", hint)
     top = np.abs(right).max()
-    same(got / top, right / top, "logits / largest", on, atol=NEAR, hint=hint)
+    same(got / top, right / top, "relative logits", on, atol=NEAR, hint=hint)
     return np.abs(got - right).max() / top
 
 

@@ -41,12 +41,12 @@ class HalfGPT2(GPT2):
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
-        n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
+        T, d, vocab_size = self._put(tokens), self.config.d_model, self.config.vocab_size
         w, b = self.weights, self._views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         # --- your code begins ---
+        d_ff, n_head, head_dim = self.config.d_ff, self.config.n_head, self.config.head_dim
         h16, att16 = (self._half[name][: T * d].reshape(T, d) for name in ("h", "att"))
         ff16_flat = self._half["ff"][: T * d_ff]
         ff16 = ff16_flat.reshape(T, d_ff)

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from common import BACKEND
 from common.grade import check, gpt2_oracle, same
 
 SIZES = {
@@ -13,6 +14,8 @@ SIZES = {
     "wide": dict(n_layer=1, n_head=4, d_model=128, d_ff=512, n_ctx=48, vocab_size=509),
     "slow": dict(n_layer=2, n_head=4, d_model=256, d_ff=1024, n_ctx=512, vocab_size=512),
 }
+if BACKEND == "gpu":  # there a small model costs its launches, with a cache or without
+    SIZES["slow"] = dict(n_layer=2, n_head=16, d_model=1024, d_ff=4096, n_ctx=1024, vocab_size=512)
 NEAR = dict(rtol=2e-4, atol=2e-4)
 WEIGHTS = {name: gpt2_oracle.weights(sizes, len(name)) for name, sizes in SIZES.items()}
 
@@ -139,7 +142,7 @@ def test_again(student):
 
 def test_speed(student):
     made(student, "slow")
-    tokens, count = prompt("slow", 450, seed=7), 32
+    tokens, count = prompt("slow", SIZES["slow"]["n_ctx"] - 62, seed=7), 32
     on = f"{count} tokens after a prompt of {len(tokens)}"
     seconds = {}
     for function in ("generate", "generate_without"):
@@ -149,4 +152,4 @@ def test_speed(student):
         seconds[function] = time.perf_counter() - start
     ratio = seconds["generate_without"] / seconds["generate"]
     student.note = f"{ratio:.1f} times as fast as without a cache: {on}"
-    check(ratio >= 3, f"{ratio:.1f} times as fast as without a cache, on {on}", "rows")
+    check(ratio >= (1.5 if BACKEND == "gpu" else 3), f"{ratio:.1f} times as fast as without a cache, on {on}", "rows")

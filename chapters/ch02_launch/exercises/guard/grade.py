@@ -32,7 +32,7 @@ def test_memory(student):
         on = f"n = {n}, an array of {n} elements, {blocks} blocks of {THREADS}"
         x = numbers(n, n)
         got = student.clean("clamp_with", blocks, x, n, LOW, HIGH, on=on).value
-        check(not np.array_equal(got, x), f"x is as it was before the launch, on {on}", "values")
+        check(not np.array_equal(got, x), f"x is as it was before the launch, on {on}", "start")
     student.clean("clamp", numbers(333, 0), 333, LOW, HIGH, on="n = 333, an array of 333 elements")
 
 

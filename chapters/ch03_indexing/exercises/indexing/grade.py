@@ -29,7 +29,7 @@ def mirrored(student, shape, blocks, threads, on):
         hint = "channels"
     elif np.array_equal(got, image[::-1]):
         hint = "upside"
-    elif ((got == expected) | (got == UNTOUCHED)).all():
+    elif (got == expected).any() and ((got == expected) | (got == UNTOUCHED)).all():
         hint = "stride"
     same(got, expected, "out", on, hint=hint)
 
@@ -48,18 +48,18 @@ def rolled(student, shape, down, right, grid, on, covers):
     same(got, expected, "out", on, hint=hint)
 
 
-def clean(student, function, *args, on, hint):
+def clean(student, function, *args, on):
     """No finding of the sanitizer, and something was done."""
     out = student.clean(function, *args, on=on).value
-    check((out != UNTOUCHED).any(), f"{function} wrote nothing to out, on {on}", hint)
+    check((out != UNTOUCHED).any(), f"{function} wrote nothing to out, on {on}", "start")
 
 
 def test_memory(student):
     on = "mirror, a picture of shape (5, 7, 3), 2 blocks of 64 threads"
-    clean(student, "mirror", numbers(5, 7, 3), 2, 64, on=on, hint="mirror")
+    clean(student, "mirror", numbers(5, 7, 3), 2, 64, on=on)
     for down, right in (-1, -4), (2000, 3):
         on = f"roll, x of shape (5, 37), down = {down}, right = {right}, {cover(5, 37)} blocks of {BLOCK}"
-        clean(student, "roll", numbers(5, 37), down, right, cover(5, 37), BLOCK, on=on, hint="roll")
+        clean(student, "roll", numbers(5, 37), down, right, cover(5, 37), BLOCK, on=on)
 
 
 @pytest.mark.parametrize("shape", [(6, 10, 4), (7, 33, 1), (1, 31, 3), (127, 1, 2), (40, 25, 3), (1, 1, 1)])

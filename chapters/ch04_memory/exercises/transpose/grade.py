@@ -22,7 +22,7 @@ def counted(student, shape):
 def test_memory(student):
     for shape in (2, 40, 50), (1, 65, 3):
         got = student.clean("transpose", numbers(shape), on=f"x of shape {shape}").value
-        check((got != UNTOUCHED).any(), f"nothing was written to out, on x of shape {shape}", "turn")
+        check((got != UNTOUCHED).any(), f"nothing was written to out, on x of shape {shape}", "start")
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 32), (1, 64, 96), (3, 33, 50), (1, 1, 31), (2, 127, 1), (12, 100, 64)])

@@ -121,13 +121,15 @@ def test_special(student, p):
     same(student.call("sample", nothing, 1.0, p, 1, 0, 2, on=on).value, [-1, -1], "tokens", on, hint="masked")
 
 
-@pytest.mark.parametrize("temperature", [0.5, 2.0, 0.004])
-def test_temperature(student, temperature):
+@pytest.mark.parametrize("temperature, around", [(0.5, 0), (2.0, 0), (0.004, 5), (0.004, -5)])
+def test_temperature(student, temperature, around):
     usual(student)
     logits = numbers(200, seed=9)
+    hint = "temperature"
+    if around:  # all logits near one another: many stay
+        logits, hint = logits * np.float32(temperature) + np.float32(around), "largest"
     p = between(logits, 0.9, temperature)
-    hint = "largest" if temperature < 0.1 else "temperature"
-    kept(student, logits, temperature, p, words(200, p, temperature), hint)
+    kept(student, logits, temperature, p, f"{words(200, p, temperature)}, logits around {around}", hint)
 
 
 def test_repeatable(student):
