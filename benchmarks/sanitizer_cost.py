@@ -24,11 +24,10 @@ import common  # noqa: E402  (before numba.cuda)
 
 # isort: split
 import numpy as np  # noqa: E402
-from numba import cuda  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from benchmarks.ladders import benchable  # noqa: E402
-from common.bench import device_name  # noqa: E402
+from common.bench import device_name, on_device  # noqa: E402
 
 PLAIN_SECONDS, SANITIZED_SECONDS = 0.1, 0.5  # spent on the repeats of a launch, about
 MORE = {"matmul": [(256, 256, 256), (512, 512, 512), (1024, 1024, 1024)]}
@@ -46,8 +45,7 @@ def best(launch, seconds):
 
 def cost(ladder, name, size):
     """A row: seconds of a plain and a sanitized run of one version at one size, accesses, findings."""
-    values = ladder.make(np.random.default_rng(0), size)
-    arrays = SimpleNamespace(**{k: cuda.to_device(v) if isinstance(v, np.ndarray) else v for k, v in values.items()})
+    arrays = on_device(SimpleNamespace(**ladder.make(np.random.default_rng(0), size)))
     launch = ladder.versions[name]
     launch(arrays)  # compiles
     plain = best(lambda: launch(arrays), PLAIN_SECONDS)

@@ -18,10 +18,10 @@ import ast
 import json
 import re
 import textwrap
-import tomllib
 from pathlib import Path
 
 from common import bench
+from common.grade.exercise import load
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -118,11 +118,9 @@ def used_block(folder):
 def graded_block(folder):
     """The exercises of a chapter that the grader knows, as a Markdown list."""
     lines = ["Graded, by [`make grade`](../exercises.md):", ""]
-    for exercise in sorted(folder.glob("exercises/*/exercise.toml")):
-        told, name = tomllib.loads(exercise.read_text(encoding="utf-8")), exercise.parent.name
-        points = sum(one["points"] for one in told["criteria"].values())
-        link = f"[{told['title']}](exercises/{name}/README.md)"
-        lines.append(f"- {link}: `make grade EX={folder.name[:4]}/{name}`, {points} points")
+    for exercise in (load(path.parent) for path in sorted(folder.glob("exercises/*/exercise.toml"))):
+        link = f"[{exercise.title}](exercises/{exercise.folder.name}/README.md)"
+        lines.append(f"- {link}: `make grade EX={exercise.name}`, {exercise.points} points")
     return "\n".join(lines) + "\n\n"
 
 

@@ -184,7 +184,7 @@ def _measure_size(ladder, size, rounds):
     expected = np.asarray(ladder.expected(host), np.float64)
     n_bytes = sum(value.nbytes for value in vars(host).values() if isinstance(value, np.ndarray))
     copies = 1 if BACKEND == "cpu" else min(max(2, math.ceil(COLD_BYTES / max(1, n_bytes))), MAX_COPIES)
-    sets = [_on_device(host) for _ in range(copies)]
+    sets = [on_device(host) for _ in range(copies)]
     runs = {}
     for name, launch in ladder.versions.items():
         if ladder.fits(name, size):
@@ -240,7 +240,8 @@ def _copies(host):
     return SimpleNamespace(**{k: v.copy() if isinstance(v, np.ndarray) else v for k, v in vars(host).items()})
 
 
-def _on_device(host):
+def on_device(host):
+    """The arguments of a ladder (a namespace, see `Ladder`) with its NumPy arrays copied to the device."""
     return SimpleNamespace(**{k: cuda.to_device(v) if isinstance(v, np.ndarray) else v for k, v in vars(host).items()})
 
 

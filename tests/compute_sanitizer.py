@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -23,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "planted_bugs"))
-from on_gpu import PLACES  # noqa: E402
+from on_gpu import find_tool, read_report, under  # noqa: E402
 from on_gpu import run as run_in_group  # noqa: E402
 
 
@@ -36,19 +35,16 @@ def examine(tool_path, tool, file, deadline):
     start = time.monotonic()
     if start >= deadline:
         return row | {"text": "not begun: the time was over"}
-    command = [tool_path, "--tool", tool, "--report-api-errors", "no", "--target-processes", "all"]
     # not what launches wrongly on purpose, nor what asks how long a launch takes: a tool makes it long
     selection = ["--one-size", "-k", "not refuse and not time_right"]
     pytest = ["-m", "pytest", "-p", "no:cacheprovider", "--durations=5", *selection]
-    text, code, seconds = run_in_group(
-        [*command, sys.executable, *pytest, f"tests/{file}"], deadline - start, os.environ | {"MINI_BACKEND": "gpu"}
-    )
+    command = under(tool_path, tool, *pytest, f"tests/{file}")
+    text, code, seconds = run_in_group(command, deadline - start, os.environ | {"MINI_BACKEND": "gpu"})
     if code is None:
         return row | {"seconds": round(seconds, 1), "text": text + f"\nstopped after {seconds:.0f} seconds"}
-    summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", text)}
     return row | {
-        "findings": sum(map(int, summary)) if summary else None,
+        "findings": read_report(text)[0],
         "passed": counts.get("passed", 0),
         "failed": counts.get("failed", 0) + counts.get("error", 0),
         "seconds": round(seconds, 1),
@@ -74,7 +70,7 @@ def main(argv=None):
     parser.add_argument("--seconds", type=float, default=7200, help="for the whole run (7200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, or add to it")
     options = parser.parse_args(argv)
-    tool_path = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *PLACES]))
+    tool_path = find_tool()
     if tool_path is None:
         parser.error("compute-sanitizer is not on PATH; it comes with NVIDIA's CUDA toolkit")
     try:

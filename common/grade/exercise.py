@@ -75,6 +75,10 @@ class Exercise:
     def points(self):
         return sum(one.points for one in self.criteria)
 
+    def has_hint(self, key):
+        """Is there a hint of this name, the exercise's own or a general one?"""
+        return key in self.hints or key in GENERAL
+
     def hint(self, key):
         """The text of a hint. Raises KeyError."""
         return self.hints[key] if key in self.hints else GENERAL[key]
@@ -105,7 +109,7 @@ def load(folder):
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ExerciseError(f"{shown(file)}: {type(error).__name__}: {error}") from None
     for one in criteria:
-        if one.hint not in made.hints and one.hint not in GENERAL:
+        if not made.has_hint(one.hint):
             raise ExerciseError(f"{shown(file)}: criterion {one.name}: there is no hint {one.hint!r}")
     return made
 

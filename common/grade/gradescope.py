@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from .exercise import ROOT, exercises
-from .plugin import grade
+from .plugin import grade, report_of
 
 SETUP = """#!/usr/bin/env bash
 # Gradescope runs this once, when it builds the image.
@@ -66,15 +66,8 @@ def grade_submission(folder, wanted=()):
     for exercise in chosen:
         if exercise.file.name in files:
             reports.append(grade(exercise, files[exercise.file.name]))
-            continue
-        seen = f"{exercise.file.name} was not submitted"
-        missing = {"points": 0, "passed": False, "note": None, "seen": seen, "cause": seen}
-        missing |= {"hint_name": "start", "hint": exercise.hint("start")}
-        rows = [{"name": one.name, "about": one.about, "max_points": one.points} | missing for one in exercise.criteria]
-        reports.append({
-            "exercise": exercise.name, "title": exercise.title, "file": None, "points": 0,
-            "max_points": exercise.points, "passed": False, "seconds": 0.0, "criteria": rows,
-        })  # fmt: skip
+        else:
+            reports.append(report_of(exercise, None, (f"{exercise.file.name} was not submitted", "start", None)))
     counted = {one.file.name for one in chosen}
     return reports, [name for name in files if name not in counted]
 

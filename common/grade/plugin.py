@@ -96,23 +96,33 @@ def grade(exercise, file=None, first=False, junit=None):
         if grading.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             told = grading.broken or said.getvalue()[-2000:] or f"pytest ended with {code}"
             raise ExerciseError(f"the checks of {exercise.name} are broken: {told}")
+    rest = ("not tried", None, None) if wrong is None else (*wrong, None)
+    return report_of(exercise, str(file), rest, grading.met, grading.notes, time.perf_counter() - start)
+
+
+def report_of(exercise, file, rest, met=None, notes=None, seconds=0.0):
+    """A report in the form that `grade` returns.
+
+    met: criterion -> True, or (seen, hint or None, cause or None); rest: the same for criteria that met does not have.
+    notes: criterion -> note.
+    """
     criteria = []
     for one in exercise.criteria:
-        result = grading.met.get(one.name, ("not tried", one.hint, None)) if wrong is None else (*wrong, None)
+        result = (met or {}).get(one.name, rest)
         row = {"name": one.name, "about": one.about, "points": 0, "max_points": one.points, "passed": result is True}
-        row |= {"note": grading.notes.get(one.name), "seen": None, "cause": None, "hint_name": None, "hint": None}
+        row |= {"note": (notes or {}).get(one.name), "seen": None, "cause": None, "hint_name": None, "hint": None}
         if result is True:
             row["points"] = one.points
         else:
             seen, hint, cause = result
-            hint = hint if hint in exercise.hints or hint and _is_general(hint) else one.hint
+            hint = hint if exercise.has_hint(hint) else one.hint
             row |= {"seen": seen, "cause": cause or seen, "hint_name": hint, "hint": exercise.hint(hint)}
         criteria.append(row)
     points = sum(row["points"] for row in criteria)
     return {
-        "exercise": exercise.name, "title": exercise.title, "file": str(file), "points": points,
+        "exercise": exercise.name, "title": exercise.title, "file": file, "points": points,
         "max_points": exercise.points, "passed": points == exercise.points,
-        "seconds": round(time.perf_counter() - start, 2), "criteria": criteria,
+        "seconds": round(seconds, 2), "criteria": criteria,
     }  # fmt: skip
 
 
@@ -126,12 +136,6 @@ def without_other_plugins():
         yield
     finally:
         os.environ.pop(name) if before is None else os.environ.update({name: before})
-
-
-def _is_general(hint):
-    from .exercise import GENERAL
-
-    return hint in GENERAL
 
 
 def save(report, path):

@@ -103,7 +103,8 @@ class Student:
             told = worker.ask({"function": function, "args": args, "sanitize": sanitize}, self.left)
         except (EOFError, TimeoutError, OSError) as error:
             self.left -= time.monotonic() - start
-            raise self._ended(backend, f"{function} on {on}", error) from None
+            del self.workers[backend]
+            raise self._ended(worker, f"{function} on {on}", error) from None
         self.left -= time.monotonic() - start
         self._refused(told, f"{function} on {on}")
         if told["error"] is not None:
@@ -131,9 +132,8 @@ class Student:
         try:
             told = worker.hear(START_SECONDS)
         except (EOFError, TimeoutError, OSError) as error:
-            self.workers[backend] = worker
             self.left -= time.monotonic() - start
-            raise self._ended(backend, f"loading {self.file.name}", error) from None
+            raise self._ended(worker, f"loading {self.file.name}", error) from None
         try:
             self._refused(told, f"loading {self.file.name}")
             if told["error"] is not None:
@@ -143,8 +143,8 @@ class Student:
             raise
         return worker
 
-    def _ended(self, backend, doing, error):
-        worker = self.workers.pop(backend)
+    @staticmethod
+    def _ended(worker, doing, error):
         if isinstance(error, TimeoutError):
             worker.end()
             return Wrong(f"{doing} did not end within {max(1, round(worker.waited))} seconds", "endless")

@@ -33,6 +33,17 @@ CHATTER = re.compile(
 )
 
 
+def find_tool():
+    """Path of compute-sanitizer; None if there is none."""
+    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *PLACES]))
+
+
+def under(tool_path, tool, *arguments):
+    """The command that runs Python with these arguments under one of the tools."""
+    options = ["--tool", tool, "--report-api-errors", "no", "--target-processes", "all"]
+    return [tool_path, *options, sys.executable, *arguments]
+
+
 def read_report(text):
     """What a tool printed: the number in its summary (None if there is none), and its words, each once."""
     summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)", text)
@@ -63,8 +74,7 @@ def examine(tool_path, tool, names, timeout):
 
     ``ended`` is "well", "in an error" (which a bug may cause) or "by the time limit".
     """
-    command = [tool_path, "--tool", tool, "--report-api-errors", "no", "--target-processes", "all"]
-    command += [sys.executable, "-m", "tests.planted_bugs", "--plain", *names]
+    command = under(tool_path, tool, "-m", "tests.planted_bugs", "--plain", *names)
     text, code, seconds = run(command, timeout, os.environ | {"MINI_BACKEND": "gpu"})
     findings, words = read_report(text)
     ended = "by the time limit" if code is None else "in an error" if code else "well"
@@ -175,7 +185,7 @@ def main(argv=None):
     parser.add_argument("--ours", type=Path, metavar="FILE", help="what `python -m tests.planted_bugs --json` wrote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     options = parser.parse_args(argv)
-    tool_path = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *PLACES]))
+    tool_path = find_tool()
     if tool_path is None:
         parser.error("compute-sanitizer is not on PATH; it comes with NVIDIA's CUDA toolkit")
     start = time.perf_counter()
