@@ -1,22 +1,41 @@
-"""Instructions that Numba-CUDA has no name for: 16-byte loads and stores, pairs of float16, tensor-core products.
+"""Instructions that Numba-CUDA has no name for: wide loads and stores, pairs of float16, copies in the background,
+tensor cores.
 
-========================================  ============================================  ===============  =========
-function                                  on the GPU                                    moves            needs
-========================================  ============================================  ===============  =========
-``load_float4(x, i)``                     ``ld.v4.f32``                                 4 float32        any GPU
-``store_float4(x, i, a, b, c, d)``        ``st.v4.f32``                                 4 float32        any GPU
-``load_half8(x, i)``                      ``ld.v4.u32``                                 8 float16        any GPU
-``store_half8(x, i, a, b, c, d)``         ``st.v4.u32``                                 8 float16        any GPU
-``load_half2(x, i)``                      ``ld.u32``                                    2 float16        any GPU
-``store_half2(x, i, pair)``               ``st.u32``                                    2 float16        any GPU
-``pack_half2(low, high)``                 ``cvt.rn.f16.f32`` twice                      registers        any GPU
-``unpack_half2(pair)``                    ``cvt.f32.f16`` twice                         registers        any GPU
-``mma_m16n8k16(a0 … a3, b0, b1, c0 …)``   ``mma.sync.aligned.m16n8k16 … f32.f16.f16``   registers        sm_80
-========================================  ============================================  ===============  =========
+==========================================  ==========================================  ===============  ==============
+function                                    on the GPU                                  moves            needs
+==========================================  ==========================================  ===============  ==============
+``load_float4(x, i)``                       ``ld.v4.f32``                               4 float32        any GPU
+``store_float4(x, i, a, b, c, d)``          ``st.v4.f32``                               4 float32        any GPU
+``load_half8(x, i)``                        ``ld.v4.u32``                               8 float16        any GPU
+``store_half8(x, i, a, b, c, d)``           ``st.v4.u32``                               8 float16        any GPU
+``load_half2(x, i)``                        ``ld.u32``                                  2 float16        any GPU
+``store_half2(x, i, pair)``                 ``st.u32``                                  2 float16        any GPU
+``load_float4_once(x, i)``                  ``ld.global.nc.L1::no_allocate.v4.f32``     4 float32        any GPU
+``load_half8_once(x, i)``                   ``ld.global.nc.L1::no_allocate.v4.u32``     8 float16        any GPU
+``store_float4_once(x, i, a, b, c, d)``     ``st.global.cs.v4.f32``                     4 float32        any GPU
+``store_half8_once(x, i, a, b, c, d)``      ``st.global.cs.v4.u32``                     8 float16        any GPU
+``pack_half2(low, high)``                   ``cvt.rn.f16x2.f32``                        registers        any GPU
+``unpack_half2(pair)``                      ``cvt.f32.f16`` twice                       registers        any GPU
+``exp2_approx(x)``                          ``ex2.approx.ftz.f32``                      registers        any GPU
+``cp_async_half8(tile, j, x, i, inside)``   ``cp.async.cg.shared.global``               8 float16        sm_80, or see
+``cp_async_commit()``                       ``cp.async.commit_group``                   –                below
+``cp_async_wait(n)``                        ``cp.async.wait_group n``                   –
+``ldmatrix_x4(tile, j)``                    ``ldmatrix.sync.aligned.m8n8.x4``           4 × 8 × 8        sm_75
+``ldmatrix_x4_trans(tile, j)``              ``ldmatrix … .x4.trans``                    4 × 8 × 8        sm_75
+``mma_m16n8k8(a0, a1, b0, c0 … c3)``        ``mma.sync.aligned.m16n8k8``                registers        sm_75
+``mma_m16n8k16(a0 … a3, b0, b1, c0 … c3)``  ``mma.sync.aligned.m16n8k16``               registers        sm_80, or see
+                                                                                                         below
+==========================================  ==========================================  ===============  ==============
 
 A *pair* is two float16 in one uint32, the lower index in the lower half, as they lie in memory. An index is an integer
 or, for an array of several dimensions, a tuple of integers. The array is C-contiguous and lies in global or shared
-memory: the compiler sees which, and writes ``ld.global`` or ``ld.shared``.
+memory: the compiler sees which, and writes ``ld.global`` or ``ld.shared``. The ``_once`` functions are for global
+memory that nobody reads again soon: they leave the caches to others. ``load_…_once`` also takes for granted that no
+thread writes the array while the kernel runs.
+
+**Turing (sm_75)** has tensor cores, but neither the larger product nor copies in the background. There
+``mma_m16n8k16`` becomes two ``mma_m16n8k8``, and ``cp_async_half8`` a load and a store, which the thread waits for: a
+kernel that is written for sm_80 runs there, slower.
 
 **Alignment is yours to see to**: a load of 16 bytes must start at a multiple of 16 bytes, or a GPU stops with
 "misaligned address". An array of its own begins at a multiple of 256 bytes; in a row-major matrix, rows do so too if
@@ -25,9 +44,12 @@ their length is a multiple of 4 (float32) or 8 (float16). ``cuda.shared.array(�
 Each function has an equivalent for the CPU backend, so that kernels that use it run everywhere.
 """
 
+import math
+
 import numba
 import numpy as np
 from llvmlite import ir
+from numba import cuda
 
 from . import BACKEND
 from .cpu.registry import cpu_equivalent
@@ -44,11 +66,12 @@ if ON_CPU:
 else:
     from numba.core import types
     from numba.core.errors import TypingError
+    from numba.core.targetconfig import ConfigStack
     from numba.core.typing import signature
     from numba.cuda import cgutils
     from numba.cuda.extending import intrinsic
 
-F32, U32 = ir.FloatType(), ir.IntType(32)
+F32, U32, U64, VOID = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.VoidType()
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -99,7 +122,38 @@ def _store(context, builder, address, values, align):
     builder.store(vector, builder.bitcast(address, kind.as_pointer()), align=16)
 
 
-def _loader(name, array, index, element, word, count):
+def _assembly(builder, text, constraints, result, arguments):
+    """A call of inline PTX: never left out, and kept in order with barriers and other such calls."""
+    function = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(ir.InlineAsm(function, text, constraints, side_effect=True), arguments)
+
+
+def _pure(builder, text, constraints, result, arguments):
+    """A call of inline PTX that only computes: the compiler may move it, or leave it out if nobody uses the result."""
+    function = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(ir.InlineAsm(function, text, constraints, side_effect=False), arguments)
+
+
+def _compute_capability():
+    """What the kernel at hand is compiled for, such as (8, 0)."""
+    return tuple(ConfigStack().top().compute_capability)[:2]
+
+
+def _load_once(builder, address, word, count):
+    kind, letter = ("f32", "f") if isinstance(word, ir.FloatType) else ("u32", "r")
+    text = f"ld.global.nc.L1::no_allocate.v4.{kind} {{$0, $1, $2, $3}}, [$4];"
+    loaded = _assembly(builder, text, f"={letter}," * count + "l", ir.LiteralStructType([word] * count),
+                       [builder.ptrtoint(address, U64)])  # fmt: skip
+    return [builder.extract_value(loaded, i) for i in range(count)]
+
+
+def _store_once(builder, address, values):
+    kind, letter = ("f32", "f") if isinstance(values[0].type, ir.FloatType) else ("u32", "r")
+    text = f"st.global.cs.v4.{kind} [$0], {{$1, $2, $3, $4}};"
+    _assembly(builder, text, "l" + f",{letter}" * 4 + ",~{memory}", VOID, [builder.ptrtoint(address, U64), *values])
+
+
+def _loader(name, array, index, element, word, count, once=False):
     """What an intrinsic returns that loads ``count`` words from an array of ``element``."""
     _require(name, array, index, element)
     result = types.UniTuple(word, count) if count > 1 else word
@@ -107,13 +161,16 @@ def _loader(name, array, index, element, word, count):
     def codegen(context, builder, sig, args):
         kind = context.get_value_type(word)
         address = _address(context, builder, sig, args, kind)
-        words = _load(context, builder, address, kind, count, 4 if not ON_CPU else element.bitwidth // 8)
+        if once and not ON_CPU:
+            words = _load_once(builder, address, kind, count)
+        else:
+            words = _load(context, builder, address, kind, count, 4 if not ON_CPU else element.bitwidth // 8)
         return context.make_tuple(builder, result, words) if count > 1 else words[0]
 
     return signature(result, array, index), codegen
 
 
-def _storer(name, array, index, values, element, word):
+def _storer(name, array, index, values, element, word, once=False):
     """What an intrinsic returns that stores ``values`` (converted to ``word``) in an array of ``element``."""
     _require(name, array, index, element)
     if not array.mutable:
@@ -124,7 +181,10 @@ def _storer(name, array, index, values, element, word):
     def codegen(context, builder, sig, args):
         address = _address(context, builder, sig, args, context.get_value_type(word))
         words = [context.cast(builder, a, kind, word) for a, kind in zip(args[2:], sig.args[2:])]
-        _store(context, builder, address, words, 4 if not ON_CPU else element.bitwidth // 8)
+        if once and not ON_CPU:
+            _store_once(builder, address, words)
+        else:
+            _store(context, builder, address, words, 4 if not ON_CPU else element.bitwidth // 8)
         return context.get_dummy_value()
 
     return signature(types.none, array, index, *values), codegen
@@ -166,6 +226,30 @@ def store_half2(typingctx, array, index, pair):
     return _storer("store_half2", array, index, (pair,), types.float16, types.uint32)
 
 
+@intrinsic
+def load_float4_once(typingctx, array, index):
+    """``load_float4`` of global memory that is read once and written by nobody: past the L1 cache."""
+    return _loader("load_float4_once", array, index, types.float32, types.float32, 4, once=True)
+
+
+@intrinsic
+def load_half8_once(typingctx, array, index):
+    """``load_half8`` of global memory that is read once and written by nobody: past the L1 cache."""
+    return _loader("load_half8_once", array, index, types.float16, types.uint32, 4, once=True)
+
+
+@intrinsic
+def store_float4_once(typingctx, array, index, a, b, c, d):
+    """``store_float4`` to global memory that nobody reads soon: the first that the L2 cache gives up."""
+    return _storer("store_float4_once", array, index, (a, b, c, d), types.float32, types.float32, once=True)
+
+
+@intrinsic
+def store_half8_once(typingctx, array, index, a, b, c, d):
+    """``store_half8`` to global memory that nobody reads soon: the first that the L2 cache gives up."""
+    return _storer("store_half8_once", array, index, (a, b, c, d), types.float16, types.uint32, once=True)
+
+
 # --- pairs of float16 ------------------------------------------------------------------------------------------------
 
 
@@ -176,9 +260,11 @@ def pack_half2(typingctx, low, high):
         raise TypingError(f"pack_half2 takes two numbers, not {low} and {high}")
 
     def codegen(context, builder, sig, args):
+        values = [context.cast(builder, value, kind, types.float32) for value, kind in zip(args, sig.args)]
+        if not ON_CPU and _compute_capability() >= (8, 0):  # its first operand is the high half
+            return _pure(builder, "cvt.rn.f16x2.f32 $0, $1, $2;", "=r,f,f", U32, values[::-1])
         bits = []
-        for value, kind in zip(args, sig.args):
-            value = context.cast(builder, value, kind, types.float32)
+        for value in values:
             value = half.narrow(context, builder, value) if ON_CPU else builder.fptrunc(value, ir.HalfType())
             bits.append(builder.zext(builder.bitcast(value, ir.IntType(16)), U32))
         return builder.or_(bits[0], builder.shl(bits[1], U32(16)))
@@ -203,19 +289,167 @@ def unpack_half2(typingctx, pair):
     return signature(types.UniTuple(types.float32, 2), pair), codegen
 
 
+@intrinsic
+def exp2_approx(typingctx, x):
+    """2 ** x for a float32, by the GPU's own instruction: right to 2 ^ -22 relative; results below 2 ^ -126 are 0.
+
+    ``math.exp`` is made of this and some ten instructions around it. exp(x) = exp2_approx(x * log2(e)): scale once,
+    where a scale is multiplied in anyway. Source: PTX ISA, ``ex2``.
+    """
+    if x != types.float32:
+        raise TypingError(f"exp2_approx takes a float32, not {x}")
+
+    def codegen(context, builder, sig, args):
+        if ON_CPU:
+            return context.compile_internal(builder, _exp2_on_cpu, sig, args)
+        return _pure(builder, "ex2.approx.ftz.f32 $0, $1;", "=f,f", F32, args)
+
+    return signature(types.float32, x), codegen
+
+
+def _exp2_on_cpu(x):
+    return np.float32(math.exp(x * np.float32(0.6931471805599453)))
+
+
 # On the CPU these are what they are on a GPU: `intrinsic` above is Numba's for the CPU there, called once a lane.
 for _function, _elements in ((load_float4, 4), (store_float4, 4), (load_half8, 8), (store_half8, 8), (load_half2, 2),
-                             (store_half2, 2), (pack_half2, 0), (unpack_half2, 0)):  # fmt: skip
-    _writes = _function in (store_float4, store_half8, store_half2)
+                             (store_half2, 2), (load_float4_once, 4), (store_float4_once, 4), (load_half8_once, 8),
+                             (store_half8_once, 8), (pack_half2, 0), (unpack_half2, 0), (exp2_approx, 0)):  # fmt: skip
+    _writes = _function in (store_float4, store_half8, store_half2, store_float4_once, store_half8_once)
     cpu_equivalent(_function, elements=_elements, writes=_writes)(_function)
+
+
+# --- copies in the background ----------------------------------------------------------------------------------------
+
+if ON_CPU:
+
+    @cuda.jit(device=True)
+    def cp_async_half8(tile, place, array, index, inside):
+        """Begin to copy 8 float16 from global to shared memory: tile[place …] = array[index …], or 0 … if not inside.
+
+        The thread does not wait and needs no register for what is under way. Both ends are 16-byte aligned; where
+        ``inside`` is false nothing is read, but ``array[index]`` should still name a place. Read the tile after
+        :func:`cp_async_wait` (the thread's own copies) and a barrier (everybody's). Source: PTX ISA, ``cp.async``.
+        On the CPU backend the copy is done at once: a forgotten wait shows on a GPU only.
+        """
+        if inside:
+            a, b, c, d = load_half8(array, index)
+            store_half8(tile, place, a, b, c, d)
+        else:
+            zero = np.uint32(0)
+            store_half8(tile, place, zero, zero, zero, zero)
+
+    @intrinsic
+    def cp_async_commit(typingctx):
+        """The copies begun since the last call are a group."""
+        return signature(types.none), lambda context, builder, sig, args: context.get_dummy_value()
+
+    @intrinsic
+    def cp_async_wait(typingctx, n):
+        """Wait until all but the thread's last n groups have arrived. n: a constant."""
+        return signature(types.none, n), lambda context, builder, sig, args: context.get_dummy_value()
+
+    for _function in (cp_async_commit, cp_async_wait):
+        cpu_equivalent(_function)(_function)
+else:
+
+    @intrinsic
+    def cp_async_half8(typingctx, tile, place, array, index, inside):
+        """Begin to copy 8 float16 to shared memory: see the CPU's version above."""
+        _require("cp_async_half8", tile, place, types.float16)
+        _require("cp_async_half8", array, index, types.float16)
+
+        def codegen(context, builder, sig, args):
+            target = _address(context, builder, signature(types.none, tile, place), args[:2], U32)
+            source = _address(context, builder, signature(types.none, array, index), args[2:4], U32)
+            here = context.cast(builder, args[4], inside, types.boolean)
+            here = builder.icmp_unsigned("!=", here, ir.Constant(here.type, 0))
+            if _compute_capability() >= (8, 0):
+                n_bytes = builder.select(here, U32(16), U32(0))
+                arguments = [_shared_address(builder, target), builder.ptrtoint(source, U64), n_bytes]
+                text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
+                _assembly(builder, text, "r,l,r,~{memory}", VOID, arguments)
+                return context.get_dummy_value()
+            with builder.if_else(here) as (then, otherwise):
+                with then:
+                    _store(context, builder, target, _load(context, builder, source, U32, 4, 4), 4)
+                with otherwise:
+                    _store(context, builder, target, [U32(0)] * 4, 4)
+            return context.get_dummy_value()
+
+        return signature(types.none, tile, place, array, index, inside), codegen
+
+    @intrinsic
+    def cp_async_commit(typingctx):
+        """The copies begun since the last call are a group."""
+
+        def codegen(context, builder, sig, args):
+            if _compute_capability() >= (8, 0):
+                _assembly(builder, "cp.async.commit_group;", "~{memory}", VOID, [])
+            return context.get_dummy_value()
+
+        return signature(types.none), codegen
+
+    @intrinsic
+    def cp_async_wait(typingctx, n):
+        """Wait until all but the thread's last n groups have arrived. n: a constant."""
+        if not isinstance(n, types.IntegerLiteral):
+            raise TypingError("cp_async_wait takes a constant, which stands in the instruction itself")
+
+        def codegen(context, builder, sig, args):
+            if _compute_capability() >= (8, 0):
+                _assembly(builder, f"cp.async.wait_group {n.literal_value};", "~{memory}", VOID, [])
+            return context.get_dummy_value()
+
+        return signature(types.none, n), codegen
+
+
+def _shared_address(builder, pointer):
+    """The 32-bit address that instructions on shared memory take, from a pointer that may point anywhere."""
+    shared = builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, addrspace=3))
+    return builder.ptrtoint(shared, U32)
 
 
 # --- tensor cores ----------------------------------------------------------------------------------------------------
 
-MMA = (
+MMA_K16 = (
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
     "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
 )
+MMA_K8 = "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5}, {$6}, {$7, $8, $9, $10};"
+
+
+def _mma(builder, text, pairs, sums):
+    """One product on a tensor core: the four new sums."""
+    constraints = ",".join(["=f"] * 4 + ["r"] * len(pairs) + ["f"] * 4)
+    product = _assembly(builder, text, constraints, ir.LiteralStructType([F32] * 4), [*pairs, *sums])
+    return [builder.extract_value(product, i) for i in range(4)]
+
+
+def _multiplier(name, n_pairs, kinds, multiply):
+    """What an intrinsic returns that takes ``n_pairs`` pairs of A and B and four sums, and gives four sums."""
+    if not all(isinstance(kind, types.Integer) for kind in kinds[:n_pairs]):
+        raise TypingError(f"{name} takes the pairs of A and B as uint32: see load_half2 and pack_half2")
+    if not all(kind == types.float32 for kind in kinds[n_pairs:]):
+        raise TypingError(f"{name} takes and returns C as float32")
+
+    def codegen(context, builder, sig, args):
+        wanted = [types.uint32] * n_pairs + [types.float32] * 4
+        args = [context.cast(builder, a, kind, want) for a, kind, want in zip(args, sig.args, wanted)]
+        return context.make_tuple(builder, sig.return_type, multiply(builder, args[:n_pairs], args[n_pairs:]))
+
+    return signature(types.UniTuple(types.float32, 4), *kinds), codegen
+
+
+@intrinsic
+def mma_m16n8k8(typingctx, a0, a1, b0, c0, c1, c2, c3):
+    """D = A @ B + C on a tensor core, by a whole warp: A (16, 8) and B (8, 8) float16, C and D (16, 8) float32.
+
+    The lanes hold what :func:`mma_m16n8k16` says, of A's first 8 columns and B's first 8 rows: a0, a1 and b0 there.
+    sm_75 or later. Source: PTX ISA, section "Matrix Fragments for mma.m16n8k8".
+    """
+    return _multiplier("mma_m16n8k8", 3, (a0, a1, b0, c0, c1, c2, c3),
+                       lambda builder, pairs, sums: _mma(builder, MMA_K8, pairs, sums))  # fmt: skip
 
 
 @intrinsic
@@ -235,25 +469,17 @@ def mma_m16n8k16(typingctx, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     =========  ==================================  =========  ==================================
 
     A pair of B runs down a column: where B is stored transposed, (8, 16), it is two neighbours in memory.
-    a0 … b1: uint32; c0 … c3: float32; returns four float32. All 32 lanes must call it together. sm_80 or later.
-    Source: PTX ISA, section "Matrix Fragments for mma.m16n8k16 with floating point type".
+    a0 … b1: uint32; c0 … c3: float32; returns four float32. All 32 lanes must call it together. On sm_75 this is two
+    :func:`mma_m16n8k8`. Source: PTX ISA, section "Matrix Fragments for mma.m16n8k16 with floating point type".
     """
-    kinds = (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3)
-    if not all(isinstance(kind, types.Integer) for kind in kinds[:6]):
-        raise TypingError("mma_m16n8k16 takes the pairs of A and B as uint32: see load_half2 and pack_half2")
-    if not all(kind == types.float32 for kind in kinds[6:]):
-        raise TypingError("mma_m16n8k16 takes and returns C as float32")
 
-    def codegen(context, builder, sig, args):
-        wanted = [types.uint32] * 6 + [types.float32] * 4
-        args = [context.cast(builder, a, kind, want) for a, kind, want in zip(args, sig.args, wanted)]
-        result = ir.LiteralStructType([F32] * 4)
-        function = ir.FunctionType(result, [U32] * 6 + [F32] * 4)
-        assembly = ir.InlineAsm(function, MMA, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True)
-        product = builder.call(assembly, args)
-        return context.make_tuple(builder, sig.return_type, [builder.extract_value(product, i) for i in range(4)])
+    def multiply(builder, pairs, sums):
+        if _compute_capability() >= (8, 0):
+            return _mma(builder, MMA_K16, pairs, sums)
+        a0, a1, a2, a3, b0, b1 = pairs
+        return _mma(builder, MMA_K8, [a2, a3, b1], _mma(builder, MMA_K8, [a0, a1, b0], sums))
 
-    return signature(types.UniTuple(types.float32, 4), *kinds), codegen
+    return _multiplier("mma_m16n8k16", 6, (a0, a1, a2, a3, b0, b1, c0, c1, c2, c3), multiply)
 
 
 if ON_CPU:
@@ -284,3 +510,93 @@ if ON_CPU:
             group, two = lane // 4, lane % 4 * 2
             d0[lane], d1[lane] = D[group, two], D[group, two + 1]
             d2[lane], d3[lane] = D[group + 8, two], D[group + 8, two + 1]
+
+    @cpu_equivalent(mma_m16n8k8, level="warp", returns=("float32",) * 4)
+    @numba.njit(nogil=True, error_model="numpy")
+    def mma_m16n8k8_on_cpu(a0, a1, b0, c0, c1, c2, c3, d0, d1, d2, d3):
+        none = np.zeros(32, np.int64)
+        mma_m16n8k16_on_cpu(a0, a1, none, none, b0, none, c0, c1, c2, c3, d0, d1, d2, d3)
+
+
+# --- tensor cores: operands from shared memory -----------------------------------------------------------------------
+
+if ON_CPU:
+    # Each lane loads the row that it names; then rows are dealt out as the tensor core wants them.
+
+    @intrinsic
+    def _deal(typingctx, w0, w1, w2, w3):
+        raise TypingError("_deal runs on the CPU backend, for a warp at once")
+
+    @intrinsic
+    def _deal_trans(typingctx, w0, w1, w2, w3):
+        raise TypingError("_deal_trans runs on the CPU backend, for a warp at once")
+
+    @cpu_equivalent(_deal, level="warp", returns=("uint32",) * 4)
+    @numba.njit(nogil=True, error_model="numpy")
+    def _deal_on_cpu(w0, w1, w2, w3, r0, r1, r2, r3):
+        for lane in range(32):
+            row = lane // 4
+            for matrix, out in enumerate((r0, r1, r2, r3)):
+                source = 8 * matrix + row
+                column = lane % 4
+                out[lane] = (w0, w1, w2, w3)[column][source]
+
+    @cpu_equivalent(_deal_trans, level="warp", returns=("uint32",) * 4)
+    @numba.njit(nogil=True, error_model="numpy")
+    def _deal_trans_on_cpu(w0, w1, w2, w3, r0, r1, r2, r3):
+        for lane in range(32):
+            column = lane // 4
+            for matrix, out in enumerate((r0, r1, r2, r3)):
+                words = (w0, w1, w2, w3)[column // 2]
+                shift = column % 2 * 16
+                first = 8 * matrix + lane % 4 * 2
+                low, high = (words[first] >> shift) & 0xFFFF, (words[first + 1] >> shift) & 0xFFFF
+                out[lane] = low | high << 16
+
+    @cuda.jit(device=True)
+    def ldmatrix_x4(tile, place):
+        """Four 8 x 8 matrices of float16 from shared memory, as :func:`mma_m16n8k16` wants them: four pairs a lane.
+
+        Lane l names, as ``tile[place]``, where a row of 8 begins (16-byte aligned): row l % 8 of matrix l // 8. It gets
+        from each matrix the pair in row l // 4, columns l % 4 * 2 and the next. So A's registers a0 … a3 come from
+        lanes that name A[l % 16, l // 16 * 8]; and b0, b1 of two products side by side, from B stored transposed, from
+        lanes that name B.T[l // 16 * 8 + l % 8, l // 8 % 2 * 8]. All 32 lanes must call it together. sm_75 or later.
+        Source: PTX ISA, ``ldmatrix``.
+        """
+        w0, w1, w2, w3 = load_half8(tile, place)
+        w0, w1, w2, w3 = _deal(w0, w1, w2, w3)
+        return w0, w1, w2, w3
+
+    @cuda.jit(device=True)
+    def ldmatrix_x4_trans(tile, place):
+        """:func:`ldmatrix_x4` of matrices that lie transposed: rows l % 4 * 2 and the next of column l // 4.
+
+        So b0, b1 of two products side by side come from B as it lies, (K, N), from lanes that name
+        B[l % 16, l // 16 * 8].
+        """
+        w0, w1, w2, w3 = load_half8(tile, place)
+        w0, w1, w2, w3 = _deal_trans(w0, w1, w2, w3)
+        return w0, w1, w2, w3
+else:
+
+    def _matrix_loader(name, tile, place, variant):
+        _require(name, tile, place, types.float16)
+        result = types.UniTuple(types.uint32, 4)
+
+        def codegen(context, builder, sig, args):
+            address = _shared_address(builder, _address(context, builder, sig, args, U32))
+            text = f"ldmatrix.sync.aligned.m8n8.x4{variant}.shared.b16 {{$0, $1, $2, $3}}, [$4];"
+            loaded = _assembly(builder, text, "=r,=r,=r,=r,r,~{memory}", ir.LiteralStructType([U32] * 4), [address])
+            return context.make_tuple(builder, result, [builder.extract_value(loaded, i) for i in range(4)])
+
+        return signature(result, tile, place), codegen
+
+    @intrinsic
+    def ldmatrix_x4(typingctx, tile, place):
+        """Four 8 x 8 matrices from shared memory, four pairs a lane: see the CPU's version above."""
+        return _matrix_loader("ldmatrix_x4", tile, place, "")
+
+    @intrinsic
+    def ldmatrix_x4_trans(typingctx, tile, place):
+        """:func:`ldmatrix_x4` of matrices that lie transposed: see the CPU's version above."""
+        return _matrix_loader("ldmatrix_x4_trans", tile, place, ".trans")

@@ -1,0 +1,263 @@
+"""Chapter 9, the tensor cores kept busy: tiles that arrive in the background, and what follows a product fused into it.
+
+``gemm_v5_tensor_core`` computes with its tensor cores a third of the time: threads carry each number from global memory
+to a register to shared memory, and then read it from there in pieces of 4 bytes. Here nobody carries.
+
+=========================  ==================================  ===================================  ===================
+kernel                     what it changes                     shared memory bytes read for a       waits for memory
+                                                               product of 16 x 8 x 16
+=========================  ==================================  ===================================  ===================
+``gemm_v5_tensor_core``    (``tensor_core.py``)                240: a warp has 64 x 32 of C         once a tile
+``gemm_v6_pipeline``       copies in the background, three     128: a warp has 64 x 64, and 16      only if two tiles
+                           tiles deep; ``ldmatrix``            bytes a lane at a time               of 32 are too few
+``gemm_bias``              v6, and C = A @ B + bias in float16 the same                             the same
+``gemm_bias_residual``     v6, and x += A @ B + bias           the same                             the same
+=========================  ==================================  ===================================  ===================
+
+From here on B is given transposed, ``Bt`` (N, K): a network's weights can be stored either way, and so the tiles of
+both operands are loaded by the same lines, 16 bytes along K at a time. (The product of one row, ``gemv_half.py``, can
+be fast with that layout only.) ``Bt`` is what PyTorch calls the weight of a linear layer: (out, in).
+
+**The pipeline.** Shared memory holds three tiles. While the tensor cores work through one, the copies of the next two
+are under way; a copy (``cp.async``) passes no register, so two tiles ahead cost nothing but their room.
+
+**The swizzle.** ``ldmatrix`` reads 8 rows of 16 bytes at a time. Rows of 64 bytes begin in two places only, of the 8
+that a cycle can serve. So row r keeps its four pieces of 16 bytes in another order, piece c at place c ^ (r // 2 % 4):
+then any 8 rows have their piece c in 8 different places. No byte is spent on padding; three tiles take just 48 KiB.
+
+v6 loses where C is small: 128 x 128 to a block, and a GPU has 100 blocks or more to fill. On sm_75 it runs without
+background copies (see ``common.ptx``). Sources: NVIDIA's CUTLASS (swizzle and stages); Kerr et al. 2020, "Developing
+CUDA Kernels to Push Tensor Cores to the Absolute Limit on NVIDIA A100".
+"""
+
+import numpy as np
+from numba import cuda, float32, uint32
+from numba.types import float16
+
+from common.ptx import (
+    cp_async_commit,
+    cp_async_half8,
+    cp_async_wait,
+    ldmatrix_x4,
+    mma_m16n8k16,
+    pack_half2,
+    store_half2,
+    store_half8,
+)
+
+from .kernels import TILE, tiles_launch
+from .tensor_core import MMA_K, MMA_M, MMA_N, WARP, load_eight
+
+THREADS = 128  # 4 warps, 2 x 2, with 64 x 64 elements of C each
+TWO_BLOCKS = (THREADS, 2)  # 4 warps alone would often all wait; with two blocks a thread has up to 255 registers
+WARP_TILE = 64
+STAGES = 3
+WAITING = 1  # STAGES - 2: copies of tiles that may still be under way when the oldest is needed
+DEPTH = 32
+PIECES = 4  # of 16 bytes, in a row of DEPTH float16
+ROWS_AT_ONCE = 32  # THREADS // PIECES
+M_MMAS = 4  # WARP_TILE // MMA_M
+N_MMAS = 8  # WARP_TILE // MMA_N
+
+
+def gemm_v6_launch(M, N):
+    """Launch configuration of the kernels here: ``(grid, block)``, 128 threads, a tile of 128 x 128 each block.
+
+    Raises ValueError if a size is not positive, or M is more than 65535 tiles.
+    """
+    return tiles_launch(M, N, TILE, THREADS)
+
+
+# --- device functions ------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True, forceinline=True)
+def swizzle(row, piece):
+    """Where in its row of DEPTH float16 a tile keeps piece ``piece`` (0 … 3) of row ``row``: an element's index."""
+    return (piece ^ (row // 2 % PIECES)) * 8
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_tile(tiles, stage, X, row0, k0, rows, K):
+    """Begin to copy X[row0 : row0 + 128, k0 : k0 + 32] of a (rows, K) float16 array to tiles[stage]; 0 outside.
+
+    Each thread brings 4 pieces of 16 bytes. Rows of X begin at multiples of 16 bytes only if 8 divides K; otherwise
+    the thread loads element by element, and waits.
+    """
+    piece = cuda.threadIdx.x % PIECES
+    first = cuda.threadIdx.x // PIECES
+    col = k0 + 8 * piece
+    if K % 8 == 0:
+        for i in range(0, TILE, ROWS_AT_ONCE):
+            row = first + i
+            inside = row0 + row < rows and col < K
+            cp_async_half8(tiles, (stage, row, swizzle(row, piece)), X, (row0 + row, col), inside)
+    else:
+        for i in range(0, TILE, ROWS_AT_ONCE):
+            row = first + i
+            p0, p1, p2, p3 = load_eight(X, row0 + row, col, rows, K)
+            store_half8(tiles, (stage, row, swizzle(row, piece)), p0, p1, p2, p3)
+
+
+@cuda.jit(device=True, forceinline=True)
+def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
+    """acc = this thread's part of A @ Bt.T for the block's tile of 128 x 128: the whole of v6 but its last lines.
+
+    A: (M, K), Bt: (N, K) float16. a_tiles, b_tiles: (3, 128, 32) float16 in shared memory. acc: (4, 8, 4) float32,
+    local, for 4 x 8 products of 16 x 8; :func:`element_row` and :func:`element_col` say where its elements lie in C.
+    """
+    row0 = cuda.blockIdx.y * TILE
+    col0 = cuda.blockIdx.x * TILE
+    lane = cuda.threadIdx.x % WARP
+    warp_row = cuda.threadIdx.x // WARP // 2 * WARP_TILE
+    warp_col = cuda.threadIdx.x // WARP % 2 * WARP_TILE
+    a_row, a_piece = warp_row + lane % 16, lane // 16  # the row and piece that this lane names to ldmatrix
+    b_row, b_piece = warp_col + lane // 16 * 8 + lane % 8, lane // 8 % 2
+    a = cuda.local.array((M_MMAS, 4), uint32)
+    b = cuda.local.array((N_MMAS, 2), uint32)
+    for m in range(M_MMAS):
+        for n in range(N_MMAS):
+            for e in range(4):
+                acc[m, n, e] = float32(0)
+    for stage in range(STAGES - 1):
+        load_tile(a_tiles, stage, A, row0, stage * DEPTH, M, K)
+        load_tile(b_tiles, stage, Bt, col0, stage * DEPTH, N, K)
+        cp_async_commit()
+    now = 0
+    free = STAGES - 1
+    for k0 in range(0, K, DEPTH):
+        cp_async_wait(WAITING)  # my part of tile `now` is there
+        cuda.syncthreads()  # everybody's part is, and all have left tile `free`
+        next_k = k0 + (STAGES - 1) * DEPTH
+        load_tile(a_tiles, free, A, row0, next_k, M, K)
+        load_tile(b_tiles, free, Bt, col0, next_k, N, K)
+        cp_async_commit()
+        for k in range(0, DEPTH, MMA_K):
+            for m in range(M_MMAS):
+                row = a_row + m * MMA_M
+                a[m, 0], a[m, 1], a[m, 2], a[m, 3] = ldmatrix_x4(a_tiles, (now, row, swizzle(row, k // 8 + a_piece)))
+            for n in range(0, N_MMAS, 2):
+                row = b_row + n * MMA_N
+                b[n, 0], b[n, 1], b[n + 1, 0], b[n + 1, 1] = ldmatrix_x4(
+                    b_tiles, (now, row, swizzle(row, k // 8 + b_piece))
+                )
+            for m in range(M_MMAS):
+                for n in range(N_MMAS):
+                    acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3] = mma_m16n8k16(
+                        a[m, 0], a[m, 1], a[m, 2], a[m, 3], b[n, 0], b[n, 1],
+                        acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3],
+                    )  # fmt: skip
+        free = now
+        now = now + 1 if now < STAGES - 1 else 0
+
+
+@cuda.jit(device=True, forceinline=True)
+def element_row(m, half):
+    """The row in C of acc[m, n, 2 * half] and acc[m, n, 2 * half + 1] of :func:`tile_product`."""
+    warp_row = cuda.threadIdx.x // WARP // 2 * WARP_TILE
+    return cuda.blockIdx.y * TILE + warp_row + m * MMA_M + half * 8 + cuda.threadIdx.x % WARP // 4
+
+
+@cuda.jit(device=True, forceinline=True)
+def element_col(n):
+    """The column in C of acc[m, n, 0] and acc[m, n, 2] of :func:`tile_product`; that of 1 and 3 is the next."""
+    warp_col = cuda.threadIdx.x // WARP % 2 * WARP_TILE
+    return cuda.blockIdx.x * TILE + warp_col + n * MMA_N + cuda.threadIdx.x % 4 * 2
+
+
+@cuda.jit(device=True, forceinline=True)
+def store_pair(C, row, col, M, N, low, high):
+    """C[row, col], C[row, col + 1] = low, high in float16, as far as they lie in (M, N); ``col`` is even."""
+    if row < M:
+        if N % 2 == 0:  # rows begin at multiples of 4 bytes
+            if col < N:
+                store_half2(C, (row, col), pack_half2(low, high))
+        else:
+            if col < N:
+                C[row, col] = low
+            if col + 1 < N:
+                C[row, col + 1] = high
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(launch_bounds=TWO_BLOCKS)
+def gemm_v6_pipeline(A, Bt, C, M, N, K):
+    """C = A @ Bt.T, rung 6: tiles arrive by background copies, three deep; a warp multiplies 64 x 64 of C.
+
+    A: (M, K), Bt: (N, K) float16, C: (M, N) float32, all C-contiguous; C overlaps neither. M, N, K: int32, at least 1.
+    A and Bt begin at a multiple of 16 bytes; K is best a multiple of 8 (else elements are loaded one by one).
+    Launch: ``gemm_v6_pipeline[gemm_v6_launch(M, N)](…)``, 128 threads; sm_75 or later.
+    """
+    a_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    b_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    acc = cuda.local.array((M_MMAS, N_MMAS, 4), float32)
+    tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K)
+    for m in range(M_MMAS):
+        for n in range(N_MMAS):
+            for e in range(4):
+                row, col = element_row(m, e // 2), element_col(n) + e % 2
+                if row < M and col < N:
+                    C[row, col] = acc[m, n, e]
+
+
+@cuda.jit(launch_bounds=TWO_BLOCKS)
+def gemm_bias(A, Bt, bias, C, M, N, K):
+    """C = A @ Bt.T + bias, rounded to float16: a linear layer whose result feeds another tensor core.
+
+    A: (M, K), Bt: (N, K), C: (M, N) float16. bias: (N,) float32. All else as in :func:`gemm_v6_pipeline`.
+    Launch: ``gemm_bias[gemm_v6_launch(M, N)](…)``.
+    """
+    a_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    b_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    acc = cuda.local.array((M_MMAS, N_MMAS, 4), float32)
+    tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K)
+    for n in range(N_MMAS):
+        col = element_col(n)
+        bias0 = bias[col] if col < N else float32(0)
+        bias1 = bias[col + 1] if col + 1 < N else float32(0)
+        for m in range(M_MMAS):
+            for half in range(2):
+                low, high = acc[m, n, 2 * half] + bias0, acc[m, n, 2 * half + 1] + bias1
+                store_pair(C, element_row(m, half), col, M, N, low, high)
+
+
+@cuda.jit(launch_bounds=TWO_BLOCKS)
+def gemm_bias_residual(A, Bt, bias, x, M, N, K):
+    """x += A @ Bt.T + bias, x in float32: a linear layer that ends in the residual stream.
+
+    A: (M, K), Bt: (N, K) float16. bias: (N,), x: (M, N) float32. All else as in :func:`gemm_v6_pipeline`.
+    Launch: ``gemm_bias_residual[gemm_v6_launch(M, N)](…)``.
+    """
+    a_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    b_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    acc = cuda.local.array((M_MMAS, N_MMAS, 4), float32)
+    tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K)
+    for m in range(M_MMAS):
+        for n in range(N_MMAS):
+            for e in range(4):
+                row, col = element_row(m, e // 2), element_col(n) + e % 2
+                if row < M and col < N:
+                    x[row, col] += acc[m, n, e] + bias[col]
+
+
+gemm_half = gemm_v6_pipeline
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def gemm_v6_reference(A, Bt):
+    """NumPy reference of :func:`gemm_v6_pipeline`: (M, K) and (N, K) float16, in float64; (M, N) float32."""
+    return (A.astype(np.float64) @ Bt.astype(np.float64).T).astype(np.float32)
+
+
+def gemm_bias_reference(A, Bt, bias):
+    """NumPy reference of :func:`gemm_bias`: float16 operands, (N,) float32 bias; returns (M, N) float16."""
+    return (A.astype(np.float64) @ Bt.astype(np.float64).T + bias).astype(np.float16)
+
+
+def gemm_bias_residual_reference(A, Bt, bias, x):
+    """NumPy reference of :func:`gemm_bias_residual`: returns x afterwards, (M, N) float32, a new array."""
+    return (x + (A.astype(np.float64) @ Bt.astype(np.float64).T + bias)).astype(np.float32)
