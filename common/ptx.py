@@ -20,6 +20,8 @@ function                                    on the GPU                          
 ``cp_async_half8(tile, j, x, i, inside)``   ``cp.async.cg.shared.global``               8 float16        sm_80, or see
 ``cp_async_commit()``                       ``cp.async.commit_group``                   –                below
 ``cp_async_wait(n)``                        ``cp.async.wait_group n``                   –
+``griddep_wait()``                          ``griddepcontrol.wait``                     –                sm_90, or
+``griddep_launch()``                        ``griddepcontrol.launch_dependents``        –                nothing
 ``ldmatrix_x4(tile, j)``                    ``ldmatrix.sync.aligned.m8n8.x4``           4 × 8 × 8        sm_75
 ``ldmatrix_x4_trans(tile, j)``              ``ldmatrix … .x4.trans``                    4 × 8 × 8        sm_75
 ``mma_m16n8k8(a0, a1, b0, c0 … c3)``        ``mma.sync.aligned.m16n8k8``                registers        sm_75
@@ -402,6 +404,42 @@ else:
             return context.get_dummy_value()
 
         return signature(types.none, n), codegen
+
+
+def _griddep(operation):
+    """What an intrinsic without arguments returns that is an order to the scheduler of grids, from sm_90 on."""
+
+    def codegen(context, builder, sig, args):
+        if not ON_CPU and _compute_capability() >= (9, 0):
+            _assembly(builder, f"griddepcontrol.{operation};", "~{memory}", VOID, [])
+        return context.get_dummy_value()
+
+    return signature(types.none), codegen
+
+
+@intrinsic
+def griddep_wait(typingctx):
+    """Wait for the kernel launched before this one to end, and see all it wrote.
+
+    A kernel usually begins when the one before has ended. Launched as *dependent* (see ``common.graph``), it begins
+    earlier, and may do what does not depend on the other, such as loading weights, until it calls this. A kernel so
+    launched must call it, in every thread that reads or writes what others do. Without such a launch, before sm_90 and
+    on the CPU backend it does nothing. Source: CUDA Programming Guide, "Programmatic Dependent Launch".
+    """
+    return _griddep("wait")
+
+
+@intrinsic
+def griddep_launch(typingctx):
+    """The kernel launched after this one may begin, if all blocks have called this or have ended.
+
+    It says nothing about results: the other one waits for them with :func:`griddep_wait`.
+    """
+    return _griddep("launch_dependents")
+
+
+for _function in (griddep_wait, griddep_launch):
+    cpu_equivalent(_function)(_function)
 
 
 def _shared_address(builder, pointer):

@@ -37,6 +37,13 @@ def activation_launch(n):
 # --- GELU ------------------------------------------------------------------------------------------------------------
 
 
+@cuda.jit(device=True)
+def gelu_of(value):
+    """gelu(value) in the tanh form, float32."""
+    inner = float32(0.7978845608028654) * (value + float32(0.044715) * value * value * value)
+    return float32(0.5) * value * (float32(1) + math.tanh(inner))
+
+
 @cuda.jit
 def gelu_kernel(x, out, n):
     """out[i] = gelu(x[i]) in the tanh form: x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³))), GPT-2's ``gelu_new``.
@@ -47,9 +54,7 @@ def gelu_kernel(x, out, n):
     """
     i = cuda.grid(1)
     if i < n:
-        value = x[i]
-        inner = float32(0.7978845608028654) * (value + float32(0.044715) * value * value * value)
-        out[i] = float32(0.5) * value * (float32(1) + math.tanh(inner))
+        out[i] = gelu_of(x[i])
 
 
 def gelu_reference(x):

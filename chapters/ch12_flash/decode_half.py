@@ -1,0 +1,205 @@
+"""Chapter 12, decoding in float16: one launch, whatever the length, and that length need not be known to the host.
+
+=========================  ==================================================  ========================================
+kernel                     what it changes                                     what it costs beside keys and values
+=========================  ==================================================  ========================================
+``decode_v2_split_k``      (``decode.py``, float32)                            a second launch, that combines the splits
+``decode_v3_chunks``       float16; a block takes a chunk of fixed length and  a fence and an atomic for each block, if
+                           loads it in one go; the last block of a head to     there is more than one chunk
+                           arrive combines; the length is in device memory
+=========================  ==================================================  ========================================
+
+**A chunk is what a block can ask for at once**: each thread loads 4 pieces of 16 bytes of keys and 4 of values, and
+waits for memory once. With head_dim 64 that is 128 tokens a chunk. The grid has blocks for the longest sequence; those
+behind its end leave at once.
+
+**The last one combines.** Each block leaves its pair and sum as a split of v2 does, then counts itself in. Who counts
+last knows that all others are done, and combines their results, in the order of the chunks: the same bits in each run.
+
+**The length is read, not passed**: ``pos[0]`` tokens came before this one. A CUDA graph replays a launch with the
+arguments it was captured with; what is in memory may change. Keys and values of earlier tokens are there before the
+kernel before has ended, so they are asked for before ``griddep_wait`` (see ``common.ptx``), this token's own after it.
+
+Sources: Dao et al. 2023, "Flash-Decoding"; the counting: NVIDIA's CUDA sample threadFenceReduction.
+"""
+
+import numpy as np
+from numba import cuda, float32, int32, uint32
+
+from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
+from chapters.ch09_gemm.gemv_half import dot8
+from chapters.ch10_softmax.kernels import LOWEST
+from common.ptx import exp2_approx, griddep_launch, griddep_wait, load_half8, store_float4, unpack_half2
+
+THREADS = 256
+WARPS = THREADS // WARP
+PIECES = 4  # loads of 8 numbers of keys, and as many of values, that a lane has under way
+LOG2_E = 1.4426950408889634
+HEAD_DIMS = (8, 16, 32, 64, 128, 256)
+
+
+def chunk_tokens(head_dim):
+    """Tokens of a chunk: 256 threads with 4 pieces of 8 numbers each. Raises ValueError as :func:`chunks_launch`."""
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(
+            f"head_dim = {head_dim}: lanes take 8 numbers each and share a key evenly, so it must be one of "
+            f"{', '.join(map(str, HEAD_DIMS))}; decode_v2_split_k takes any up to 128"
+        )
+    return THREADS * PIECES * 8 // head_dim
+
+
+def chunks_launch(max_tokens, n_head, head_dim):
+    """Launch configuration of :func:`decode_v3_chunks`: ``(grid, block)``, chunks along x, heads along y.
+
+    Raises ValueError if a size is not positive, or head_dim is not 8, 16, 32, 64, 128 or 256.
+    """
+    if max_tokens <= 0 or n_head <= 0:
+        raise ValueError(f"{max_tokens} tokens, {n_head} heads: attention needs at least 1 of each")
+    chunk = chunk_tokens(head_dim)
+    return ((max_tokens + chunk - 1) // chunk, n_head), THREADS
+
+
+def chunks_workspace(max_tokens, n_head, head_dim):
+    """Shapes of ``pairs`` (float32), ``sums`` (float32) and ``arrived`` (int32, zeros at first) that the kernel needs.
+
+    Raises ValueError as :func:`chunks_launch`.
+    """
+    (n_chunks, _), _ = chunks_launch(max_tokens, n_head, head_dim)
+    return (n_head, n_chunks, 2), (n_head, n_chunks, head_dim), (n_head,)
+
+
+@cuda.jit
+def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_dim, scale):
+    """out[head] = softmax(scale * q[head] · k_cache[head, :n]) @ v_cache[head, :n] with n = pos[0] + 1 tokens.
+
+    q, out: (n_head * head_dim,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16; nothing from token
+    n on is read. pairs, sums, arrived: see :func:`chunks_workspace`; ``arrived`` is 0 before and after. pos: (1,)
+    int32, from 0 to max_tokens - 1, not written by the kernel before. All C-contiguous, from a multiple of 16 bytes on.
+    head_dim: int32, one of HEAD_DIMS. scale: float32.
+    Launch: ``decode_v3_chunks[chunks_launch(max_tokens, n_head, head_dim)](…)``, 256 threads exactly.
+    """
+    warp_pairs = cuda.shared.array((WARPS, 2), float32)
+    shares = cuda.shared.array((THREADS, 8), float32, alignment=16)  # the weighted sums of the threads
+    last = cuda.shared.array(1, int32)
+    k = cuda.local.array((PIECES, 4), uint32)
+    v = cuda.local.array((PIECES, 4), uint32)
+    scores = cuda.local.array(PIECES, float32)
+    tid = cuda.threadIdx.x
+    head = cuda.blockIdx.y
+    lanes = head_dim // 8  # that share a key
+    dim = tid % lanes * 8  # the first of this thread's elements of a head
+    together = THREADS // lanes  # keys that the block loads with one piece a thread
+    before = pos[0]
+    first = cuda.blockIdx.x * PIECES * together + tid // lanes
+    n_active = before // (PIECES * together) + 1  # chunks that hold a token
+    griddep_launch()
+    for j in range(PIECES):
+        token = first + j * together
+        if token < before:
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (head, token, dim))
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (head, token, dim))
+        else:
+            k[j, 0] = k[j, 1] = k[j, 2] = k[j, 3] = v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = uint32(0)
+    griddep_wait()
+    if cuda.blockIdx.x >= n_active:
+        return
+    q0, q1, q2, q3 = load_half8(q, head * head_dim + dim)
+    factor = scale * float32(LOG2_E)
+    largest = LOWEST
+    for j in range(PIECES):
+        token = first + j * together
+        if token == before:
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (head, token, dim))
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (head, token, dim))
+        score = dot8(k[j, 0], k[j, 1], k[j, 2], k[j, 3], q0, q1, q2, q3)
+        step = 1
+        while step < lanes:
+            score += cuda.shfl_xor_sync(FULL_WARP, score, step)
+            step *= 2
+        scores[j] = score * factor if token <= before else float32(-np.inf)
+        largest = max(largest, scores[j])
+    step = lanes
+    while step < WARP:
+        largest = max(largest, cuda.shfl_xor_sync(FULL_WARP, largest, step))
+        step *= 2
+    total = float32(0)
+    acc0 = acc1 = acc2 = acc3 = acc4 = acc5 = acc6 = acc7 = float32(0)
+    for j in range(PIECES):
+        p = exp2_approx(scores[j] - largest)
+        total += p
+        v0, v1 = unpack_half2(v[j, 0])
+        v2, v3 = unpack_half2(v[j, 1])
+        v4, v5 = unpack_half2(v[j, 2])
+        v6, v7 = unpack_half2(v[j, 3])
+        acc0 += p * v0
+        acc1 += p * v1
+        acc2 += p * v2
+        acc3 += p * v3
+        acc4 += p * v4
+        acc5 += p * v5
+        acc6 += p * v6
+        acc7 += p * v7
+    step = lanes
+    while step < WARP:
+        total += cuda.shfl_xor_sync(FULL_WARP, total, step)
+        step *= 2
+    store_float4(shares, (tid, 0), acc0, acc1, acc2, acc3)
+    store_float4(shares, (tid, 4), acc4, acc5, acc6, acc7)
+    if tid % WARP == 0:
+        warp_pairs[tid // WARP, 0] = largest
+        warp_pairs[tid // WARP, 1] = total
+    cuda.syncthreads()
+
+    # The block's own result: thread i has element i of the head.
+    largest = LOWEST
+    for warp in range(WARPS):
+        largest = max(largest, warp_pairs[warp, 0])
+    total = float32(0)
+    for warp in range(WARPS):
+        total += warp_pairs[warp, 1] * exp2_approx(warp_pairs[warp, 0] - largest)
+    acc = float32(0)
+    if tid < head_dim:
+        for group in range(together):
+            thread = group * lanes + tid // 8
+            acc += shares[thread, tid % 8] * exp2_approx(warp_pairs[thread // WARP, 0] - largest)
+        if n_active == 1:
+            out[head * head_dim + tid] = acc / total
+        else:
+            sums[head, cuda.blockIdx.x, tid] = acc
+    if n_active == 1:
+        return
+    if tid == 0:
+        pairs[head, cuda.blockIdx.x, 0] = largest
+        pairs[head, cuda.blockIdx.x, 1] = total
+    cuda.threadfence()  # each thread's results are on their way to everybody before the block is counted
+    cuda.syncthreads()
+    if tid == 0:
+        last[0] = cuda.atomic.add(arrived, head, 1)
+    cuda.syncthreads()
+    if last[0] < n_active - 1:
+        return
+    cuda.threadfence()
+    if tid == 0:
+        arrived[head] = 0
+    if tid < head_dim:
+        largest = LOWEST
+        for chunk in range(n_active):
+            largest = max(largest, pairs[head, chunk, 0])
+        total = float32(0)
+        acc = float32(0)
+        for chunk in range(n_active):
+            weight = exp2_approx(pairs[head, chunk, 0] - largest)
+            total += weight * pairs[head, chunk, 1]
+            acc += weight * sums[head, chunk, tid]
+        out[head * head_dim + tid] = acc / total
+
+
+def decode_half_reference(q, k_cache, v_cache, n_tokens, scale):
+    """NumPy reference: q (n_head, head_dim), caches (n_head, max_tokens, head_dim) float16, in float64 inside.
+
+    Returns (n_head, head_dim) float16.
+    """
+    k, v = k_cache[:, :n_tokens].astype(np.float64), v_cache[:, :n_tokens].astype(np.float64)
+    scores = np.einsum("hi,hki->hk", q.astype(np.float64), k) * scale
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.einsum("hk,hki->hi", e / e.sum(axis=1, keepdims=True), v).astype(np.float16)

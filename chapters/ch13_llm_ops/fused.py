@@ -1,0 +1,291 @@
+"""Chapter 13, what follows a matrix product, as its last lines: the operations of this chapter without launches.
+
+An activation reads what a product has just written, and the product has had it in registers. So the fastest GELU is no
+kernel; neither are the split into query, key and value, the append to the cache, or the search for the likeliest token.
+Everything is float16 but sums, the residual stream and the logits.
+
+=====================  ==============================================  ===========================================
+kernel                 the product behind it                           kernels it saves
+=====================  ==============================================  ===========================================
+``gemm_bias_gelu``     chapter 9's ``gemm_bias``, many rows            ``gelu_kernel``
+``gemv_ln_gelu``       chapter 9's ``gemv_ln``, 1 to 8 rows            ``layernorm_row``, ``gelu_kernel``
+``gemv_ln_qkv``        the same, one row                               ``layernorm_row``, ``split_qkv``, ``kv_append``
+``gemv_ln_logits``     the same, one row; a wide matrix                ``layernorm_row``, most of ``greedy_argmax``
+``split_qkv_append``   none: behind ``gemm_bias`` in a prefill         ``kv_append``
+``embed_at``           none: the first kernel of a step
+``pick_best``          none: the likeliest token becomes the next
+``append_token``       none: a token drawn becomes the next
+=====================  ==============================================  ===========================================
+
+**A step that is always the same.** The last three read and write ``tokens`` and ``pos`` in device memory. A step so
+made of kernels whose arguments never change can be captured into a CUDA graph once and replayed for every token.
+
+Sources: as chapters 7 and 9; the tanh form of GELU as ``gelu_kernel``.
+"""
+
+import numpy as np
+from numba import cuda, float32, int32, uint32
+from numba.types import float16
+
+from chapters.ch03_indexing.kernels import blocks_2d
+from chapters.ch07_warp_reduce.argmax import block_argmax
+from chapters.ch07_warp_reduce.kernels import WARP
+from chapters.ch09_gemm.gemv_half import (
+    PIECES,
+    WARPS,
+    layernorm_half_reference,
+    layernorm_to_shared,
+    load_pieces,
+    row_total,
+)
+from chapters.ch09_gemm.pipeline import (
+    DEPTH,
+    M_MMAS,
+    N_MMAS,
+    STAGES,
+    TILE,
+    TWO_BLOCKS,
+    element_col,
+    element_row,
+    store_pair,
+    tile_product,
+)
+from common.ptx import griddep_launch, griddep_wait
+
+from .kernels import gelu_of, gelu_reference
+
+PICK_THREADS = 1024
+
+
+@cuda.jit(launch_bounds=TWO_BLOCKS)
+def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
+    """C = gelu(A @ Bt.T + bias), rounded to float16: the first half of an MLP, for many tokens.
+
+    A: (M, K), Bt: (N, K), C: (M, N) float16. bias: (N,) float32. All else as chapter 9's ``gemm_v6_pipeline``.
+    Launch: ``gemm_bias_gelu[gemm_v6_launch(M, N)](…)``.
+    """
+    a_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    b_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
+    acc = cuda.local.array((M_MMAS, N_MMAS, 4), float32)
+    tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K)
+    for n in range(N_MMAS):
+        col = element_col(n)
+        bias0 = bias[col] if col < N else float32(0)
+        bias1 = bias[col + 1] if col + 1 < N else float32(0)
+        for m in range(M_MMAS):
+            for half in range(2):
+                low, high = gelu_of(acc[m, n, 2 * half] + bias0), gelu_of(acc[m, n, 2 * half + 1] + bias1)
+                store_pair(C, element_row(m, half), col, M, N, low, high)
+
+
+@cuda.jit
+def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
+    """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
+
+    out: (rows * N,) float16, flat. All else as chapter 9's ``gemv_ln``.
+    Launch: ``gemv_ln_gelu[gemv_ln_launch(N, d_model, rows)](…)``.
+    """
+    x_hat = cuda.shared.array(0, float16)
+    partial = cuda.shared.array(WARP, float32)
+    w = cuda.local.array((PIECES, 4), uint32)
+    warp = cuda.threadIdx.x // WARP
+    n_rows = WARPS // split
+    first = cuda.blockIdx.x * n_rows
+    griddep_launch()
+    load_pieces(W, first + warp // split, split, N, d_model, w)
+    griddep_wait()
+    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
+    for row0 in range(first, N, cuda.gridDim.x * n_rows):
+        row = row0 + warp // split
+        if row0 > first:
+            load_pieces(W, row, split, N, d_model, w)
+        for b in range(rows):
+            total = row_total(W, row, w, x_hat, b * d_model, split, N, d_model, partial)
+            if row < N and cuda.threadIdx.x % (WARP * split) == 0:
+                out[b * N + row] = gelu_of(total + bias[row])
+
+
+@cuda.jit
+def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, split, eps):
+    """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
+
+    With y = W @ layernorm(x[0]) + bias of 3 * d_model numbers: q = the first d_model, k_cache[head, pos[0]] and
+    v_cache[head, pos[0]] = the others, head by head. x: (1, d_model) float32. W: (3 * d_model, d_model) float16. bias:
+    (3 * d_model,) float32. q: (d_model,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16. pos: (1,)
+    int32, from 0 to max_tokens - 1. d_model, head_dim: int32. split, eps: as chapter 9's ``gemv_ln``.
+    Launch: ``gemv_ln_qkv[gemv_ln_launch(3 * d_model, d_model)](…)``.
+    """
+    x_hat = cuda.shared.array(0, float16)
+    partial = cuda.shared.array(WARP, float32)
+    w = cuda.local.array((PIECES, 4), uint32)
+    warp = cuda.threadIdx.x // WARP
+    n_rows = WARPS // split
+    first = cuda.blockIdx.x * n_rows
+    griddep_launch()
+    load_pieces(W, first + warp // split, split, 3 * d_model, d_model, w)
+    griddep_wait()
+    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    slot = pos[0]
+    for row0 in range(first, 3 * d_model, cuda.gridDim.x * n_rows):
+        row = row0 + warp // split
+        if row0 > first:
+            load_pieces(W, row, split, 3 * d_model, d_model, w)
+        total = row_total(W, row, w, x_hat, 0, split, 3 * d_model, d_model, partial)
+        if row < 3 * d_model and cuda.threadIdx.x % (WARP * split) == 0:
+            head, i = row % d_model // head_dim, row % head_dim
+            if row < d_model:
+                q[row] = total + bias[row]
+            elif row < 2 * d_model:
+                k_cache[head, slot, i] = total + bias[row]
+            else:
+                v_cache[head, slot, i] = total + bias[row]
+
+
+@cuda.jit
+def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, split, eps):
+    """logits = W @ layernorm(x[at]), and of each block's logits the largest and its token: greedy decoding, first half.
+
+    x: (T, d_model) float32; at: int32, the row of x. W: (vocab_size, d_model) float16, GPT-2's embedding. logits:
+    (vocab_size,) float32. best: float32, best_token: int32, both (blocks,), with blocks those of the launch; equal
+    logits: the lowest token; a block of nothing but NaN: -inf and vocab_size. split, eps: as chapter 9's ``gemv_ln``.
+    Launch: ``gemv_ln_logits[gemv_ln_launch(vocab_size, d_model)](…)``.
+    """
+    x_hat = cuda.shared.array(0, float16)
+    partial = cuda.shared.array(WARP, float32)
+    partial_token = cuda.shared.array(WARP, int32)
+    w = cuda.local.array((PIECES, 4), uint32)
+    warp = cuda.threadIdx.x // WARP
+    n_rows = WARPS // split
+    first = cuda.blockIdx.x * n_rows
+    griddep_launch()
+    load_pieces(W, first + warp // split, split, vocab_size, d_model, w)
+    griddep_wait()
+    layernorm_to_shared(x, at, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    largest = float32(-np.inf)
+    token = int32(vocab_size)  # stands for "none yet"
+    for row0 in range(first, vocab_size, cuda.gridDim.x * n_rows):
+        row = row0 + warp // split
+        if row0 > first:
+            load_pieces(W, row, split, vocab_size, d_model, w)
+        total = row_total(W, row, w, x_hat, 0, split, vocab_size, d_model, partial)
+        if row < vocab_size:
+            if cuda.threadIdx.x % (WARP * split) == 0:
+                logits[row] = total
+            if total > largest or (total == largest and row < token):
+                largest = total
+                token = int32(row)
+    cuda.syncthreads()  # all have read partial
+    largest, token = block_argmax(largest, token, partial, partial_token)
+    if cuda.threadIdx.x == 0:
+        best[cuda.blockIdx.x] = largest
+        best_token[cuda.blockIdx.x] = token
+
+
+def pick_best_launch():
+    """Launch configuration of :func:`pick_best`: ``(grid, block)``, one block."""
+    return 1, PICK_THREADS
+
+
+@cuda.jit
+def pick_best(best, best_token, n_blocks, vocab_size, tokens, shown, pos):
+    """tokens[pos[0] + 1] = the likeliest token, from each block's best; then pos[0] += 1: the end of a greedy step.
+
+    best, best_token: (n_blocks,) from :func:`gemv_ln_logits`. tokens, shown: (max_tokens + 1,) int32; ``shown`` gets
+    the same token and may lie in the host's memory (``cuda.mapped_array``), where the host reads it without a copy.
+    -1 if all logits are NaN. pos: (1,) int32. n_blocks, vocab_size: int32.
+    Launch: ``pick_best[pick_best_launch()](…)``.
+    """
+    partial = cuda.shared.array(WARP, float32)
+    partial_token = cuda.shared.array(WARP, int32)
+    griddep_launch()
+    griddep_wait()
+    largest = float32(-np.inf)
+    token = int32(vocab_size)
+    for block in range(cuda.threadIdx.x, n_blocks, cuda.blockDim.x):
+        if best[block] > largest or (best[block] == largest and best_token[block] < token):
+            largest = best[block]
+            token = best_token[block]
+    largest, token = block_argmax(largest, token, partial, partial_token)
+    if cuda.threadIdx.x == 0:
+        slot = pos[0] + 1
+        chosen = token if token < vocab_size else -1
+        tokens[slot] = chosen
+        shown[slot] = chosen
+        pos[0] = slot
+
+
+def append_token_launch():
+    """Launch configuration of :func:`append_token`: ``(grid, block)``, a single thread."""
+    return 1, 1
+
+
+@cuda.jit
+def append_token(chosen, tokens, shown, pos, step):
+    """tokens[pos[0] + 1] = shown[pos[0] + 1] = chosen[0]; then pos[0] += 1, step[0] += 1: the end of a sampled step.
+
+    chosen: (1,) int32. tokens, shown, pos: as :func:`pick_best`. step: (1,) int64, of the seed's random numbers.
+    Launch: ``append_token[append_token_launch()](…)``, one thread.
+    """
+    griddep_launch()
+    griddep_wait()
+    slot = pos[0] + 1
+    tokens[slot] = chosen[0]
+    shown[slot] = chosen[0]
+    pos[0] = slot
+    step[0] += 1
+
+
+@cuda.jit
+def embed_at(tokens, pos, wte, wpe, x, T, d_model):
+    """x[t] = wte[tokens[pos[0] + t]] + wpe[pos[0] + t] for T tokens from position pos[0] on, added in float32.
+
+    tokens: (max_tokens + 1,) int32. pos: (1,) int32. wte: (vocab_size, d_model), wpe: (n_ctx, d_model) float16. x:
+    (T, d_model) float32. All C-contiguous. T, d_model: int32. A token below 0 (there was none to choose) reads as 0.
+    Launch: ``embed_at[blocks_2d(T, d_model)](…)``.
+    """
+    c, t = cuda.grid(2)
+    griddep_launch()
+    griddep_wait()
+    if t < T and c < d_model:
+        place = pos[0] + t
+        token = max(tokens[place], 0)
+        x[t, c] = float32(wte[token, c]) + float32(wpe[place, c])
+
+
+def split_qkv_append_launch(T, d_model):
+    """Launch of :func:`split_qkv_append`: ``(grid, block)``, a thread for each column (x) of each token (y).
+
+    Raises ValueError if a size is not positive.
+    """
+    return blocks_2d(T, d_model)
+
+
+@cuda.jit
+def split_qkv_append(qkv, q, k_cache, v_cache, pos, T, d_model, head_dim):
+    """Rows of query, key and value apart, head by head; keys and values to the cache's end.
+
+    qkv: (T, 3 * d_model) float16. q: (n_head, T, head_dim) float16. k_cache, v_cache: (n_head, max_tokens, head_dim)
+    float16, written from token pos[0] on. pos: (1,) int32. T, d_model, head_dim: int32; pos[0] + T is at most
+    max_tokens. Launch: ``split_qkv_append[split_qkv_append_launch(T, d_model)](…)``.
+    """
+    c, t = cuda.grid(2)
+    if t < T and c < d_model:
+        head, i = c // head_dim, c % head_dim
+        slot = pos[0] + t
+        q[head, t, i] = qkv[t, c]
+        k_cache[head, slot, i] = qkv[t, d_model + c]
+        v_cache[head, slot, i] = qkv[t, 2 * d_model + c]
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def gemm_bias_gelu_reference(A, Bt, bias):
+    """NumPy reference of :func:`gemm_bias_gelu`: float16 operands, (N,) float32 bias; returns (M, N) float16."""
+    return gelu_reference(A.astype(np.float64) @ Bt.astype(np.float64).T + bias).astype(np.float16)
+
+
+def gemv_ln_logits_reference(x, ln_weight, ln_bias, W, eps):
+    """NumPy reference of the logits of :func:`gemv_ln_logits`: (d_model,) float32; returns (vocab_size,) float32."""
+    hidden = layernorm_half_reference(x[None], ln_weight, ln_bias, eps)[0].astype(np.float64)
+    return (W.astype(np.float64) @ hidden).astype(np.float32)
