@@ -1,7 +1,8 @@
 """GPT-2, made of the kernels of chapters 3 to 13 and nothing else: this file defines no kernel.
 
 `GPT2.forward` is the whole network, one line a kernel. Each step runs it over the whole sequence again and keeps
-nothing but the last token's logits: no cache yet.
+nothing but the last token's logits. That is the level ``naive`` of ``--engine``; `kv.py` adds the cache, and `fast.py`
+is what a GPU can do.
 
 Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block, here with layer norm in front).
 """
@@ -9,7 +10,7 @@ Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
@@ -18,7 +19,8 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.request import RequestError, check_tokens
+from ch14_mini_llm.request import RequestError, Sampling, check_tokens
+from ch14_mini_llm.sampler import chooser
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, load_weights
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
@@ -28,6 +30,7 @@ from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.gemv import gemv_logits, gemv_logits_launch
 from chapters.ch11_attention.kernels import mha_naive
 from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
+from common.trace import Launch, trace
 
 EPS = np.float32(LAYER_NORM_EPS)
 
@@ -80,17 +83,21 @@ class GPT2:
         float32 and write next_token (1,) int32, both on the device; None is `greedy_argmax`. Afterwards
         `self.logits` holds the logits of the last position. Raises `RequestError`.
         """
-        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
-        n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
+        return self._run(self._put(tokens), 0, choose)
+
+    def _run(self, T: int, first: int, choose: Callable | None) -> int:
+        """The network over the T tokens in the buffer, which stand at positions first … first + T - 1."""
+        d, d_ff, vocab_size = self.config.d_model, self.config.d_ff, self.config.vocab_size
+        n_head, head_dim = self.config.n_head, self.config.head_dim
         w, b = self.weights, self._views(T)
 
-        embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
-        for h in self.layers:
+        embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"][first:], b.x, T, d)
+        for layer, h in enumerate(self.layers):
             layernorm_row[layernorm_launch(T, d)](b.x, h["ln_1.weight"], h["ln_1.bias"], b.h, d, EPS)
             matmul_kernel[matmul_launch(T, 3 * d)](b.h, h["attn.c_attn.weight"], b.qkv, T, 3 * d, d)
             bias_add[blocks_2d(T, 3 * d)](b.qkv, h["attn.c_attn.bias"], b.qkv, T, 3 * d)
             split_qkv[split_qkv_launch(T, d)](b.qkv, b.q, b.k, b.v, T, n_head, head_dim)
-            mha_naive(b.q, b.k, b.v, b.scores, b.att, T, n_head, head_dim)
+            self._attend(b, T, layer, first)
             matmul_kernel[matmul_launch(T, d)](b.att, h["attn.c_proj.weight"], b.h, T, d, d)
             bias_add[blocks_2d(T, d)](b.h, h["attn.c_proj.bias"], b.h, T, d)
             residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
@@ -110,6 +117,31 @@ class GPT2:
         else:
             choose(self.logits, self.next_token)
         return int(self.next_token.copy_to_host()[0])
+
+    def _attend(self, b: SimpleNamespace, T: int, layer: int, first: int) -> None:
+        """Attention among the T tokens: from the buffers q, k, v to att."""
+        mha_naive(b.q, b.k, b.v, b.scores, b.att, T, self.config.n_head, self.config.head_dim)
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        """The most likely token id after a prompt, like `forward`: the name that all levels have for it."""
+        return self.forward(tokens)
+
+    def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
+        """Yield `max_new` token ids that follow `tokens`, one step each; -1 where all logits are NaN.
+
+        What the levels of ``--engine`` differ in. It checks nothing: `ch14_mini_llm.generate.generate` does.
+        """
+        tokens, choose = list(tokens), chooser(sampling, self.config.vocab_size)
+        for _ in range(max_new):
+            tokens.append(self.forward(tokens, choose))
+            yield tokens[-1]
+
+    def trace_step(self, tokens: Sequence[int], sampling: Sampling | None = None) -> list[Launch]:
+        """Every kernel launch of the step that follows `tokens`, in order, as `common.trace` records them."""
+        choose = chooser(sampling, self.config.vocab_size)
+        with trace() as launches:
+            self.forward(tokens, choose)
+        return launches
 
     def logits_all(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits at every position, (n_tokens, vocab_size) float32 on the host; for tests, one GEMV a position."""

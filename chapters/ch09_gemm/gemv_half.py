@@ -43,20 +43,22 @@ PIECES = 4  # loads of 8 numbers that a lane has under way before it needs the f
 STEP = 8 * WARP  # numbers that a warp reads with one of them
 ROWS_MAX = 8
 SHARED_MAX = 48 * 1024
-BLOCKS_MAX = 1056  # 8 on each of 132 multiprocessors: more would only take turns
+FOUR_BLOCKS = (THREADS, 4)  # on a multiprocessor, which leaves a thread 64 registers
+BLOCKS_MAX = 528  # 4 on each of 132 multiprocessors: more would only take turns
 WARPS_WANTED = 1056  # the same number of warps is the least that keeps enough bytes under way
 
 
 def gemv_split(N, K):
-    """How many warps share a row of W: 1, 2, 4 or 8; enough for its length, and more if there are few rows.
+    """2 ** gemv_split warps share a row of W, 0 … 3: enough for its length, and more if there are few rows.
 
+    The exponent, because a kernel can divide by 2 ** split with a shift; a division takes a GPU a hundred instructions.
     Raises ValueError if a size is not positive.
     """
     if N <= 0 or K <= 0:
         raise ValueError(f"W has shape ({N}, {K}): a launch needs at least 1 row and 1 column")
-    split = 1
-    while split < WARPS and (K > split * PIECES * STEP or (N * split < WARPS_WANTED and K > split * STEP)):
-        split *= 2
+    split = 0
+    while 1 << split < WARPS and (K > PIECES * STEP << split or (N << split < WARPS_WANTED and K > STEP << split)):
+        split += 1
     return split
 
 
@@ -65,7 +67,7 @@ def gemv_half_launch(N, K):
 
     Raises ValueError if a size is not positive.
     """
-    rows = WARPS // gemv_split(N, K)
+    rows = WARPS >> gemv_split(N, K)
     return min((N + rows - 1) // rows, BLOCKS_MAX), THREADS
 
 
@@ -106,13 +108,13 @@ def dot8(w0, w1, w2, w3, x0, x1, x2, x3):
 
 @cuda.jit(device=True, forceinline=True)
 def load_pieces(W, row, split, N, K, w):
-    """w[j] = the 8 numbers (four pairs) of W[row] from 8 * lane + 256 * (part + split * j) on, 0 outside W.
+    """w[j] = the 8 numbers (four pairs) of W[row] from 8 * lane + 256 * (part + 2 ** split * j) on, 0 outside W.
 
-    W: (N, K) float16. w: (4, 4) uint32, local. part: this warp's number among the ``split`` warps of the row.
+    W: (N, K) float16. w: (4, 4) uint32, local. part: this warp's number among the 2 ** split warps of the row.
     """
-    first = 8 * (cuda.threadIdx.x % WARP) + STEP * (cuda.threadIdx.x // WARP % split)
+    first = 8 * (cuda.threadIdx.x % WARP) + STEP * (cuda.threadIdx.x // WARP & ((1 << split) - 1))
     for j in range(PIECES):
-        col = first + STEP * split * j
+        col = first + (STEP * j << split)
         if row < N and col < K and K % 8 == 0:
             w[j, 0], w[j, 1], w[j, 2], w[j, 3] = load_half8_once(W, (row, col))
         else:
@@ -127,32 +129,43 @@ def row_total(W, row, w, x, at, split, N, K, partial):
     """
     lane = cuda.threadIdx.x % WARP
     warp = cuda.threadIdx.x // WARP
-    first = 8 * lane + STEP * (warp % split)
+    part = warp & ((1 << split) - 1)
+    first = 8 * lane + STEP * part
     total = float32(0)
     if row < N:
         if K % 8 == 0:
             for j in range(PIECES):
-                col = first + STEP * split * j
+                col = first + (STEP * j << split)
                 if col < K:
                     x0, x1, x2, x3 = load_half8(x, at + col)
                     total += dot8(w[j, 0], w[j, 1], w[j, 2], w[j, 3], x0, x1, x2, x3)
-            for col in range(first + PIECES * STEP * split, K, STEP * split):  # of a row longer than w
+            col = first + (PIECES * STEP << split)
+            while col < K:  # of a row longer than w
                 w0, w1, w2, w3 = load_half8_once(W, (row, col))
                 x0, x1, x2, x3 = load_half8(x, at + col)
                 total += dot8(w0, w1, w2, w3, x0, x1, x2, x3)
+                col += STEP << split
         else:
-            for col in range(warp % split * WARP + lane, K, WARP * split):
+            col = part * WARP + lane
+            while col < K:
                 total += float32(W[row, col]) * float32(x[at + col])
+                col += WARP << split
     total = warp_sum(total)
-    if split > 1:
+    if split > 0:
         cuda.syncthreads()  # all have read what the round before left
         if lane == 0:
             partial[warp] = total
         cuda.syncthreads()
         total = float32(0)
-        for part in range(split):
-            total += partial[warp // split * split + part]
+        for other in range(1 << split):
+            total += partial[warp - part + other]
     return total
+
+
+@cuda.jit(device=True, forceinline=True)
+def leads(split):
+    """Whether this thread is the one that stores what the 2 ** split warps of a row have found."""
+    return cuda.threadIdx.x & ((WARP << split) - 1) == 0
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -164,16 +177,16 @@ def layernorm_to_shared(x, first, weight, bias, out, rows, d_model, eps, partial
     """
     for b in range(rows):
         total = float32(0)
-        for c in range(cuda.threadIdx.x, d_model, cuda.blockDim.x):
+        for c in range(cuda.threadIdx.x, d_model, THREADS):
             total += x[first + b, c]
         mean = block_sum(total, partial) / float32(d_model)
         total = float32(0)
-        for c in range(cuda.threadIdx.x, d_model, cuda.blockDim.x):
+        for c in range(cuda.threadIdx.x, d_model, THREADS):
             distance = x[first + b, c] - mean
             total += distance * distance
         variance = block_sum(total, partial) / float32(d_model)
         scale = float32(1) / math.sqrt(variance + float32(eps))
-        for c in range(cuda.threadIdx.x, d_model, cuda.blockDim.x):
+        for c in range(cuda.threadIdx.x, d_model, THREADS):
             out[b * d_model + c] = (x[first + b, c] - mean) * scale * weight[c] + bias[c]
     cuda.syncthreads()
 
@@ -181,7 +194,7 @@ def layernorm_to_shared(x, first, weight, bias, out, rows, d_model, eps, partial
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_v4_half(x, W, out, N, K, split):
     """out[n] = W[n] · x, rung 4: in float16, summed in float32.
 
@@ -192,18 +205,20 @@ def gemv_v4_half(x, W, out, N, K, split):
     partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
     warp = cuda.threadIdx.x // WARP
-    n_rows = WARPS // split  # of W, that the block takes at a time
+    n_rows = WARPS >> split  # of W, that the block takes at a time
     griddep_launch()
-    for row0 in range(cuda.blockIdx.x * n_rows, N, cuda.gridDim.x * n_rows):
-        row = row0 + warp // split
+    row0 = cuda.blockIdx.x * n_rows
+    while row0 < N:
+        row = row0 + (warp >> split)
         load_pieces(W, row, split, N, K, w)
         griddep_wait()
         total = row_total(W, row, w, x, 0, split, N, K, partial)
-        if row < N and cuda.threadIdx.x % (WARP * split) == 0:
+        if row < N and leads(split):
             out[row] = total
+        row0 += cuda.gridDim.x * n_rows
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_bias_residual(a, W, bias, x, rows, N, K, split):
     """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
 
@@ -214,19 +229,21 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K, split):
     partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
     warp = cuda.threadIdx.x // WARP
-    n_rows = WARPS // split
+    n_rows = WARPS >> split
     griddep_launch()
-    for row0 in range(cuda.blockIdx.x * n_rows, N, cuda.gridDim.x * n_rows):
-        row = row0 + warp // split
+    row0 = cuda.blockIdx.x * n_rows
+    while row0 < N:
+        row = row0 + (warp >> split)
         load_pieces(W, row, split, N, K, w)
         griddep_wait()
         for b in range(rows):
             total = row_total(W, row, w, a, b * K, split, N, K, partial)
-            if row < N and cuda.threadIdx.x % (WARP * split) == 0:
+            if row < N and leads(split):
                 x[b, row] += total + bias[row]
+        row0 += cuda.gridDim.x * n_rows
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     """out[b] = W @ layernorm(x[b]) + bias for 1 to 8 rows, in float16.
 
@@ -239,20 +256,20 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     partial = cuda.shared.array(WARP, float32)
     w = cuda.local.array((PIECES, 4), uint32)
     warp = cuda.threadIdx.x // WARP
-    n_rows = WARPS // split
-    first = cuda.blockIdx.x * n_rows
+    n_rows = WARPS >> split
+    row0 = cuda.blockIdx.x * n_rows
     griddep_launch()
-    load_pieces(W, first + warp // split, split, N, d_model, w)
+    load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
     griddep_wait()
     layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
-    for row0 in range(first, N, cuda.gridDim.x * n_rows):
-        row = row0 + warp // split
-        if row0 > first:
-            load_pieces(W, row, split, N, d_model, w)
+    while row0 < N:
+        row = row0 + (warp >> split)
         for b in range(rows):
             total = row_total(W, row, w, x_hat, b * d_model, split, N, d_model, partial)
-            if row < N and cuda.threadIdx.x % (WARP * split) == 0:
+            if row < N and leads(split):
                 out[b, row] = total + bias[row]
+        row0 += cuda.gridDim.x * n_rows
+        load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
 
 
 # --- references ------------------------------------------------------------------------------------------------------

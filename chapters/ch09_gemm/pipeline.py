@@ -78,7 +78,7 @@ def swizzle(row, piece):
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_tile(tiles, stage, X, row0, k0, rows, K):
+def copy_tile(tiles, stage, X, row0, k0, rows, K):
     """Begin to copy X[row0 : row0 + 128, k0 : k0 + 32] of a (rows, K) float16 array to tiles[stage]; 0 outside.
 
     Each thread brings 4 pieces of 16 bytes. Rows of X begin at multiples of 16 bytes only if 8 divides K; otherwise
@@ -120,8 +120,8 @@ def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
             for e in range(4):
                 acc[m, n, e] = float32(0)
     for stage in range(STAGES - 1):
-        load_tile(a_tiles, stage, A, row0, stage * DEPTH, M, K)
-        load_tile(b_tiles, stage, Bt, col0, stage * DEPTH, N, K)
+        copy_tile(a_tiles, stage, A, row0, stage * DEPTH, M, K)
+        copy_tile(b_tiles, stage, Bt, col0, stage * DEPTH, N, K)
         cp_async_commit()
     now = 0
     free = STAGES - 1
@@ -129,8 +129,8 @@ def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
         cp_async_wait(WAITING)  # my part of tile `now` is there
         cuda.syncthreads()  # everybody's part is, and all have left tile `free`
         next_k = k0 + (STAGES - 1) * DEPTH
-        load_tile(a_tiles, free, A, row0, next_k, M, K)
-        load_tile(b_tiles, free, Bt, col0, next_k, N, K)
+        copy_tile(a_tiles, free, A, row0, next_k, M, K)
+        copy_tile(b_tiles, free, Bt, col0, next_k, N, K)
         cp_async_commit()
         for k in range(0, DEPTH, MMA_K):
             for m in range(M_MMAS):

@@ -34,6 +34,7 @@ from common.ptx import exp2_approx, griddep_launch, griddep_wait, load_half8, st
 THREADS = 256
 WARPS = THREADS // WARP
 PIECES = 4  # loads of 8 numbers of keys, and as many of values, that a lane has under way
+PIECES_BITS = 10  # 2 ** 10 = THREADS * PIECES
 LOG2_E = 1.4426950408889634
 HEAD_DIMS = (8, 16, 32, 64, 128, 256)
 
@@ -86,12 +87,13 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
     scores = cuda.local.array(PIECES, float32)
     tid = cuda.threadIdx.x
     head = cuda.blockIdx.y
-    lanes = head_dim // 8  # that share a key
-    dim = tid % lanes * 8  # the first of this thread's elements of a head
-    together = THREADS // lanes  # keys that the block loads with one piece a thread
+    bits = 28 - cuda.clz(int32(head_dim))  # with shifts and masks: a division takes a hundred instructions
+    lanes = 1 << bits  # that share a key: head_dim // 8
+    dim = (tid & (lanes - 1)) * 8  # the first of this thread's elements of a head
+    together = THREADS >> bits  # keys that the block loads with one piece a thread
     before = pos[0]
-    first = cuda.blockIdx.x * PIECES * together + tid // lanes
-    n_active = before // (PIECES * together) + 1  # chunks that hold a token
+    first = cuda.blockIdx.x * PIECES * together + (tid >> bits)
+    n_active = (before >> (PIECES_BITS - bits)) + 1  # chunks that hold a token
     griddep_launch()
     for j in range(PIECES):
         token = first + j * together

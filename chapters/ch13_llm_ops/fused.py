@@ -31,10 +31,12 @@ from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import WARP
 from chapters.ch09_gemm.gemv_half import (
+    FOUR_BLOCKS,
     PIECES,
     WARPS,
     layernorm_half_reference,
     layernorm_to_shared,
+    leads,
     load_pieces,
     row_total,
 )
@@ -78,7 +80,7 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
                 store_pair(C, element_row(m, half), col, M, N, low, high)
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
 
@@ -89,23 +91,34 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, e
     partial = cuda.shared.array(WARP, float32)
     w = cuda.local.array((PIECES, 4), uint32)
     warp = cuda.threadIdx.x // WARP
-    n_rows = WARPS // split
-    first = cuda.blockIdx.x * n_rows
+    n_rows = WARPS >> split
+    row0 = cuda.blockIdx.x * n_rows
     griddep_launch()
-    load_pieces(W, first + warp // split, split, N, d_model, w)
+    load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
     griddep_wait()
     layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
-    for row0 in range(first, N, cuda.gridDim.x * n_rows):
-        row = row0 + warp // split
-        if row0 > first:
-            load_pieces(W, row, split, N, d_model, w)
+    while row0 < N:
+        row = row0 + (warp >> split)
         for b in range(rows):
             total = row_total(W, row, w, x_hat, b * d_model, split, N, d_model, partial)
-            if row < N and cuda.threadIdx.x % (WARP * split) == 0:
+            if row < N and leads(split):
                 out[b * N + row] = gelu_of(total + bias[row])
+        row0 += cuda.gridDim.x * n_rows
+        load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
 
 
-@cuda.jit
+@cuda.jit(device=True, forceinline=True)
+def head_and_element(row, d_model, head_dim):
+    """Head, and element of it, that row ``row`` of the 3 * d_model rows of query, key and value makes."""
+    if row >= 2 * d_model:
+        row -= 2 * d_model
+    elif row >= d_model:
+        row -= d_model
+    head = row // head_dim
+    return head, row - head * head_dim
+
+
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, split, eps):
     """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
 
@@ -119,29 +132,31 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     partial = cuda.shared.array(WARP, float32)
     w = cuda.local.array((PIECES, 4), uint32)
     warp = cuda.threadIdx.x // WARP
-    n_rows = WARPS // split
-    first = cuda.blockIdx.x * n_rows
+    n_rows = WARPS >> split
+    row0 = cuda.blockIdx.x * n_rows
+    row = row0 + (warp >> split)
     griddep_launch()
-    load_pieces(W, first + warp // split, split, 3 * d_model, d_model, w)
+    load_pieces(W, row, split, 3 * d_model, d_model, w)
+    head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
     griddep_wait()
     layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
     slot = pos[0]
-    for row0 in range(first, 3 * d_model, cuda.gridDim.x * n_rows):
-        row = row0 + warp // split
-        if row0 > first:
-            load_pieces(W, row, split, 3 * d_model, d_model, w)
+    while row0 < 3 * d_model:
         total = row_total(W, row, w, x_hat, 0, split, 3 * d_model, d_model, partial)
-        if row < 3 * d_model and cuda.threadIdx.x % (WARP * split) == 0:
-            head, i = row % d_model // head_dim, row % head_dim
+        if row < 3 * d_model and leads(split):
             if row < d_model:
                 q[row] = total + bias[row]
             elif row < 2 * d_model:
                 k_cache[head, slot, i] = total + bias[row]
             else:
                 v_cache[head, slot, i] = total + bias[row]
+        row0 += cuda.gridDim.x * n_rows
+        row = row0 + (warp >> split)
+        load_pieces(W, row, split, 3 * d_model, d_model, w)
+        head, i = head_and_element(row, d_model, head_dim)
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, split, eps):
     """logits = W @ layernorm(x[at]), and of each block's logits the largest and its token: greedy decoding, first half.
 
@@ -155,25 +170,25 @@ def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab
     partial_token = cuda.shared.array(WARP, int32)
     w = cuda.local.array((PIECES, 4), uint32)
     warp = cuda.threadIdx.x // WARP
-    n_rows = WARPS // split
-    first = cuda.blockIdx.x * n_rows
+    n_rows = WARPS >> split
+    row0 = cuda.blockIdx.x * n_rows
     griddep_launch()
-    load_pieces(W, first + warp // split, split, vocab_size, d_model, w)
+    load_pieces(W, row0 + (warp >> split), split, vocab_size, d_model, w)
     griddep_wait()
     layernorm_to_shared(x, at, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
-    for row0 in range(first, vocab_size, cuda.gridDim.x * n_rows):
-        row = row0 + warp // split
-        if row0 > first:
-            load_pieces(W, row, split, vocab_size, d_model, w)
+    while row0 < vocab_size:
+        row = row0 + (warp >> split)
         total = row_total(W, row, w, x_hat, 0, split, vocab_size, d_model, partial)
         if row < vocab_size:
-            if cuda.threadIdx.x % (WARP * split) == 0:
+            if leads(split):
                 logits[row] = total
             if total > largest or (total == largest and row < token):
                 largest = total
                 token = int32(row)
+        row0 += cuda.gridDim.x * n_rows
+        load_pieces(W, row0 + (warp >> split), split, vocab_size, d_model, w)
     cuda.syncthreads()  # all have read partial
     largest, token = block_argmax(largest, token, partial, partial_token)
     if cuda.threadIdx.x == 0:

@@ -186,17 +186,14 @@ def filter_logits(logits, weights, n, temperature, k, p):
 # --- the draw --------------------------------------------------------------------------------------------------------
 
 
-@cuda.jit
-def draw_token(weights, out, n, seed, step):
-    """out[d] = a token, drawn with probability weights[token] / sum of weights; block d makes draw d of this step.
+@cuda.jit(device=True)
+def draw_index(weights, n, seed, step, draw, sums):
+    """A token, drawn with probability weights[token] / sum of weights, in every thread of the block; -1 if all are 0.
 
-    weights: (n,) int64, from filter_logits; DROPPED counts as 0. out: (draws,) int32; -1 if all weights are 0.
-    n: int32. seed, step: uint64; the same pair always draws the same numbers.
-    The token is the one at which the running sum of the weights passes uniform · total. To find it, the warps add up
-    32 stretches of the vocabulary; the one in which that point lies is divided by 32 again, and so on.
-    Launch: ``draw_token[sample_launch(draws)](…)``. Source: inversion sampling, Devroye 1986, chapter III.
+    weights: (n,) int64. seed, step, draw: uint64, see :func:`uniform`. sums: (32,) int64, shared. The token is the one
+    at which the running sum of the weights passes uniform · total. To find it, the warps add up 32 stretches of the
+    vocabulary; the one in which that point lies is divided by 32 again, and so on.
     """
-    sums = cuda.shared.array(WARP, int64)
     lane = cuda.threadIdx.x % WARP
     warp = cuda.threadIdx.x // WARP
     n_warps = cuda.blockDim.x // WARP
@@ -219,7 +216,7 @@ def draw_token(weights, out, n, seed, step):
         if target < 0:
             for part in range(WARP):
                 total += sums[part]
-            target = int64(uniform(seed, step, uint64(cuda.blockIdx.x)) * total)
+            target = int64(uniform(seed, step, draw) * total)
         chosen = 0
         while chosen < WARP - 1 and sums[chosen] <= target:
             target -= sums[chosen]
@@ -227,8 +224,30 @@ def draw_token(weights, out, n, seed, step):
         cuda.syncthreads()  # all have read sums: the next round writes it
         begin += chosen * stretch
         end = min(begin + stretch, end)
+    return begin if total > 0 else int64(-1)
+
+
+@cuda.jit
+def draw_token(weights, out, n, seed, step):
+    """out[d] = a token, drawn with probability weights[token] / sum of weights; block d makes draw d of this step.
+
+    weights: (n,) int64, from filter_logits; DROPPED counts as 0. out: (draws,) int32; -1 if all weights are 0.
+    n: int32. seed, step: uint64; the same pair always draws the same numbers.
+    Launch: ``draw_token[sample_launch(draws)](…)``. Source: inversion sampling, Devroye 1986, chapter III.
+    """
+    sums = cuda.shared.array(WARP, int64)
+    token = draw_index(weights, n, seed, step, uint64(cuda.blockIdx.x), sums)
     if cuda.threadIdx.x == 0:
-        out[cuda.blockIdx.x] = begin if total > 0 else -1
+        out[cuda.blockIdx.x] = token
+
+
+@cuda.jit
+def draw_token_at(weights, out, n, seed, step):
+    """:func:`draw_token` with the step in device memory, step[0], (1,) int64: for a launch that is always the same."""
+    sums = cuda.shared.array(WARP, int64)
+    token = draw_index(weights, n, seed, uint64(step[0]), uint64(cuda.blockIdx.x), sums)
+    if cuda.threadIdx.x == 0:
+        out[cuda.blockIdx.x] = token
 
 
 # --- host side -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import pytest
 from make_models import make_hf_model
 
 from ch14_mini_llm import model as model_module
-from ch14_mini_llm.generate import Sampler, generate, trace_step
+from ch14_mini_llm.generate import generate
 from ch14_mini_llm.model import GPT2
 from ch14_mini_llm.request import RequestError, Sampling
+from ch14_mini_llm.sampler import Sampler
 from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights, save_weights, tensor_table
 from chapters.ch03_indexing.kernels import bias_add, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv
@@ -209,12 +210,12 @@ def test_a_forward_launches_exactly_the_chapters_kernels(tmp_path, n_layer):
 
 def test_a_sampled_step_ends_in_chapter_13(tmp_path):
     model = GPT2.from_file(small_model(tmp_path))
-    launches = trace_step(model, [1, 2, 3], Sampling(top_k=5))
+    launches = model.trace_step([1, 2, 3], Sampling(top_k=5))
     assert [launch.kernel for launch in launches[-3:]] == [gemv_logits, filter_logits, draw_token]
 
 
 def test_forward_is_short_enough_to_read():
-    source = textwrap.dedent(inspect.getsource(GPT2.forward))
+    source = textwrap.dedent(inspect.getsource(GPT2._run))
     assert len(source.splitlines()) <= 60
     launches = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript)]
     assert launches and all(launch.lineno == launch.end_lineno for launch in launches), "one line a kernel"

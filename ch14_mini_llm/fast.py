@@ -1,0 +1,288 @@
+"""GPT-2 as fast as a GPU lets it: the level ``fast`` of ``--engine``.
+
+Weights and activations are float16, sums and the residual stream float32. A prompt goes through chapter 9's tensor-core
+product and chapter 12's FlashAttention. A step over one token is five launches a layer, whose arguments never change:
+position, tokens and the random numbers' step are in device memory. So it is recorded once, as a CUDA graph, and
+replayed; while the host reads one token, the next is already being made.
+
+This file defines no kernel: chapters 9, 12 and 13 do.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import common  # picks the backend, so before numba.cuda
+
+# isort: split
+import numpy as np
+from numba import cuda
+
+from ch14_mini_llm.request import RequestError, Sampling, check_tokens
+from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
+from chapters.ch03_indexing.kernels import blocks_2d
+from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
+from chapters.ch09_gemm.gemv_half import gemv_bias_residual, gemv_half_launch, gemv_ln_launch, gemv_split
+from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_residual, gemm_v6_launch
+from chapters.ch12_flash.decode_half import chunks_launch, chunks_workspace, decode_v3_chunks
+from chapters.ch12_flash.tensor_core import FLASH_HALF, flash_v4_launch
+from chapters.ch13_llm_ops.fused import (
+    append_token,
+    append_token_launch,
+    embed_at,
+    gemm_bias_gelu,
+    gemv_ln_gelu,
+    gemv_ln_logits,
+    gemv_ln_qkv,
+    pick_best,
+    pick_best_launch,
+    split_qkv_append,
+    split_qkv_append_launch,
+)
+from chapters.ch13_llm_ops.kv_cache import kv_advance, kv_advance_launch
+from chapters.ch13_llm_ops.sampling import check_sampling, draw_token_at, filter_logits, sample_launch
+from common.graph import Graph
+from common.trace import Launch, trace
+
+EPS = np.float32(LAYER_NORM_EPS)
+MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+AHEAD = 2  # steps that are launched before the host has read the token of the one before them
+
+
+class FastGPT2:
+    """A GPT-2 in float16 with a key-value cache, a graph for its steps, and every buffer allocated once.
+
+    Arguments as for `GPT2`. Raises `RequestError` if max_length is not in 1 … n_ctx, or for sizes the kernels do not
+    take: a head_dim that `FLASH_HALF` has no kernel for, a d_model or d_ff that is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        tensors: dict[str, np.ndarray],
+        max_length: int | None = None,
+        on_tensor: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.max_length = config.n_ctx if max_length is None else max_length
+        self._check()
+        self.weights = {}
+        for name, tensor in tensors.items():
+            self.weights[name] = self._upload(name, tensor)
+            if on_tensor is not None:
+                on_tensor(name, tensor.size)
+        self.layers = [self._layer(layer) for layer in range(config.n_layer)]
+
+        T, d, n_head, head_dim = self.max_length, config.d_model, config.n_head, config.head_dim
+        half = {"h": d, "qkv": 3 * d, "q": d, "att": d, "ff": config.d_ff}
+        self._half = {name: cuda.device_array(T * width, np.float16) for name, width in half.items()}
+        self._x = cuda.device_array((T, d), np.float32)
+        self._lse = cuda.device_array(n_head * T, np.float32)
+        caches = [cuda.device_array((n_head, T, head_dim), np.float16) for _ in range(2 * config.n_layer)]
+        self.k_cache, self.v_cache = caches[: config.n_layer], caches[config.n_layer :]
+        pairs, sums, arrived = chunks_workspace(T, n_head, head_dim)
+        self._pairs, self._sums = cuda.device_array(pairs, np.float32), cuda.device_array(sums, np.float32)
+        self._arrived = cuda.to_device(np.zeros(arrived, np.int32))
+
+        self.logits = cuda.device_array(config.vocab_size, np.float32)
+        self._head = gemv_ln_launch(config.vocab_size, d)
+        self._best = cuda.device_array(self._head[0], np.float32)
+        self._best_token = cuda.device_array(self._head[0], np.int32)
+        self._drawn = cuda.device_array(1, np.int32)
+        self._shares = None  # of tokens in a draw; only sampling needs them
+        self._tokens = cuda.device_array(T + 1, np.int32)
+        self._shown = cuda.mapped_array(T + 1, np.int32)  # the same in the host's memory
+        self._pos = cuda.to_device(np.zeros(1, np.int32))
+        self._step_number = cuda.to_device(np.zeros(1, np.int64))
+        self._graphs = {}
+
+    # --- what a level offers -----------------------------------------------------------------------------------------
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        """Forget the cache, run over a prompt, and return the most likely token id after it."""
+        self._prefill(tokens, None)
+        cuda.synchronize()
+        return int(self._shown[len(tokens)])
+
+    def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
+        """Yield `max_new` token ids that follow `tokens`, as soon as the host has them; -1: all logits are NaN."""
+        self._prefill(tokens, sampling)
+        done = deque([self._mark()])
+        step, launched = None, 1
+        for made in range(max_new):
+            while launched < min(made + 1 + AHEAD, max_new):
+                step = step or self._graph(sampling)
+                step.replay()
+                done.append(step.mark())
+                launched += 1
+            done.popleft()()
+            yield int(self._shown[len(tokens) + made])
+
+    def trace_step(self, tokens: Sequence[int], sampling: Sampling | None = None) -> list[Launch]:
+        """Every kernel launch of the step over the last of `tokens`, those before it being in the cache."""
+        self._put(tokens)
+        if len(tokens) > 1:
+            self._prompt(len(tokens) - 1)
+            self._move_to(len(tokens) - 1)
+        with trace() as launches:
+            self._step(sampling)
+        return launches
+
+    def check_length(self, length: int) -> None:
+        """Raises `RequestError` if a sequence of `length` tokens does not fit the buffers."""
+        if length > self.max_length:
+            raise RequestError(
+                f"{length} tokens, but the buffers of this model are for {self.max_length}: shorten the sequence"
+                + ("" if self.max_length == self.config.n_ctx else f", or max_length up to {self.config.n_ctx}")
+            )
+
+    @property
+    def notes(self) -> list[str]:
+        """What this device lacks and what is done instead, for people; empty if nothing is."""
+        if common.BACKEND != "gpu":
+            return ["no GPU: steps are launched one by one, and the compiled CPU stands in for tensor cores"]
+        cc = tuple(cuda.get_current_device().compute_capability)
+        found = []
+        if cc < (8, 0):
+            found.append("no background copies before sm_80: tiles pass through registers, products of 16 x 8 x 8")
+        if cc < (9, 0):
+            found.append("no dependent launches before sm_90: each kernel of a step waits for the one before it")
+        return found
+
+    # --- a prompt ----------------------------------------------------------------------------------------------------
+
+    def _prefill(self, tokens: Sequence[int], sampling: Sampling | None) -> None:
+        self._put(tokens)
+        self._prompt(len(tokens))
+        self._move_to(len(tokens) - 1)
+        self._choose(len(tokens) - 1, sampling)
+
+    def _prompt(self, T: int) -> None:
+        """The network over the first T tokens: residual stream in `_x`, keys and values in the cache."""
+        d, d_ff, n_head, head_dim = self.config.d_model, self.config.d_ff, self.config.n_head, self.config.head_dim
+        w, x, pos = self.weights, self._x, self._pos
+        h, att, ff, qkv = (self._rows(name, T) for name in ("h", "att", "ff", "qkv"))
+        q, lse = self._half["q"][: T * d].reshape(n_head, T, head_dim), self._lse[: n_head * T].reshape(n_head, T)
+        flash, scale = FLASH_HALF[head_dim], np.float32(head_dim**-0.5)
+
+        embed_at[blocks_2d(T, d)](self._tokens, pos, w["wte.weight"], w["wpe.weight"], x, T, d)
+        for layer, m in enumerate(self.layers):
+            k, v = self.k_cache[layer], self.v_cache[layer]
+            layernorm_row[layernorm_launch(T, d)](x, m["ln_1.weight"], m["ln_1.bias"], h, d, EPS)
+            gemm_bias[gemm_v6_launch(T, 3 * d)](h, m["attn.c_attn.weight"], m["attn.c_attn.bias"], qkv, T, 3 * d, d)
+            split_qkv_append[split_qkv_append_launch(T, d)](qkv, q, k, v, pos, T, d, head_dim)
+            flash[flash_v4_launch(T, n_head, head_dim)](q, k, v, att, lse, T, 0, scale, 1)
+            gemm_bias_residual[gemm_v6_launch(T, d)](att, m["attn.c_proj.weight"], m["attn.c_proj.bias"], x, T, d, d)
+            layernorm_row[layernorm_launch(T, d)](x, m["ln_2.weight"], m["ln_2.bias"], h, d, EPS)
+            gemm_bias_gelu[gemm_v6_launch(T, d_ff)](h, m["mlp.c_fc.weight"], m["mlp.c_fc.bias"], ff, T, d_ff, d)
+            gemm_bias_residual[gemm_v6_launch(T, d)](ff, m["mlp.c_proj.weight"], m["mlp.c_proj.bias"], x, T, d, d_ff)
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def _step(self, sampling: Sampling | None) -> None:
+        """The network over the token at position pos, and the choice of the next: the same launches for every token."""
+        d, d_ff, n_head, head_dim = self.config.d_model, self.config.d_ff, self.config.n_head, self.config.head_dim
+        w, x, pos, q, att, ff = self.weights, self._x, self._pos, self._half["q"], self._half["att"], self._half["ff"]
+        work, scale = (self._pairs, self._sums, self._arrived), np.float32(head_dim**-0.5)
+        wide, square, back = gemv_split(3 * d, d), gemv_split(d, d), gemv_split(d, d_ff)
+        attend = chunks_launch(self.max_length, n_head, head_dim)
+
+        embed_at[blocks_2d(1, d)](self._tokens, pos, w["wte.weight"], w["wpe.weight"], x, 1, d)
+        for layer, m in enumerate(self.layers):
+            k, v, norm = self.k_cache[layer], self.v_cache[layer], (m["ln_1.weight"], m["ln_1.bias"])
+            matrix = m["attn.c_attn.weight"], m["attn.c_attn.bias"]
+            gemv_ln_qkv[gemv_ln_launch(3 * d, d)](x, *norm, *matrix, q, k, v, pos, d, head_dim, wide, EPS)
+            decode_v3_chunks[attend](q, k, v, att, *work, pos, head_dim, scale)
+            matrix = m["attn.c_proj.weight"], m["attn.c_proj.bias"]
+            gemv_bias_residual[gemv_half_launch(d, d)](att, *matrix, x, 1, d, d, square)
+            matrix, norm = (m["mlp.c_fc.weight"], m["mlp.c_fc.bias"]), (m["ln_2.weight"], m["ln_2.bias"])
+            gemv_ln_gelu[gemv_ln_launch(d_ff, d)](x, *norm, *matrix, ff, 1, d_ff, d, gemv_split(d_ff, d), EPS)
+            matrix = m["mlp.c_proj.weight"], m["mlp.c_proj.bias"]
+            gemv_bias_residual[gemv_half_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff, back)
+        self._choose(0, sampling)
+
+    def _choose(self, at: int, sampling: Sampling | None) -> None:
+        """Logits of row `at` of the residual stream, and the token after position pos."""
+        d, vocab_size, w = self.config.d_model, self.config.vocab_size, self.weights
+        head = w["ln_f.weight"], w["ln_f.bias"], w["wte.weight"]
+        best, shown = (self._best, self._best_token), (self._tokens, self._shown, self._pos)
+        split = gemv_split(vocab_size, d)
+        gemv_ln_logits[self._head](self._x, at, *head, self.logits, *best, vocab_size, d, split, EPS)
+        if sampling is None:
+            pick_best[pick_best_launch()](*best, self._head[0], vocab_size, *shown)
+            return
+        s = sampling
+        if self._shares is None:
+            self._shares = cuda.device_array(vocab_size, np.int64)
+        n, temperature, k, p, seed, _ = check_sampling(vocab_size, s.temperature, s.top_k, s.top_p, s.seed)
+        filter_logits[sample_launch()](self.logits, self._shares, n, temperature, k, p)
+        draw_token_at[sample_launch()](self._shares, self._drawn, n, seed, self._step_number)
+        append_token[append_token_launch()](self._drawn, *shown, self._step_number)
+
+    def _graph(self, sampling: Sampling | None) -> Graph:
+        """The graph of a step, recorded when it is first needed; one for greedy steps, one for the last sampling."""
+        if sampling not in self._graphs:
+            greedy = self._graphs.get(None)
+            state = [array.copy_to_host() for array in (self._tokens, self._pos, self._step_number)]
+            shown = self._shown.copy()
+            made = Graph(lambda: self._step(sampling))  # runs it once: put everything back as it was
+            for array, was in zip((self._tokens, self._pos, self._step_number), state):
+                array.copy_to_device(was)
+            self._shown[:] = shown
+            self._graphs = {sampling: made} if greedy is None else {None: greedy, sampling: made}
+        return self._graphs[sampling]
+
+    # --- buffers and weights -----------------------------------------------------------------------------------------
+
+    def _put(self, tokens: Sequence[int]) -> None:
+        """Check a prompt, copy it to the device and move the end of the cache to its beginning."""
+        check_tokens(tokens, self.config.vocab_size)
+        self.check_length(len(tokens))
+        cuda.synchronize()  # no step of an earlier request is under way
+        self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
+        self._pos.copy_to_device(np.zeros(1, np.int32))
+        self._step_number.copy_to_device(np.zeros(1, np.int64))
+
+    def _move_to(self, position: int) -> None:
+        if position:
+            kv_advance[kv_advance_launch()](self._pos, position)
+
+    def _mark(self) -> Callable[[], None]:
+        """Waits, when called, for what was launched so far."""
+        if common.BACKEND != "gpu":
+            return lambda: None
+        event = cuda.event(timing=False)
+        event.record()
+        return event.synchronize
+
+    def _rows(self, name: str, T: int):
+        buffer = self._half[name]
+        width = buffer.size // self.max_length
+        return buffer[: T * width].reshape(T, width)
+
+    def _upload(self, name: str, tensor: np.ndarray):
+        """A weight on the device: matrices in float16, (out, in), embeddings as they are; vectors in float32."""
+        if name.endswith(MATRICES):
+            tensor = tensor.T
+        dtype = np.float16 if tensor.ndim == 2 else np.float32
+        return cuda.to_device(np.ascontiguousarray(tensor, dtype=dtype))
+
+    def _layer(self, layer: int) -> dict:
+        """The weights of one transformer block, by their names without ``h.{layer}.``."""
+        prefix = f"h.{layer}."
+        return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
+
+    def _check(self) -> None:
+        config = self.config
+        if not 1 <= self.max_length <= config.n_ctx:
+            raise RequestError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
+        if config.head_dim not in FLASH_HALF:
+            known = ", ".join(map(str, FLASH_HALF))
+            raise RequestError(f"head_dim is {config.head_dim}; engine fast has attention for {known}: use engine kv")
+        for field in ("d_model", "d_ff"):
+            if getattr(config, field) % 8:
+                size = getattr(config, field)
+                raise RequestError(
+                    f"{field} is {size}; engine fast needs a multiple of 8 (16 bytes of float16): use engine kv"
+                )

@@ -1,0 +1,159 @@
+"""CUDA graphs: a sequence of kernel launches, recorded once and replayed as one.
+
+    step = Graph(lambda: (layernorm_row[…](…), gemv_logits[…](…), greedy_argmax[…](…)))
+    step.replay()
+    step.synchronize()
+
+Python needs some 20 µs to launch a kernel, which is longer than many kernels run. A graph keeps the launches with their
+arguments, and the driver issues all of them within about a microsecond each. Arguments are kept as they were: the
+arrays must live as long as the graph (it holds on to the launches' function), and a number that should change from
+replay to replay has to be in device memory.
+
+**Dependent launches.** From sm_90 on, a kernel that calls ``common.ptx.griddep_wait`` is recorded such that it may
+begin before the kernel in front of it has ended: it does what does not depend on the other, and waits. Which kernels
+do so is seen from their code; all others begin when the one in front has ended.
+
+On the CPU backend a replay just launches again. Source: CUDA Programming Guide, "CUDA Graphs" and "Programmatic
+Dependent Launch".
+"""
+
+import ctypes
+from contextlib import contextmanager
+
+from . import BACKEND  # before numba.cuda
+
+# isort: split
+from numba import cuda
+
+
+class GraphError(RuntimeError):
+    """The CUDA driver could not record or run a graph; the message has its own word for it."""
+
+
+class Graph:
+    """Kernel launches, recorded and ready to be replayed on a stream of their own.
+
+    launches: a function without arguments that launches kernels on the default stream; it is called once before (that
+    compiles the kernels, and so does their work once) unless ``warm`` says that they are compiled, and once to be
+    recorded, where nothing runs. dependent: False records all kernels as full successors of the one before.
+    Raises GraphError, and ValueError if nothing was launched.
+    """
+
+    def __init__(self, launches, warm=False, dependent=True):
+        self._launches = launches
+        if not warm:
+            launches()
+        if BACKEND == "gpu":
+            self._stream = cuda.stream()
+            self._handle = _driver().CUstream(int(self._stream.handle))
+            cuda.synchronize()
+            self._graph = _capture(launches, self._stream, self._handle, dependent)
+
+    def replay(self):
+        """Launch everything again, in order; returns at once on a GPU, like a launch."""
+        if BACKEND == "gpu":
+            _ok(_driver().cuGraphLaunch(self._graph, self._handle))
+        else:
+            self._launches()
+
+    def synchronize(self):
+        """Wait until all replays so far are done."""
+        if BACKEND == "gpu":
+            self._stream.synchronize()
+
+    def mark(self):
+        """A point in the stream behind the replays so far: a function that waits until they are done."""
+        if BACKEND != "gpu":
+            return lambda: None
+        event = cuda.event(timing=False)
+        event.record(self._stream)
+        return event.synchronize
+
+    def seconds(self):
+        """Replay once and wait; returns the seconds it took on the device."""
+        start, end = cuda.event(), cuda.event()
+        stream = self._stream if BACKEND == "gpu" else 0
+        start.record(stream)
+        self.replay()
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def _driver():
+    from cuda.bindings import driver
+
+    return driver
+
+
+def _ok(result):
+    if result[0] != _driver().CUresult.CUDA_SUCCESS:
+        raise GraphError(f"the CUDA driver answered {result[0].name} while a graph was made or run")
+    return result[1] if len(result) == 2 else result[1:]
+
+
+def _capture(launches, stream, handle, dependent):
+    """The executable graph of what ``launches()`` launches."""
+    driver = _driver()
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    with launches_on(stream, dependent):
+        _ok(driver.cuStreamBeginCapture(handle, mode))
+        try:
+            launches()
+        finally:
+            graph = _ok(driver.cuStreamEndCapture(handle))
+    if not _ok(driver.cuGraphGetNodes(graph))[1]:
+        raise ValueError("nothing was launched, so there is no graph to replay")
+    return _ok(driver.cuGraphInstantiate(graph, 0))
+
+
+@contextmanager
+def launches_on(stream, dependent=False):
+    """Within it, every kernel is launched on ``stream``: work on the default stream cannot be recorded.
+
+    dependent: launch the kernels that call ``griddep_wait`` as dependents of the one in front. On a GPU only.
+    """
+    from numba.cuda.cudadrv.driver import _to_core_stream
+    from numba.cuda.dispatcher import _Kernel
+
+    original, target = _Kernel.launch, _to_core_stream(stream)
+    waits = {}
+
+    def launch(self, args, griddim, blockdim, stream=0, sharedmem=0):
+        if dependent:
+            if self not in waits:
+                waits[self] = "griddepcontrol.wait" in _ptx_of(self)
+            if waits[self]:
+                return _launch_dependent(self, args, griddim, blockdim, int(target.handle), sharedmem)
+        return original(self, args, griddim, blockdim, target, sharedmem)
+
+    _Kernel.launch = launch
+    try:
+        yield
+    finally:
+        _Kernel.launch = original
+
+
+def _ptx_of(kernel):
+    return kernel._codelibrary.get_asm_str(cc=cuda.get_current_device().compute_capability)
+
+
+def _launch_dependent(kernel, args, griddim, blockdim, stream, sharedmem):
+    """What numba-cuda's ``_Kernel.launch`` does, with the attribute of a dependent launch, which it cannot set."""
+    driver = _driver()
+    values = []
+    for kind, value in zip(kernel.argument_types, args):
+        kernel._prepare_args(kind, value, stream, [], values)
+    values = [value if isinstance(value, ctypes._SimpleCData) else ctypes.c_int64(int(value)) for value in values]
+    places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = griddim
+    config.blockDimX, config.blockDimY, config.blockDimZ = blockdim
+    config.sharedMemBytes, config.hStream = sharedmem, driver.CUstream(stream)
+    config.attrs, config.numAttrs = [attribute], 1
+    function = kernel._codelibrary.get_cufunc().kernel.handle
+    _ok(driver.cuLaunchKernelEx(config, driver.CUfunction(int(function)), ctypes.addressof(places), 0))
