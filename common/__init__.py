@@ -31,6 +31,10 @@ if BACKEND == "cpu":
             stacklevel=2,
         )
     _install()
+elif BACKEND == "gpu":
+    from .gpu import install as _install
+
+    _install()
 
 
 def __getattr__(name):

@@ -21,6 +21,7 @@ import ctypes
 from contextlib import contextmanager
 
 from . import BACKEND  # before numba.cuda
+from .gpu import allow_shared
 
 # isort: split
 from numba import cuda
@@ -141,6 +142,7 @@ def _ptx_of(kernel):
 def _launch_dependent(kernel, args, griddim, blockdim, stream, sharedmem):
     """What numba-cuda's ``_Kernel.launch`` does, with the attribute of a dependent launch, which it cannot set."""
     driver = _driver()
+    allow_shared(kernel, sharedmem)
     values = []
     for kind, value in zip(kernel.argument_types, args):
         kernel._prepare_args(kind, value, stream, [], values)

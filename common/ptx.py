@@ -362,16 +362,17 @@ else:
         _require("cp_async_half8", array, index, types.float16)
 
         def codegen(context, builder, sig, args):
-            target = _address(context, builder, signature(types.none, tile, place), args[:2], U32)
             source = _address(context, builder, signature(types.none, array, index), args[2:4], U32)
             here = context.cast(builder, args[4], inside, types.boolean)
             here = builder.icmp_unsigned("!=", here, ir.Constant(here.type, 0))
             if _compute_capability() >= (8, 0):
                 n_bytes = builder.select(here, U32(16), U32(0))
-                arguments = [_shared_address(builder, target), builder.ptrtoint(source, U64), n_bytes]
+                target = _shared_address(context, builder, tile, place, args[0], args[1])
+                arguments = [target, builder.ptrtoint(source, U64), n_bytes]
                 text = "cp.async.cg.shared.global [$0], [$1], 16, $2;"
                 _assembly(builder, text, "r,l,r,~{memory}", VOID, arguments)
                 return context.get_dummy_value()
+            target = _address(context, builder, signature(types.none, tile, place), args[:2], U32)
             with builder.if_else(here) as (then, otherwise):
                 with then:
                     _store(context, builder, target, _load(context, builder, source, U32, 4, 4), 4)
@@ -442,10 +443,19 @@ for _function in (griddep_wait, griddep_launch):
     cpu_equivalent(_function)(_function)
 
 
-def _shared_address(builder, pointer):
-    """The 32-bit address that instructions on shared memory take, from a pointer that may point anywhere."""
-    shared = builder.addrspacecast(pointer, ir.PointerType(pointer.type.pointee, addrspace=3))
-    return builder.ptrtoint(shared, U32)
+def _shared_address(context, builder, array_type, index_type, array, index):
+    """The 32-bit address that instructions on shared memory take, of ``array[index]``, worked out in 32 bits."""
+    array = context.make_array(array_type)(context, builder, array)
+    data = builder.addrspacecast(array.data, ir.PointerType(array.data.type.pointee, addrspace=3))
+    address = builder.ptrtoint(data, U32)
+    if isinstance(index_type, types.Integer):
+        indices, kinds = [index], [index_type]
+    else:
+        indices, kinds = cgutils.unpack_tuple(builder, index), index_type.types
+    for i, kind, stride in zip(indices, kinds, cgutils.unpack_tuple(builder, array.strides)):
+        place = context.cast(builder, i, kind, types.int32)
+        address = builder.add(address, builder.mul(place, builder.trunc(stride, U32)))
+    return address
 
 
 # --- tensor cores ----------------------------------------------------------------------------------------------------
@@ -622,7 +632,7 @@ else:
         result = types.UniTuple(types.uint32, 4)
 
         def codegen(context, builder, sig, args):
-            address = _shared_address(builder, _address(context, builder, sig, args, U32))
+            address = _shared_address(context, builder, tile, place, *args)
             text = f"ldmatrix.sync.aligned.m8n8.x4{variant}.shared.b16 {{$0, $1, $2, $3}}, [$4];"
             loaded = _assembly(builder, text, "=r,=r,=r,=r,r,~{memory}", ir.LiteralStructType([U32] * 4), [address])
             return context.make_tuple(builder, result, [builder.extract_value(loaded, i) for i in range(4)])

@@ -22,7 +22,7 @@ graph, on sm_90 or later, it has them on their way while the kernel before still
 ``griddep_launch``. Small kernels spend most of their time waiting for their first bytes, and that is what this hides.
 Elsewhere it changes nothing.
 
-They lose where K is not a multiple of 8 (element by element), and where N is small: few warps. A result depends on its
+They lose where N is small: few warps. A result depends on its
 rows of x and W alone and is the same in every run. Sources: as ``gemv.py``; CUDA Programming Guide, "Programmatic
 Dependent Launch"; layer norm as in chapter 7, version 1.
 """
@@ -35,16 +35,17 @@ from numba.types import float16
 
 from common.ptx import griddep_launch, griddep_wait, load_half8, load_half8_once, unpack_half2
 
-from ..ch07_warp_reduce.kernels import WARP, block_sum, warp_sum
+from ..ch07_warp_reduce.kernels import WARP, warp_sum
 
 THREADS = 256
 WARPS = THREADS // WARP
 PIECES = 4  # loads of 8 numbers that a lane has under way before it needs the first of them
 STEP = 8 * WARP  # numbers that a warp reads with one of them
+EACH = 8  # elements of a row that a thread normalises
+D_MODEL_MAX = THREADS * EACH
 ROWS_MAX = 8
-SHARED_MAX = 48 * 1024
-FOUR_BLOCKS = (THREADS, 4)  # on a multiprocessor, which leaves a thread 64 registers
-BLOCKS_MAX = 528  # 4 on each of 132 multiprocessors: more would only take turns
+THREE_BLOCKS = (THREADS, 3)  # on a multiprocessor, which leaves a thread 85 registers
+BLOCKS_MAX = 396  # 3 on each of 132 multiprocessors: more would only take turns
 WARPS_WANTED = 1056  # the same number of warps is the least that keeps enough bytes under way
 
 
@@ -52,10 +53,12 @@ def gemv_split(N, K):
     """2 ** gemv_split warps share a row of W, 0 … 3: enough for its length, and more if there are few rows.
 
     The exponent, because a kernel can divide by 2 ** split with a shift; a division takes a GPU a hundred instructions.
-    Raises ValueError if a size is not positive.
+    Raises ValueError if a size is not positive, or K not a multiple of 8.
     """
     if N <= 0 or K <= 0:
         raise ValueError(f"W has shape ({N}, {K}): a launch needs at least 1 row and 1 column")
+    if K % 8:
+        raise ValueError(f"K = {K}: rows of W must begin at multiples of 16 bytes; pad W and x to a multiple of 8")
     split = 0
     while 1 << split < WARPS and (K > PIECES * STEP << split or (N << split < WARPS_WANTED and K > STEP << split)):
         split += 1
@@ -65,7 +68,7 @@ def gemv_split(N, K):
 def gemv_half_launch(N, K):
     """Launch configuration of :func:`gemv_v4_half` and :func:`gemv_bias_residual`: ``(grid, block)``.
 
-    Raises ValueError if a size is not positive.
+    Raises ValueError if a size is not positive, or K not a multiple of 8.
     """
     rows = WARPS >> gemv_split(N, K)
     return min((N + rows - 1) // rows, BLOCKS_MAX), THREADS
@@ -74,18 +77,17 @@ def gemv_half_launch(N, K):
 def gemv_ln_launch(N, d_model, rows=1):
     """Launch configuration of the kernels with a layer norm in front: ``(grid, block, stream, shared bytes)``.
 
-    Raises ValueError if a size is not positive, rows are more than 8, or the rows do not fit shared memory, 48 KiB.
+    Raises ValueError if a size is not positive, rows are more than 8, or d_model is more than 2048 or no multiple of 8.
     """
     grid, block = gemv_half_launch(N, d_model)
     if not 1 <= rows <= ROWS_MAX:
         raise ValueError(f"rows = {rows}: a GEMV takes 1 to {ROWS_MAX} rows of x; for more there is gemm_bias")
-    n_bytes = 2 * rows * d_model
-    if n_bytes > SHARED_MAX:
+    if d_model > D_MODEL_MAX:
         raise ValueError(
-            f"{rows} rows of {d_model} float16 are {n_bytes} bytes, but a block has {SHARED_MAX} of shared memory: "
-            "normalise with chapter 7's layernorm_row first, or launch for fewer rows"
+            f"d_model = {d_model}: a block normalises rows of at most {D_MODEL_MAX}; "
+            "normalise with chapter 7's layernorm_row first, and multiply with gemv_v4_half"
         )
-    return grid, block, 0, n_bytes
+    return grid, block, 0, 2 * rows * d_model
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ def load_pieces(W, row, split, N, K, w):
     first = 8 * (cuda.threadIdx.x % WARP) + STEP * (cuda.threadIdx.x // WARP & ((1 << split) - 1))
     for j in range(PIECES):
         col = first + (STEP * j << split)
-        if row < N and col < K and K % 8 == 0:
+        if row < N and col < K:
             w[j, 0], w[j, 1], w[j, 2], w[j, 3] = load_half8_once(W, (row, col))
         else:
             w[j, 0] = w[j, 1] = w[j, 2] = w[j, 3] = uint32(0)
@@ -133,23 +135,17 @@ def row_total(W, row, w, x, at, split, N, K, partial):
     first = 8 * lane + STEP * part
     total = float32(0)
     if row < N:
-        if K % 8 == 0:
-            for j in range(PIECES):
-                col = first + (STEP * j << split)
-                if col < K:
-                    x0, x1, x2, x3 = load_half8(x, at + col)
-                    total += dot8(w[j, 0], w[j, 1], w[j, 2], w[j, 3], x0, x1, x2, x3)
-            col = first + (PIECES * STEP << split)
-            while col < K:  # of a row longer than w
-                w0, w1, w2, w3 = load_half8_once(W, (row, col))
+        for j in range(PIECES):
+            col = first + (STEP * j << split)
+            if col < K:
                 x0, x1, x2, x3 = load_half8(x, at + col)
-                total += dot8(w0, w1, w2, w3, x0, x1, x2, x3)
-                col += STEP << split
-        else:
-            col = part * WARP + lane
-            while col < K:
-                total += float32(W[row, col]) * float32(x[at + col])
-                col += WARP << split
+                total += dot8(w[j, 0], w[j, 1], w[j, 2], w[j, 3], x0, x1, x2, x3)
+        col = first + (PIECES * STEP << split)
+        while col < K:  # of a row longer than w
+            w0, w1, w2, w3 = load_half8_once(W, (row, col))
+            x0, x1, x2, x3 = load_half8(x, at + col)
+            total += dot8(w0, w1, w2, w3, x0, x1, x2, x3)
+            col += STEP << split
     total = warp_sum(total)
     if split > 0:
         cuda.syncthreads()  # all have read what the round before left
@@ -169,37 +165,69 @@ def leads(split):
 
 
 @cuda.jit(device=True, forceinline=True)
-def layernorm_to_shared(x, first, weight, bias, out, rows, d_model, eps, partial):
+def load_norm(weight, bias, d_model, norm):
+    """norm[j] = weight and bias of the layer norm, of elements threadIdx.x + 256 * j; before x is there.
+
+    weight, bias: (d_model,) float32. norm: (8, 2) float32, local.
+    """
+    for j in range(EACH):
+        c = cuda.threadIdx.x + THREADS * j
+        if c < d_model:
+            norm[j, 0], norm[j, 1] = weight[c], bias[c]
+
+
+@cuda.jit(device=True, forceinline=True)
+def sum_of_warps(value, partial):
+    """Chapter 7's ``block_sum`` for a block of 8 warps: with their number known, the loop costs no instructions."""
+    value = warp_sum(value)
+    if cuda.threadIdx.x % WARP == 0:
+        partial[cuda.threadIdx.x // WARP] = value
+    cuda.syncthreads()
+    total = float32(0)
+    for warp in range(WARPS):
+        total += partial[warp]
+    cuda.syncthreads()
+    return total
+
+
+@cuda.jit(device=True, forceinline=True)
+def layernorm_to_shared(x, first, norm, out, rows, d_model, eps, partial):
     """out[b * d_model + c] = layer norm of x[first + b] in float16, for ``rows`` rows; ends in a barrier.
 
-    x: (at least first + rows, d_model) float32. weight, bias: (d_model,) float32. out: flat float16, shared. partial:
-    (32,) float32, shared.
+    x: (at least first + rows, d_model) float32. norm: from :func:`load_norm`. out: flat float16, shared. partial: (8,)
+    float32, shared. A thread keeps its elements of the row in registers: x is read once.
     """
+    values = cuda.local.array(EACH, float32)
     for b in range(rows):
         total = float32(0)
-        for c in range(cuda.threadIdx.x, d_model, THREADS):
-            total += x[first + b, c]
-        mean = block_sum(total, partial) / float32(d_model)
+        for j in range(EACH):
+            c = cuda.threadIdx.x + THREADS * j
+            values[j] = x[first + b, c] if c < d_model else float32(0)
+            total += values[j]
+        mean = sum_of_warps(total, partial) / float32(d_model)
         total = float32(0)
-        for c in range(cuda.threadIdx.x, d_model, THREADS):
-            distance = x[first + b, c] - mean
-            total += distance * distance
-        variance = block_sum(total, partial) / float32(d_model)
+        for j in range(EACH):
+            values[j] -= mean
+            if cuda.threadIdx.x + THREADS * j < d_model:
+                total += values[j] * values[j]
+        variance = sum_of_warps(total, partial) / float32(d_model)
         scale = float32(1) / math.sqrt(variance + float32(eps))
-        for c in range(cuda.threadIdx.x, d_model, THREADS):
-            out[b * d_model + c] = (x[first + b, c] - mean) * scale * weight[c] + bias[c]
+        for j in range(EACH):
+            c = cuda.threadIdx.x + THREADS * j
+            if c < d_model:
+                out[b * d_model + c] = values[j] * scale * norm[j, 0] + norm[j, 1]
     cuda.syncthreads()
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_v4_half(x, W, out, N, K, split):
     """out[n] = W[n] · x, rung 4: in float16, summed in float32.
 
     x: (K,), W: (N, K) float16. out: (N,) float32. All C-contiguous, W and x from a multiple of 16 bytes on. N, K:
-    int32; K is best a multiple of 8. split: int32, ``gemv_split(N, K)``.
+    int32; K a multiple of 8. split: int32, ``gemv_split(N, K)``.
     Launch: ``gemv_v4_half[gemv_half_launch(N, K)](…)``, 256 threads.
     """
     partial = cuda.shared.array(WARPS, float32)
@@ -218,12 +246,12 @@ def gemv_v4_half(x, W, out, N, K, split):
         row0 += cuda.gridDim.x * n_rows
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_bias_residual(a, W, bias, x, rows, N, K, split):
     """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
 
     a: (rows * K,) float16, flat. W: (N, K) float16. bias: (N,), x: (rows, N) float32. All C-contiguous, a and W from a
-    multiple of 16 bytes on. rows, N, K: int32. split: int32, ``gemv_split(N, K)``.
+    multiple of 16 bytes on. rows, N, K: int32, K a multiple of 8. split: int32, ``gemv_split(N, K)``.
     Launch: ``gemv_bias_residual[gemv_half_launch(N, K)](…)``.
     """
     partial = cuda.shared.array(WARPS, float32)
@@ -243,7 +271,7 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K, split):
         row0 += cuda.gridDim.x * n_rows
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     """out[b] = W @ layernorm(x[b]) + bias for 1 to 8 rows, in float16.
 
@@ -253,15 +281,17 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     Launch: ``gemv_ln[gemv_ln_launch(N, d_model, rows)](…)``.
     """
     x_hat = cuda.shared.array(0, float16)
-    partial = cuda.shared.array(WARP, float32)
+    partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
+    norm = cuda.local.array((EACH, 2), float32)
     warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
     griddep_launch()
     load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
+    load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
+    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, partial)
     while row0 < N:
         row = row0 + (warp >> split)
         for b in range(rows):

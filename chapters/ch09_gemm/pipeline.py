@@ -100,6 +100,36 @@ def copy_tile(tiles, stage, X, row0, k0, rows, K):
 
 
 @cuda.jit(device=True, forceinline=True)
+def load_operands(a_tiles, b_tiles, now, k, a, b):
+    """a, b = the pairs of this warp's 64 rows of both tiles ``now``, columns k … k + 15, as a product wants them.
+
+    a: (4, 4), b: (8, 2) uint32, local.
+    """
+    lane = cuda.threadIdx.x % WARP
+    warp_row = cuda.threadIdx.x // WARP // 2 * WARP_TILE
+    warp_col = cuda.threadIdx.x // WARP % 2 * WARP_TILE
+    for m in range(M_MMAS):
+        row = warp_row + m * MMA_M + lane % 16  # the row and the piece that this lane names to ldmatrix
+        place = (now, row, swizzle(row, k // 8 + lane // 16))
+        a[m, 0], a[m, 1], a[m, 2], a[m, 3] = ldmatrix_x4(a_tiles, place)
+    for n in range(0, N_MMAS, 2):
+        row = warp_col + n * MMA_N + lane // 16 * 8 + lane % 8
+        place = (now, row, swizzle(row, k // 8 + lane // 8 % 2))
+        b[n, 0], b[n, 1], b[n + 1, 0], b[n + 1, 1] = ldmatrix_x4(b_tiles, place)
+
+
+@cuda.jit(device=True, forceinline=True)
+def multiply(a, b, acc):
+    """acc += the 4 x 8 products of 16 x 8 x 16 of what :func:`load_operands` loaded. acc: (4, 8, 4) float32, local."""
+    for m in range(M_MMAS):
+        for n in range(N_MMAS):
+            acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3] = mma_m16n8k16(
+                a[m, 0], a[m, 1], a[m, 2], a[m, 3], b[n, 0], b[n, 1],
+                acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3],
+            )  # fmt: skip
+
+
+@cuda.jit(device=True, forceinline=True)
 def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
     """acc = this thread's part of A @ Bt.T for the block's tile of 128 x 128: the whole of v6 but its last lines.
 
@@ -108,13 +138,10 @@ def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
     """
     row0 = cuda.blockIdx.y * TILE
     col0 = cuda.blockIdx.x * TILE
-    lane = cuda.threadIdx.x % WARP
-    warp_row = cuda.threadIdx.x // WARP // 2 * WARP_TILE
-    warp_col = cuda.threadIdx.x // WARP % 2 * WARP_TILE
-    a_row, a_piece = warp_row + lane % 16, lane // 16  # the row and piece that this lane names to ldmatrix
-    b_row, b_piece = warp_col + lane // 16 * 8 + lane % 8, lane // 8 % 2
     a = cuda.local.array((M_MMAS, 4), uint32)
     b = cuda.local.array((N_MMAS, 2), uint32)
+    next_a = cuda.local.array((M_MMAS, 4), uint32)
+    next_b = cuda.local.array((N_MMAS, 2), uint32)
     for m in range(M_MMAS):
         for n in range(N_MMAS):
             for e in range(4):
@@ -132,21 +159,10 @@ def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
         copy_tile(a_tiles, free, A, row0, next_k, M, K)
         copy_tile(b_tiles, free, Bt, col0, next_k, N, K)
         cp_async_commit()
-        for k in range(0, DEPTH, MMA_K):
-            for m in range(M_MMAS):
-                row = a_row + m * MMA_M
-                a[m, 0], a[m, 1], a[m, 2], a[m, 3] = ldmatrix_x4(a_tiles, (now, row, swizzle(row, k // 8 + a_piece)))
-            for n in range(0, N_MMAS, 2):
-                row = b_row + n * MMA_N
-                b[n, 0], b[n, 1], b[n + 1, 0], b[n + 1, 1] = ldmatrix_x4(
-                    b_tiles, (now, row, swizzle(row, k // 8 + b_piece))
-                )
-            for m in range(M_MMAS):
-                for n in range(N_MMAS):
-                    acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3] = mma_m16n8k16(
-                        a[m, 0], a[m, 1], a[m, 2], a[m, 3], b[n, 0], b[n, 1],
-                        acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3],
-                    )  # fmt: skip
+        load_operands(a_tiles, b_tiles, now, 0, a, b)
+        load_operands(a_tiles, b_tiles, now, MMA_K, next_a, next_b)
+        multiply(a, b, acc)  # while the second operands are on their way
+        multiply(next_a, next_b, acc)
         free = now
         now = now + 1 if now < STAGES - 1 else 0
 

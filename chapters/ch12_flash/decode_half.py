@@ -37,6 +37,7 @@ PIECES = 4  # loads of 8 numbers of keys, and as many of values, that a lane has
 PIECES_BITS = 10  # 2 ** 10 = THREADS * PIECES
 LOG2_E = 1.4426950408889634
 HEAD_DIMS = (8, 16, 32, 64, 128, 256)
+HEAD_DIM_MAX = 256
 
 
 def chunk_tokens(head_dim):
@@ -80,11 +81,12 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
     Launch: ``decode_v3_chunks[chunks_launch(max_tokens, n_head, head_dim)](…)``, 256 threads exactly.
     """
     warp_pairs = cuda.shared.array((WARPS, 2), float32)
-    shares = cuda.shared.array((THREADS, 8), float32, alignment=16)  # the weighted sums of the threads
+    warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32, alignment=16)
     last = cuda.shared.array(1, int32)
     k = cuda.local.array((PIECES, 4), uint32)
     v = cuda.local.array((PIECES, 4), uint32)
     scores = cuda.local.array(PIECES, float32)
+    acc = cuda.local.array(8, float32)  # this thread's elements of the weighted sum of values
     tid = cuda.threadIdx.x
     head = cuda.blockIdx.y
     bits = 28 - cuda.clz(int32(head_dim))  # with shifts and masks: a division takes a hundred instructions
@@ -125,49 +127,45 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
         largest = max(largest, cuda.shfl_xor_sync(FULL_WARP, largest, step))
         step *= 2
     total = float32(0)
-    acc0 = acc1 = acc2 = acc3 = acc4 = acc5 = acc6 = acc7 = float32(0)
+    for e in range(8):
+        acc[e] = float32(0)
     for j in range(PIECES):
         p = exp2_approx(scores[j] - largest)
         total += p
-        v0, v1 = unpack_half2(v[j, 0])
-        v2, v3 = unpack_half2(v[j, 1])
-        v4, v5 = unpack_half2(v[j, 2])
-        v6, v7 = unpack_half2(v[j, 3])
-        acc0 += p * v0
-        acc1 += p * v1
-        acc2 += p * v2
-        acc3 += p * v3
-        acc4 += p * v4
-        acc5 += p * v5
-        acc6 += p * v6
-        acc7 += p * v7
+        for e in range(0, 8, 2):
+            v_low, v_high = unpack_half2(v[j, e // 2])
+            acc[e] += p * v_low
+            acc[e + 1] += p * v_high
     step = lanes
-    while step < WARP:
+    while step < WARP:  # lanes with other keys of the same elements
         total += cuda.shfl_xor_sync(FULL_WARP, total, step)
+        for e in range(8):
+            acc[e] += cuda.shfl_xor_sync(FULL_WARP, acc[e], step)
         step *= 2
-    store_float4(shares, (tid, 0), acc0, acc1, acc2, acc3)
-    store_float4(shares, (tid, 4), acc4, acc5, acc6, acc7)
+    warp = tid // WARP
+    if tid % WARP < lanes:
+        store_float4(warp_sums, (warp, dim), acc[0], acc[1], acc[2], acc[3])
+        store_float4(warp_sums, (warp, dim + 4), acc[4], acc[5], acc[6], acc[7])
     if tid % WARP == 0:
-        warp_pairs[tid // WARP, 0] = largest
-        warp_pairs[tid // WARP, 1] = total
+        warp_pairs[warp, 0] = largest
+        warp_pairs[warp, 1] = total
     cuda.syncthreads()
 
     # The block's own result: thread i has element i of the head.
     largest = LOWEST
-    for warp in range(WARPS):
-        largest = max(largest, warp_pairs[warp, 0])
+    for w in range(WARPS):
+        largest = max(largest, warp_pairs[w, 0])
     total = float32(0)
-    for warp in range(WARPS):
-        total += warp_pairs[warp, 1] * exp2_approx(warp_pairs[warp, 0] - largest)
-    acc = float32(0)
+    share = float32(0)
+    for w in range(WARPS):
+        weight = exp2_approx(warp_pairs[w, 0] - largest)
+        total += weight * warp_pairs[w, 1]
+        share += weight * warp_sums[w, tid]
     if tid < head_dim:
-        for group in range(together):
-            thread = group * lanes + tid // 8
-            acc += shares[thread, tid % 8] * exp2_approx(warp_pairs[thread // WARP, 0] - largest)
         if n_active == 1:
-            out[head * head_dim + tid] = acc / total
+            out[head * head_dim + tid] = share / total
         else:
-            sums[head, cuda.blockIdx.x, tid] = acc
+            sums[head, cuda.blockIdx.x, tid] = share
     if n_active == 1:
         return
     if tid == 0:
@@ -188,12 +186,12 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
         for chunk in range(n_active):
             largest = max(largest, pairs[head, chunk, 0])
         total = float32(0)
-        acc = float32(0)
+        share = float32(0)
         for chunk in range(n_active):
             weight = exp2_approx(pairs[head, chunk, 0] - largest)
             total += weight * pairs[head, chunk, 1]
-            acc += weight * sums[head, chunk, tid]
-        out[head * head_dim + tid] = acc / total
+            share += weight * sums[head, chunk, tid]
+        out[head * head_dim + tid] = share / total
 
 
 def decode_half_reference(q, k_cache, v_cache, n_tokens, scale):

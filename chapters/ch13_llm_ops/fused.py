@@ -31,12 +31,14 @@ from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import WARP
 from chapters.ch09_gemm.gemv_half import (
-    FOUR_BLOCKS,
+    EACH,
     PIECES,
+    THREE_BLOCKS,
     WARPS,
     layernorm_half_reference,
     layernorm_to_shared,
     leads,
+    load_norm,
     load_pieces,
     row_total,
 )
@@ -80,7 +82,7 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
                 store_pair(C, element_row(m, half), col, M, N, low, high)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
 
@@ -88,15 +90,17 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, e
     Launch: ``gemv_ln_gelu[gemv_ln_launch(N, d_model, rows)](…)``.
     """
     x_hat = cuda.shared.array(0, float16)
-    partial = cuda.shared.array(WARP, float32)
+    partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
+    norm = cuda.local.array((EACH, 2), float32)
     warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
     griddep_launch()
     load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
+    load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
+    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, partial)
     while row0 < N:
         row = row0 + (warp >> split)
         for b in range(rows):
@@ -118,7 +122,7 @@ def head_and_element(row, d_model, head_dim):
     return head, row - head * head_dim
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, split, eps):
     """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
 
@@ -129,8 +133,9 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     Launch: ``gemv_ln_qkv[gemv_ln_launch(3 * d_model, d_model)](…)``.
     """
     x_hat = cuda.shared.array(0, float16)
-    partial = cuda.shared.array(WARP, float32)
+    partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
+    norm = cuda.local.array((EACH, 2), float32)
     warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
@@ -138,8 +143,9 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     griddep_launch()
     load_pieces(W, row, split, 3 * d_model, d_model, w)
     head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
+    load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    layernorm_to_shared(x, 0, norm, x_hat, 1, d_model, eps, partial)
     slot = pos[0]
     while row0 < 3 * d_model:
         total = row_total(W, row, w, x_hat, 0, split, 3 * d_model, d_model, partial)
@@ -156,7 +162,7 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
         head, i = head_and_element(row, d_model, head_dim)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, split, eps):
     """logits = W @ layernorm(x[at]), and of each block's logits the largest and its token: greedy decoding, first half.
 
@@ -169,13 +175,15 @@ def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab
     partial = cuda.shared.array(WARP, float32)
     partial_token = cuda.shared.array(WARP, int32)
     w = cuda.local.array((PIECES, 4), uint32)
+    norm = cuda.local.array((EACH, 2), float32)
     warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
     griddep_launch()
     load_pieces(W, row0 + (warp >> split), split, vocab_size, d_model, w)
+    load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, at, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    layernorm_to_shared(x, at, norm, x_hat, 1, d_model, eps, partial)
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
     while row0 < vocab_size:

@@ -19,7 +19,7 @@ from .device import host_view
 from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
-MAX_DYNAMIC_SHARED = 163 * 1024
+MAX_DYNAMIC_SHARED = 227 * 1024
 SMALL = 16384  # threads of a launch whose cost is not known yet and is tried without the pool
 INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waking other threads for
 

@@ -1,0 +1,76 @@
+"""What numba-cuda leaves to do on a GPU: more than 48 KiB of shared memory, and compiled kernels kept on disk."""
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN_SHARED = 48 * 1024  # what a block may have without asking
+
+
+def install():
+    """Let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
+
+    CUDA wants each kernel to be told beforehand; numba-cuda has no way to do so, and answers "invalid argument".
+    """
+    from numba.cuda.dispatcher import _Kernel
+
+    original = _Kernel.launch
+
+    @functools.wraps(original)
+    def launch(self, args, griddim, blockdim, stream=0, sharedmem=0):
+        allow_shared(self, sharedmem)
+        return original(self, args, griddim, blockdim, stream, sharedmem)
+
+    _Kernel.launch = launch
+
+
+def allow_shared(kernel, n_bytes):
+    """Let a compiled kernel have ``n_bytes`` of dynamic shared memory. Raises ValueError if a block cannot have it."""
+    if n_bytes <= PLAIN_SHARED or n_bytes <= getattr(kernel, "_shared_allowed", 0):
+        return
+    from cuda.bindings import driver
+    from numba import cuda
+
+    handle = driver.CUkernel(int(kernel._codelibrary.get_cufunc().kernel.handle))
+    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    device = driver.CUdevice(cuda.get_current_device().id)
+    (answer,) = driver.cuKernelSetAttribute(attribute, n_bytes, handle, device)
+    if answer != driver.CUresult.CUDA_SUCCESS:
+        raise ValueError(
+            f"{n_bytes} bytes of shared memory, more than a block of this device can have ({answer.name}): "
+            "launch a version with smaller tiles"
+        )
+    kernel._shared_allowed = n_bytes
+
+
+def keep_compiled(names):
+    """Have numba-cuda keep the kernels among ``names`` (a module's ``globals()``) on disk when it compiles them.
+
+    numba-cuda recognises a kernel by its own file alone; a device function from another may have changed. So the
+    folder, in ``MINI_CACHE_DIR`` or ``~/.cache/kernel-by-kernel``, is named after all sources of the book. Does nothing
+    without a GPU: the CPU backend keeps its kernels by itself.
+    """
+    from . import BACKEND
+
+    if BACKEND != "gpu":
+        return
+    from numba.cuda.core import config
+    from numba.cuda.dispatcher import CUDADispatcher
+
+    home = Path(os.environ.get("MINI_CACHE_DIR") or Path.home() / ".cache" / "kernel-by-kernel")
+    config.CACHE_DIR = str(home / "gpu" / _sources_hash())
+    for value in names.values():
+        if isinstance(value, CUDADispatcher) and not value.targetoptions.get("device"):
+            value.enable_caching()
+
+
+@functools.cache
+def _sources_hash():
+    """16 hexadecimal digits that change with any source of the book that a kernel may be made of."""
+    digest = hashlib.sha256()
+    for folder in ("common", "chapters"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(path.as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
