@@ -3,6 +3,7 @@
     python ch14_mini_llm/run.py --tokens=15496,11,612,318 --max_new=64
     python ch14_mini_llm/run.py --prompt "Once upon a time" --temperature 0.8 --top_k 40 --seed 1
     python ch14_mini_llm/run.py --max_new=1 --trace
+    python ch14_mini_llm/run.py --engine=fast --stats
 
 The text appears token by token; the last two lines are the final list of token ids and its text. With --json the
 output is one JSON object. Everything else (progress, messages) goes to the standard error.
@@ -31,6 +32,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == ROOT / "ch14_mini
 elif str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from ch14_mini_llm.engines import ENGINES, make_engine  # noqa: E402
 from ch14_mini_llm.request import RequestError, Sampling, check_request  # noqa: E402
 from ch14_mini_llm.tokenizer import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
 from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
@@ -90,10 +92,12 @@ def run(options: argparse.Namespace) -> None:
         settings = ", ".join(f"{name} {value}" for name, value in vars(sampling).items() if value is not None)
         say(f"sampling: {settings}")
 
-    from ch14_mini_llm.generate import generate, trace_step
+    from ch14_mini_llm.generate import generate
 
-    model = upload(config, tensors, len(prompt) + options.max_new)
+    model = upload(config, tensors, len(prompt) + options.max_new, options.engine)
     del tensors
+    for note in getattr(model, "notes", []):
+        say(f"engine {options.engine}: {note}")
 
     tokens, times = list(prompt), []
     stream = Stream(enabled=not options.json)
@@ -117,6 +121,7 @@ def run(options: argparse.Namespace) -> None:
         "stopped": "max_new" if len(times) == options.max_new else "end_of_text",
         "backend": backend,
         "device": device,
+        "engine": options.engine,
         "weights": str(path),
         "tokens_per_s": rate(start, times),
         "first_token_s": first - start,
@@ -124,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
     }
     if sampling is not None:
         result["seed"] = sampling.seed
-    launches = trace_step(model, tokens[:-1] if times else tokens, sampling) if options.trace else []
+    launches = model.trace_step(tokens[:-1] if times else tokens, sampling) if options.trace else []
     if options.json:
         if options.trace:
             result["launches"] = [
@@ -140,7 +145,7 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     if options.trace:
-        print_trace(launches, len(tokens) - bool(times))
+        print_trace(launches, len(tokens) - bool(times), options.engine)
     if options.stats:
         print_stats(result, len(times))
     print(f"tokens: {','.join(map(str, tokens))}")
@@ -165,6 +170,8 @@ def build_parser() -> Parser:
     add("--top_p", metavar="P", type=number, help="draw from the fewest tokens that have P of the probability")
     add("--seed", metavar="S", type=integer, help="start of the random numbers: the same seed, the same text")
     add("--ignore_eos", action="store_true", help="go on after <|endoftext|> (default: stop there and leave it out)")
+    add("--engine", metavar="LEVEL", default="naive", choices=list(ENGINES), help="naive, kv or fast: " + "; ".join(
+        f"{level} is {what}" for level, what in ENGINES.items()))  # fmt: skip
     add("--stats", action="store_true", help="show tokens per second, time to the first token, backend, device")
     add("--trace", action="store_true", help="show every kernel launch of the last step")
     add("--json", action="store_true", help="print one JSON object and nothing else")
@@ -236,17 +243,15 @@ def pick_backend() -> tuple[str, str, str]:
     return facts["backend"], facts["device"], facts["reason"]
 
 
-def upload(config, tensors, max_length):
+def upload(config, tensors, max_length, engine="naive"):
     """The model on the device, with a progress bar if it is large."""
     from tqdm import tqdm
-
-    from ch14_mini_llm.model import GPT2
 
     with tqdm(
         total=config.n_parameters, unit=" weights", unit_scale=True, desc="loading", leave=False, mininterval=0.3,
         file=sys.stderr, disable=config.n_parameters < SHOW_UPLOAD,
     ) as bar:  # fmt: skip
-        return GPT2(config, tensors, max_length=max_length, on_tensor=lambda _, size: bar.update(size))
+        return make_engine(engine, config, tensors, max_length, on_tensor=lambda _, size: bar.update(size))
 
 
 @contextmanager
@@ -288,11 +293,12 @@ def rate(start: float, times: list[float]) -> float:
     return 1 / (times[0] - start) if times else 0.0
 
 
-def print_trace(launches, n_tokens: int) -> None:
+def print_trace(launches, n_tokens: int, engine: str) -> None:
     """Every launch of one step as a table, and the time of each kernel."""
     from common.trace import format_table
 
-    print(f"kernel launches of one step over {n_tokens} token{'' if n_tokens == 1 else 's'}")
+    over = f"{n_tokens} token{'' if n_tokens == 1 else 's'}"
+    print(f"kernel launches of one step over {over if engine == 'naive' else f'the last of {over}'}")
     print(format_table(launches) + "\n")
 
 
@@ -304,6 +310,7 @@ def print_stats(result: dict, n_new: int) -> None:
         f"first token:   after {result['first_token_s']:.2f} s, "
         f"{result['first_token_from_program_start_s']:.2f} s from the start of the program"
     )
+    print(f"engine:        {result['engine']}")
     print(f"backend:       {result['backend']}")
     print(f"device:        {result['device']}\n")
 
