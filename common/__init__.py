@@ -35,6 +35,10 @@ elif BACKEND == "gpu":
     from .gpu import install as _install
 
     _install()
+elif BACKEND == "ptx":
+    from .gpu import tell_ranges as _tell_ranges
+
+    _tell_ranges()
 
 
 def __getattr__(name):

@@ -1,4 +1,5 @@
-"""What numba-cuda leaves to do on a GPU: more than 48 KiB of shared memory, and compiled kernels kept on disk."""
+"""What numba-cuda leaves to do on a GPU: indices known to be positive, more than 48 KiB of shared memory, and compiled
+kernels kept on disk."""
 
 import functools
 import hashlib
@@ -6,16 +7,47 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN_SHARED = 48 * 1024  # what a block may have without asking
+PLAIN_SHARED = 40 * 1024  # a block may have 48 KiB without asking, those that the kernel declares included
+
+
+RANGES = {  # of the registers that say where a thread is: from … to below; CUDA Programming Guide, compute capabilities
+    "tid.x": (0, 1024), "tid.y": (0, 1024), "tid.z": (0, 64), "laneid": (0, 32),
+    "ntid.x": (1, 1025), "ntid.y": (1, 1025), "ntid.z": (1, 65),
+    "ctaid.x": (0, 2**31 - 1), "ctaid.y": (0, 65535), "ctaid.z": (0, 65535),
+    "nctaid.y": (1, 65536), "nctaid.z": (1, 65536),
+}  # fmt: skip
+
+
+def tell_ranges():
+    """Have numba-cuda tell the compiler what values ``threadIdx``, ``blockIdx`` and so on can have.
+
+    An index below 0 counts from the end in Python, and each access checks for that: some five instructions, more than
+    most addresses need. An index made of registers that are never negative needs no check, nor a division of it the
+    extra steps of a negative number; but the compiler has to know. Costs nothing, changes no result.
+    """
+    from numba.cuda import nvvmutils
+
+    original = nvvmutils.call_sreg
+
+    @functools.wraps(original)
+    def call_sreg(builder, name):
+        value = original(builder, name)
+        if name in RANGES:
+            bounds = [value.type(bound) for bound in RANGES[name]]
+            value.set_metadata("range", builder.module.add_metadata(bounds))
+        return value
+
+    nvvmutils.call_sreg = call_sreg
 
 
 def install():
-    """Let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
+    """:func:`tell_ranges`, and let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
 
     CUDA wants each kernel to be told beforehand; numba-cuda has no way to do so, and answers "invalid argument".
     """
     from numba.cuda.dispatcher import _Kernel
 
+    tell_ranges()
     original = _Kernel.launch
 
     @functools.wraps(original)

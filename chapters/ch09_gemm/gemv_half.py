@@ -44,8 +44,8 @@ STEP = 8 * WARP  # numbers that a warp reads with one of them
 EACH = 8  # elements of a row that a thread normalises
 D_MODEL_MAX = THREADS * EACH
 ROWS_MAX = 8
-THREE_BLOCKS = (THREADS, 3)  # on a multiprocessor, which leaves a thread 85 registers
-BLOCKS_MAX = 396  # 3 on each of 132 multiprocessors: more would only take turns
+FOUR_BLOCKS = (THREADS, 4)  # on a multiprocessor, which leaves a thread 64 registers
+BLOCKS_MAX = 528  # 4 on each of 132 multiprocessors: more would only take turns
 WARPS_WANTED = 1056  # the same number of warps is the least that keeps enough bytes under way
 
 
@@ -87,7 +87,7 @@ def gemv_ln_launch(N, d_model, rows=1):
             f"d_model = {d_model}: a block normalises rows of at most {D_MODEL_MAX}; "
             "normalise with chapter 7's layernorm_row first, and multiply with gemv_v4_half"
         )
-    return grid, block, 0, 2 * rows * d_model
+    return grid, block, 0, (8 + 2 * rows) * d_model  # the norm's weight and bias, and the rows in float16
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
@@ -121,6 +121,13 @@ def load_pieces(W, row, split, N, K, w):
             w[j, 0], w[j, 1], w[j, 2], w[j, 3] = load_half8_once(W, (row, col))
         else:
             w[j, 0] = w[j, 1] = w[j, 2] = w[j, 3] = uint32(0)
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_row(W, bias, row, split, N, K, w):
+    """:func:`load_pieces`, and returns bias[row]: asked for now, it is there when the sum is."""
+    load_pieces(W, row, split, N, K, w)
+    return bias[row] if row < N else float32(0)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -166,63 +173,61 @@ def leads(split):
 
 @cuda.jit(device=True, forceinline=True)
 def load_norm(weight, bias, d_model, norm):
-    """norm[j] = weight and bias of the layer norm, of elements threadIdx.x + 256 * j; before x is there.
-
-    weight, bias: (d_model,) float32. norm: (8, 2) float32, local.
-    """
+    """norm[2 * c] = weight[c], norm[2 * c + 1] = bias[c], float32, in shared memory: before x is there."""
     for j in range(EACH):
         c = cuda.threadIdx.x + THREADS * j
         if c < d_model:
-            norm[j, 0], norm[j, 1] = weight[c], bias[c]
-
-
-@cuda.jit(device=True, forceinline=True)
-def sum_of_warps(value, partial):
-    """Chapter 7's ``block_sum`` for a block of 8 warps: with their number known, the loop costs no instructions."""
-    value = warp_sum(value)
-    if cuda.threadIdx.x % WARP == 0:
-        partial[cuda.threadIdx.x // WARP] = value
-    cuda.syncthreads()
-    total = float32(0)
-    for warp in range(WARPS):
-        total += partial[warp]
-    cuda.syncthreads()
-    return total
+            norm[2 * c] = weight[c]
+            norm[2 * c + 1] = bias[c]
 
 
 @cuda.jit(device=True, forceinline=True)
 def layernorm_to_shared(x, first, norm, out, rows, d_model, eps, partial):
-    """out[b * d_model + c] = layer norm of x[first + b] in float16, for ``rows`` rows; ends in a barrier.
+    """out[at + b * d_model + c] = layer norm of x[first + b] in float16, at = 4 * d_model, for ``rows`` rows.
 
-    x: (at least first + rows, d_model) float32. norm: from :func:`load_norm`. out: flat float16, shared. partial: (8,)
-    float32, shared. A thread keeps its elements of the row in registers: x is read once.
+    x: (at least first + rows, d_model) float32. norm: from :func:`load_norm`; a thread reads there what it has written.
+    out: flat float16, the same shared memory: what is normalised lies behind ``norm``. partial: (8, 2) float32, shared.
+    Ends in a barrier.
+
+    One reduction instead of two: sum and sum of squares travel together, of the distances to the row's first element.
+    Without that shift, squares of a row far from 0 would be large, and their difference nothing but rounding.
     """
     values = cuda.local.array(EACH, float32)
+    lane = cuda.threadIdx.x % WARP
     for b in range(rows):
+        shift = x[first + b, 0]
         total = float32(0)
+        squares = float32(0)
         for j in range(EACH):
             c = cuda.threadIdx.x + THREADS * j
-            values[j] = x[first + b, c] if c < d_model else float32(0)
+            values[j] = x[first + b, c] - shift if c < d_model else float32(0)
             total += values[j]
-        mean = sum_of_warps(total, partial) / float32(d_model)
+            squares += values[j] * values[j]
+        total = warp_sum(total)
+        squares = warp_sum(squares)
+        if lane == 0:
+            partial[cuda.threadIdx.x // WARP, 0] = total
+            partial[cuda.threadIdx.x // WARP, 1] = squares
+        cuda.syncthreads()
         total = float32(0)
-        for j in range(EACH):
-            values[j] -= mean
-            if cuda.threadIdx.x + THREADS * j < d_model:
-                total += values[j] * values[j]
-        variance = sum_of_warps(total, partial) / float32(d_model)
+        squares = float32(0)
+        for warp in range(WARPS):
+            total += partial[warp, 0]
+            squares += partial[warp, 1]
+        mean = total / float32(d_model)
+        variance = max(squares / float32(d_model) - mean * mean, float32(0))
         scale = float32(1) / math.sqrt(variance + float32(eps))
         for j in range(EACH):
             c = cuda.threadIdx.x + THREADS * j
             if c < d_model:
-                out[b * d_model + c] = values[j] * scale * norm[j, 0] + norm[j, 1]
-    cuda.syncthreads()
+                out[4 * d_model + b * d_model + c] = (values[j] - mean) * scale * norm[2 * c] + norm[2 * c + 1]
+        cuda.syncthreads()  # the row is complete, and all have read partial
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@cuda.jit(launch_bounds=THREE_BLOCKS)
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_v4_half(x, W, out, N, K, split):
     """out[n] = W[n] · x, rung 4: in float16, summed in float32.
 
@@ -246,7 +251,7 @@ def gemv_v4_half(x, W, out, N, K, split):
         row0 += cuda.gridDim.x * n_rows
 
 
-@cuda.jit(launch_bounds=THREE_BLOCKS)
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_bias_residual(a, W, bias, x, rows, N, K, split):
     """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
 
@@ -256,22 +261,22 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K, split):
     """
     partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
-    warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
-    griddep_launch()
     row0 = cuda.blockIdx.x * n_rows
+    griddep_launch()
     while row0 < N:
-        row = row0 + (warp >> split)
-        load_pieces(W, row, split, N, K, w)
+        row = row0 + (cuda.threadIdx.x // WARP >> split)
+        row_bias = load_row(W, bias, row, split, N, K, w)
         griddep_wait()
         for b in range(rows):
+            before = x[b, row] if row < N else float32(0)
             total = row_total(W, row, w, a, b * K, split, N, K, partial)
             if row < N and leads(split):
-                x[b, row] += total + bias[row]
+                x[b, row] = before + (total + row_bias)
         row0 += cuda.gridDim.x * n_rows
 
 
-@cuda.jit(launch_bounds=THREE_BLOCKS)
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     """out[b] = W @ layernorm(x[b]) + bias for 1 to 8 rows, in float16.
 
@@ -280,26 +285,27 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     ``gemv_split(N, d_model)``. eps: float32. Every block normalises x for itself: a few KiB, that lie in the L2 cache.
     Launch: ``gemv_ln[gemv_ln_launch(N, d_model, rows)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16)
+    norm = cuda.shared.array(0, float32, alignment=16)
+    x_hat = cuda.shared.array(0, float16, alignment=16)
+    norm_partial = cuda.shared.array((WARPS, 2), float32)
     partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
-    norm = cuda.local.array((EACH, 2), float32)
-    warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
+    row = row0 + (cuda.threadIdx.x // WARP >> split)
     griddep_launch()
-    load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
+    row_bias = load_row(W, bias, row, split, N, d_model, w)
     load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, partial)
+    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, norm_partial)
     while row0 < N:
-        row = row0 + (warp >> split)
         for b in range(rows):
-            total = row_total(W, row, w, x_hat, b * d_model, split, N, d_model, partial)
+            total = row_total(W, row, w, x_hat, (4 + b) * d_model, split, N, d_model, partial)
             if row < N and leads(split):
-                out[b, row] = total + bias[row]
+                out[b, row] = total + row_bias
         row0 += cuda.gridDim.x * n_rows
-        load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
+        row = row0 + (cuda.threadIdx.x // WARP >> split)
+        row_bias = load_row(W, bias, row, split, N, d_model, w)
 
 
 # --- references ------------------------------------------------------------------------------------------------------

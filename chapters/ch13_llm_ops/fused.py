@@ -31,15 +31,15 @@ from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import WARP
 from chapters.ch09_gemm.gemv_half import (
-    EACH,
+    FOUR_BLOCKS,
     PIECES,
-    THREE_BLOCKS,
     WARPS,
     layernorm_half_reference,
     layernorm_to_shared,
     leads,
     load_norm,
     load_pieces,
+    load_row,
     row_total,
 )
 from chapters.ch09_gemm.pipeline import (
@@ -82,33 +82,34 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
                 store_pair(C, element_row(m, half), col, M, N, low, high)
 
 
-@cuda.jit(launch_bounds=THREE_BLOCKS)
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
     """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
 
     out: (rows * N,) float16, flat. All else as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_gelu[gemv_ln_launch(N, d_model, rows)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16)
+    norm = cuda.shared.array(0, float32, alignment=16)
+    x_hat = cuda.shared.array(0, float16, alignment=16)
+    norm_partial = cuda.shared.array((WARPS, 2), float32)
     partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
-    norm = cuda.local.array((EACH, 2), float32)
-    warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
+    row = row0 + (cuda.threadIdx.x // WARP >> split)
     griddep_launch()
-    load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
+    row_bias = load_row(W, bias, row, split, N, d_model, w)
     load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, partial)
+    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, norm_partial)
     while row0 < N:
-        row = row0 + (warp >> split)
         for b in range(rows):
-            total = row_total(W, row, w, x_hat, b * d_model, split, N, d_model, partial)
+            total = row_total(W, row, w, x_hat, (4 + b) * d_model, split, N, d_model, partial)
             if row < N and leads(split):
-                out[b * N + row] = gelu_of(total + bias[row])
+                out[b * N + row] = gelu_of(total + row_bias)
         row0 += cuda.gridDim.x * n_rows
-        load_pieces(W, row0 + (warp >> split), split, N, d_model, w)
+        row = row0 + (cuda.threadIdx.x // WARP >> split)
+        row_bias = load_row(W, bias, row, split, N, d_model, w)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -122,7 +123,7 @@ def head_and_element(row, d_model, head_dim):
     return head, row - head * head_dim
 
 
-@cuda.jit(launch_bounds=THREE_BLOCKS)
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, split, eps):
     """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
 
@@ -132,37 +133,37 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     int32, from 0 to max_tokens - 1. d_model, head_dim: int32. split, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_qkv[gemv_ln_launch(3 * d_model, d_model)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16)
+    norm = cuda.shared.array(0, float32, alignment=16)
+    x_hat = cuda.shared.array(0, float16, alignment=16)
+    norm_partial = cuda.shared.array((WARPS, 2), float32)
     partial = cuda.shared.array(WARPS, float32)
     w = cuda.local.array((PIECES, 4), uint32)
-    norm = cuda.local.array((EACH, 2), float32)
-    warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
-    row = row0 + (warp >> split)
+    row = row0 + (cuda.threadIdx.x // WARP >> split)
     griddep_launch()
-    load_pieces(W, row, split, 3 * d_model, d_model, w)
+    row_bias = load_row(W, bias, row, split, 3 * d_model, d_model, w)
     head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
     load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, 0, norm, x_hat, 1, d_model, eps, partial)
     slot = pos[0]
+    layernorm_to_shared(x, 0, norm, x_hat, 1, d_model, eps, norm_partial)
     while row0 < 3 * d_model:
-        total = row_total(W, row, w, x_hat, 0, split, 3 * d_model, d_model, partial)
+        total = row_total(W, row, w, x_hat, 4 * d_model, split, 3 * d_model, d_model, partial)
         if row < 3 * d_model and leads(split):
             if row < d_model:
-                q[row] = total + bias[row]
+                q[row] = total + row_bias
             elif row < 2 * d_model:
-                k_cache[head, slot, i] = total + bias[row]
+                k_cache[head, slot, i] = total + row_bias
             else:
-                v_cache[head, slot, i] = total + bias[row]
+                v_cache[head, slot, i] = total + row_bias
         row0 += cuda.gridDim.x * n_rows
-        row = row0 + (warp >> split)
-        load_pieces(W, row, split, 3 * d_model, d_model, w)
+        row = row0 + (cuda.threadIdx.x // WARP >> split)
+        row_bias = load_row(W, bias, row, split, 3 * d_model, d_model, w)
         head, i = head_and_element(row, d_model, head_dim)
 
 
-@cuda.jit(launch_bounds=THREE_BLOCKS)
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, split, eps):
     """logits = W @ layernorm(x[at]), and of each block's logits the largest and its token: greedy decoding, first half.
 
@@ -171,24 +172,24 @@ def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab
     logits: the lowest token; a block of nothing but NaN: -inf and vocab_size. split, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_logits[gemv_ln_launch(vocab_size, d_model)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16)
+    norm = cuda.shared.array(0, float32, alignment=16)
+    x_hat = cuda.shared.array(0, float16, alignment=16)
+    norm_partial = cuda.shared.array((WARPS, 2), float32)
     partial = cuda.shared.array(WARP, float32)
     partial_token = cuda.shared.array(WARP, int32)
     w = cuda.local.array((PIECES, 4), uint32)
-    norm = cuda.local.array((EACH, 2), float32)
-    warp = cuda.threadIdx.x // WARP
     n_rows = WARPS >> split
     row0 = cuda.blockIdx.x * n_rows
+    row = row0 + (cuda.threadIdx.x // WARP >> split)
     griddep_launch()
-    load_pieces(W, row0 + (warp >> split), split, vocab_size, d_model, w)
+    load_pieces(W, row, split, vocab_size, d_model, w)
     load_norm(ln_weight, ln_bias, d_model, norm)
     griddep_wait()
-    layernorm_to_shared(x, at, norm, x_hat, 1, d_model, eps, partial)
+    layernorm_to_shared(x, at, norm, x_hat, 1, d_model, eps, norm_partial)
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
     while row0 < vocab_size:
-        row = row0 + (warp >> split)
-        total = row_total(W, row, w, x_hat, 0, split, vocab_size, d_model, partial)
+        total = row_total(W, row, w, x_hat, 4 * d_model, split, vocab_size, d_model, partial)
         if row < vocab_size:
             if leads(split):
                 logits[row] = total
@@ -196,7 +197,8 @@ def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab
                 largest = total
                 token = int32(row)
         row0 += cuda.gridDim.x * n_rows
-        load_pieces(W, row0 + (warp >> split), split, vocab_size, d_model, w)
+        row = row0 + (cuda.threadIdx.x // WARP >> split)
+        load_pieces(W, row, split, vocab_size, d_model, w)
     cuda.syncthreads()  # all have read partial
     largest, token = block_argmax(largest, token, partial, partial_token)
     if cuda.threadIdx.x == 0:
