@@ -23,7 +23,7 @@ from ch14_mini_llm.request import RequestError, Sampling, check_tokens
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
-from chapters.ch09_gemm.gemv_half import gemv_bias_residual, gemv_half_launch, gemv_ln_launch, gemv_split
+from chapters.ch09_gemm.gemv_tensor import gemv_bias_residual, gemv_ln_launch, gemv_tensor_launch, gemv_tile
 from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_residual, gemm_v6_launch
 from chapters.ch12_flash.decode_half import chunks_launch, chunks_workspace, decode_v3_chunks
 from chapters.ch12_flash.tensor_core import FLASH_HALF, flash_v4_launch
@@ -188,7 +188,7 @@ class FastGPT2:
         d, d_ff, n_head, head_dim = self.config.d_model, self.config.d_ff, self.config.n_head, self.config.head_dim
         w, x, pos, q, att, ff = self.weights, self._x, self._pos, self._half["q"], self._half["att"], self._half["ff"]
         work, scale = (self._pairs, self._sums, self._arrived), np.float32(head_dim**-0.5)
-        wide, square, back = gemv_split(3 * d, d), gemv_split(d, d), gemv_split(d, d_ff)
+        wide, tile = gemv_tile(3 * d), gemv_tile(d)
         attend = chunks_launch(self.max_length, n_head, head_dim)
 
         embed_at[blocks_2d(1, d)](self._tokens, pos, w["wte.weight"], w["wpe.weight"], x, 1, d)
@@ -198,11 +198,11 @@ class FastGPT2:
             gemv_ln_qkv[gemv_ln_launch(3 * d, d)](x, *norm, *matrix, q, k, v, pos, d, head_dim, wide, EPS)
             decode_v3_chunks[attend](q, k, v, att, *work, pos, head_dim, scale)
             matrix = m["attn.c_proj.weight"], m["attn.c_proj.bias"]
-            gemv_bias_residual[gemv_half_launch(d, d)](att, *matrix, x, 1, d, d, square)
+            gemv_bias_residual[gemv_tensor_launch(d, d)](att, *matrix, x, 1, d, d, tile)
             matrix, norm = (m["mlp.c_fc.weight"], m["mlp.c_fc.bias"]), (m["ln_2.weight"], m["ln_2.bias"])
-            gemv_ln_gelu[gemv_ln_launch(d_ff, d)](x, *norm, *matrix, ff, 1, d_ff, d, gemv_split(d_ff, d), EPS)
+            gemv_ln_gelu[gemv_ln_launch(d_ff, d)](x, *norm, *matrix, ff, 1, d_ff, d, gemv_tile(d_ff), EPS)
             matrix = m["mlp.c_proj.weight"], m["mlp.c_proj.bias"]
-            gemv_bias_residual[gemv_half_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff, back)
+            gemv_bias_residual[gemv_tensor_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff, tile)
         self._choose(0, sampling)
 
     def _choose(self, at: int, sampling: Sampling | None) -> None:
@@ -210,8 +210,8 @@ class FastGPT2:
         d, vocab_size, w = self.config.d_model, self.config.vocab_size, self.weights
         head = w["ln_f.weight"], w["ln_f.bias"], w["wte.weight"]
         best, shown = (self._best, self._best_token), (self._tokens, self._shown, self._pos)
-        split = gemv_split(vocab_size, d)
-        gemv_ln_logits[self._head](self._x, at, *head, self.logits, *best, vocab_size, d, split, EPS)
+        tile = gemv_tile(vocab_size)
+        gemv_ln_logits[self._head](self._x, at, *head, self.logits, *best, vocab_size, d, tile, EPS)
         if sampling is None:
             pick_best[pick_best_launch()](*best, self._head[0], vocab_size, *shown)
             return

@@ -30,18 +30,19 @@ from numba.types import float16
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import WARP
-from chapters.ch09_gemm.gemv_half import (
-    FOUR_BLOCKS,
-    PIECES,
+from chapters.ch09_gemm.gemv_tensor import (
+    LOADS,
+    ROWS_MAX,
     WARPS,
     layernorm_half_reference,
     layernorm_to_shared,
-    leads,
-    load_norm,
-    load_pieces,
-    load_row,
-    row_total,
+    load_rows,
+    multiply_rows,
+    stores,
+    sum_of_warps,
 )
+from chapters.ch09_gemm.gemv_tensor import TILE as TILE_ROWS
+from chapters.ch09_gemm.gemv_tensor import TWO_BLOCKS as GEMV_BLOCKS
 from chapters.ch09_gemm.pipeline import (
     DEPTH,
     M_MMAS,
@@ -82,34 +83,33 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
                 store_pair(C, element_row(m, half), col, M, N, low, high)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, split, eps):
+@cuda.jit(launch_bounds=GEMV_BLOCKS)
+def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
 
     out: (rows * N,) float16, flat. All else as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_gelu[gemv_ln_launch(N, d_model, rows)](…)``.
     """
-    norm = cuda.shared.array(0, float32, alignment=16)
     x_hat = cuda.shared.array(0, float16, alignment=16)
-    norm_partial = cuda.shared.array((WARPS, 2), float32)
-    partial = cuda.shared.array(WARPS, float32)
-    w = cuda.local.array((PIECES, 4), uint32)
-    n_rows = WARPS >> split
-    row0 = cuda.blockIdx.x * n_rows
-    row = row0 + (cuda.threadIdx.x // WARP >> split)
+    sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
+    partial = cuda.shared.array((WARPS, 2), float32)
+    w = cuda.local.array((LOADS, 4), uint32)
+    r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
+    row0 = cuda.blockIdx.x * tile
     griddep_launch()
-    row_bias = load_row(W, bias, row, split, N, d_model, w)
-    load_norm(ln_weight, ln_bias, d_model, norm)
-    griddep_wait()
-    layernorm_to_shared(x, 0, norm, x_hat, rows, d_model, eps, norm_partial)
+    load_rows(W, row0, tile, N, d_model, w)
+    row_bias = bias[min(row0 + r, N - 1)]
+    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
     while row0 < N:
-        for b in range(rows):
-            total = row_total(W, row, w, x_hat, (4 + b) * d_model, split, N, d_model, partial)
-            if row < N and leads(split):
-                out[b * N + row] = gelu_of(total + row_bias)
-        row0 += cuda.gridDim.x * n_rows
-        row = row0 + (cuda.threadIdx.x // WARP >> split)
-        row_bias = load_row(W, bias, row, split, N, d_model, w)
+        multiply_rows(W, row0, tile, w, x_hat, rows, N, d_model, sums)
+        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, d_model, w)
+        cuda.syncthreads()
+        total = sum_of_warps(sums)
+        if stores(row0, tile, rows, N):
+            out[b * N + row0 + r] = gelu_of(total + row_bias)
+        cuda.syncthreads()
+        row0 += cuda.gridDim.x * tile
+        row_bias = bias[min(row0 + r, N - 1)]
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -123,84 +123,83 @@ def head_and_element(row, d_model, head_dim):
     return head, row - head * head_dim
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, split, eps):
+@cuda.jit(launch_bounds=GEMV_BLOCKS)
+def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, tile, eps):
     """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
 
     With y = W @ layernorm(x[0]) + bias of 3 * d_model numbers: q = the first d_model, k_cache[head, pos[0]] and
     v_cache[head, pos[0]] = the others, head by head. x: (1, d_model) float32. W: (3 * d_model, d_model) float16. bias:
     (3 * d_model,) float32. q: (d_model,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16. pos: (1,)
-    int32, from 0 to max_tokens - 1. d_model, head_dim: int32. split, eps: as chapter 9's ``gemv_ln``.
+    int32, from 0 to max_tokens - 1. d_model, head_dim: int32. tile, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_qkv[gemv_ln_launch(3 * d_model, d_model)](…)``.
     """
-    norm = cuda.shared.array(0, float32, alignment=16)
     x_hat = cuda.shared.array(0, float16, alignment=16)
-    norm_partial = cuda.shared.array((WARPS, 2), float32)
-    partial = cuda.shared.array(WARPS, float32)
-    w = cuda.local.array((PIECES, 4), uint32)
-    n_rows = WARPS >> split
-    row0 = cuda.blockIdx.x * n_rows
-    row = row0 + (cuda.threadIdx.x // WARP >> split)
+    sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
+    partial = cuda.shared.array((WARPS, 2), float32)
+    w = cuda.local.array((LOADS, 4), uint32)
+    N = 3 * d_model
+    row0 = cuda.blockIdx.x * tile
+    row = row0 + cuda.threadIdx.x // ROWS_MAX
     griddep_launch()
-    row_bias = load_row(W, bias, row, split, 3 * d_model, d_model, w)
+    load_rows(W, row0, tile, N, d_model, w)
+    row_bias = bias[min(row, N - 1)]
     head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
-    load_norm(ln_weight, ln_bias, d_model, norm)
-    griddep_wait()
     slot = pos[0]
-    layernorm_to_shared(x, 0, norm, x_hat, 1, d_model, eps, norm_partial)
-    while row0 < 3 * d_model:
-        total = row_total(W, row, w, x_hat, 4 * d_model, split, 3 * d_model, d_model, partial)
-        if row < 3 * d_model and leads(split):
+    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    while row0 < N:
+        multiply_rows(W, row0, tile, w, x_hat, 1, N, d_model, sums)
+        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, d_model, w)
+        cuda.syncthreads()
+        total = sum_of_warps(sums)
+        if stores(row0, tile, 1, N):
             if row < d_model:
                 q[row] = total + row_bias
             elif row < 2 * d_model:
                 k_cache[head, slot, i] = total + row_bias
             else:
                 v_cache[head, slot, i] = total + row_bias
-        row0 += cuda.gridDim.x * n_rows
-        row = row0 + (cuda.threadIdx.x // WARP >> split)
-        row_bias = load_row(W, bias, row, split, 3 * d_model, d_model, w)
+        cuda.syncthreads()
+        row0 += cuda.gridDim.x * tile
+        row = row0 + cuda.threadIdx.x // ROWS_MAX
+        row_bias = bias[min(row, N - 1)]
         head, i = head_and_element(row, d_model, head_dim)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, split, eps):
+@cuda.jit(launch_bounds=GEMV_BLOCKS)
+def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, tile, eps):
     """logits = W @ layernorm(x[at]), and of each block's logits the largest and its token: greedy decoding, first half.
 
     x: (T, d_model) float32; at: int32, the row of x. W: (vocab_size, d_model) float16, GPT-2's embedding. logits:
     (vocab_size,) float32. best: float32, best_token: int32, both (blocks,), with blocks those of the launch; equal
-    logits: the lowest token; a block of nothing but NaN: -inf and vocab_size. split, eps: as chapter 9's ``gemv_ln``.
+    logits: the lowest token; a block of nothing but NaN: -inf and vocab_size. tile, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_logits[gemv_ln_launch(vocab_size, d_model)](…)``.
     """
-    norm = cuda.shared.array(0, float32, alignment=16)
     x_hat = cuda.shared.array(0, float16, alignment=16)
-    norm_partial = cuda.shared.array((WARPS, 2), float32)
-    partial = cuda.shared.array(WARP, float32)
-    partial_token = cuda.shared.array(WARP, int32)
-    w = cuda.local.array((PIECES, 4), uint32)
-    n_rows = WARPS >> split
-    row0 = cuda.blockIdx.x * n_rows
-    row = row0 + (cuda.threadIdx.x // WARP >> split)
+    sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
+    partial = cuda.shared.array((WARPS, 2), float32)
+    w = cuda.local.array((LOADS, 4), uint32)
+    best_partial = cuda.shared.array(WARP, float32)
+    token_partial = cuda.shared.array(WARP, int32)
+    row0 = cuda.blockIdx.x * tile
     griddep_launch()
-    load_pieces(W, row, split, vocab_size, d_model, w)
-    load_norm(ln_weight, ln_bias, d_model, norm)
-    griddep_wait()
-    layernorm_to_shared(x, at, norm, x_hat, 1, d_model, eps, norm_partial)
+    load_rows(W, row0, tile, vocab_size, d_model, w)
+    layernorm_to_shared(x, at, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
     while row0 < vocab_size:
-        total = row_total(W, row, w, x_hat, 4 * d_model, split, vocab_size, d_model, partial)
-        if row < vocab_size:
-            if leads(split):
-                logits[row] = total
+        multiply_rows(W, row0, tile, w, x_hat, 1, vocab_size, d_model, sums)
+        load_rows(W, row0 + cuda.gridDim.x * tile, tile, vocab_size, d_model, w)
+        cuda.syncthreads()
+        total = sum_of_warps(sums)
+        if stores(row0, tile, 1, vocab_size):
+            row = row0 + cuda.threadIdx.x // ROWS_MAX
+            logits[row] = total
             if total > largest or (total == largest and row < token):
                 largest = total
                 token = int32(row)
-        row0 += cuda.gridDim.x * n_rows
-        row = row0 + (cuda.threadIdx.x // WARP >> split)
-        load_pieces(W, row, split, vocab_size, d_model, w)
-    cuda.syncthreads()  # all have read partial
-    largest, token = block_argmax(largest, token, partial, partial_token)
+        cuda.syncthreads()
+        row0 += cuda.gridDim.x * tile
+    largest, token = block_argmax(largest, token, best_partial, token_partial)
     if cuda.threadIdx.x == 0:
         best[cuda.blockIdx.x] = largest
         best_token[cuda.blockIdx.x] = token
