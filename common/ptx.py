@@ -18,6 +18,7 @@ function                                    on the GPU                          
 ``unpack_half2(pair)``                      ``cvt.f32.f16`` twice                       registers        any GPU
 ``exp2_approx(x)``                          ``ex2.approx.ftz.f32``                      registers        any GPU
 ``cp_async_half8(tile, j, x, i, inside)``   ``cp.async.cg.shared.global``               8 float16        sm_80, or see
+``cp_async_float4(tile, j, x, i, inside)``  ``cp.async.cg.shared.global``               4 float32        the same
 ``cp_async_commit()``                       ``cp.async.commit_group``                   –                below
 ``cp_async_wait(n)``                        ``cp.async.wait_group n``                   –
 ``griddep_wait()``                          ``griddepcontrol.wait``                     –                sm_90, or
@@ -341,6 +342,16 @@ if ON_CPU:
             zero = np.uint32(0)
             store_half8(tile, place, zero, zero, zero, zero)
 
+    @cuda.jit(device=True)
+    def cp_async_float4(tile, place, array, index, inside):
+        """:func:`cp_async_half8` for 4 float32."""
+        if inside:
+            a, b, c, d = load_float4(array, index)
+            store_float4(tile, place, a, b, c, d)
+        else:
+            zero = np.float32(0)
+            store_float4(tile, place, zero, zero, zero, zero)
+
     @intrinsic
     def cp_async_commit(typingctx):
         """The copies begun since the last call are a group."""
@@ -355,11 +366,10 @@ if ON_CPU:
         cpu_equivalent(_function)(_function)
 else:
 
-    @intrinsic
-    def cp_async_half8(typingctx, tile, place, array, index, inside):
-        """Begin to copy 8 float16 to shared memory: see the CPU's version above."""
-        _require("cp_async_half8", tile, place, types.float16)
-        _require("cp_async_half8", array, index, types.float16)
+    def _copier(name, element, tile, place, array, index, inside):
+        """What an intrinsic returns that copies 16 bytes of ``element`` from global to shared memory."""
+        _require(name, tile, place, element)
+        _require(name, array, index, element)
 
         def codegen(context, builder, sig, args):
             source = _address(context, builder, signature(types.none, array, index), args[2:4], U32)
@@ -381,6 +391,16 @@ else:
             return context.get_dummy_value()
 
         return signature(types.none, tile, place, array, index, inside), codegen
+
+    @intrinsic
+    def cp_async_half8(typingctx, tile, place, array, index, inside):
+        """Begin to copy 8 float16 to shared memory: see the CPU's version above."""
+        return _copier("cp_async_half8", types.float16, tile, place, array, index, inside)
+
+    @intrinsic
+    def cp_async_float4(typingctx, tile, place, array, index, inside):
+        """:func:`cp_async_half8` for 4 float32."""
+        return _copier("cp_async_float4", types.float32, tile, place, array, index, inside)
 
     @intrinsic
     def cp_async_commit(typingctx):

@@ -32,22 +32,32 @@ import numpy as np
 from numba import cuda, float32, uint32
 from numba.types import float16
 
-from common.ptx import griddep_launch, griddep_wait, load_half8, load_half8_once, mma_m16n8k16
+from common.ptx import (
+    cp_async_commit,
+    cp_async_float4,
+    cp_async_half8,
+    cp_async_wait,
+    griddep_launch,
+    griddep_wait,
+    load_float4,
+    load_half8,
+    mma_m16n8k16,
+    pack_half2,
+    store_half2,
+)
 
 from ..ch07_warp_reduce.kernels import WARP, warp_sum
 
-WARPS = 12
+WARPS = 8
 THREADS = WARPS * WARP
 DEPTH = 32  # columns of W that a warp multiplies at a time: 4 lanes side by side with 8 numbers each
-STEP = DEPTH * WARPS
-LOADS = 8  # of 16 bytes that a lane has under way: 8 pieces of one row, or 4 of each of two rows
 ROWS_MAX = 8
 SMALL_TILE, TILE = 8, 16  # rows of W
-EACH = 6  # elements of a row of x that a thread normalises
-D_MODEL_MAX = THREADS * EACH
-TWO_BLOCKS = (THREADS, 2)  # on a multiprocessor, which leaves a thread 85 registers
-BLOCKS_MAX = 264  # 2 on each of 132 multiprocessors: more would only take turns
+EACH = 2  # groups of 4 elements of a row of x that a thread normalises
+D_MODEL_MAX = THREADS * 4 * EACH
 BLOCKS_WANTED = 132
+BLOCKS_MAX = 396  # 3 on each of 132 multiprocessors: more would only take turns
+SHARED_MAX = 160 * 1024  # what a block can have on a GPU with background copies, nearly
 
 
 def gemv_tile(N):
@@ -58,9 +68,10 @@ def gemv_tile(N):
 
 
 def gemv_tensor_launch(N, K, rows=1):
-    """Launch configuration of :func:`gemv_v5_tensor_core` and :func:`gemv_bias_residual`: ``(grid, block)``.
+    """Launch configuration of the kernels without a layer norm: ``(grid, block, stream, shared bytes)``.
 
-    Raises ValueError if a size is not positive, K not a multiple of 8, or rows more than 8.
+    Raises ValueError if a size is not positive, K not a multiple of 8 or too large for shared memory, or rows more
+    than 8.
     """
     if N <= 0 or K <= 0:
         raise ValueError(f"W has shape ({N}, {K}): a launch needs at least 1 row and 1 column")
@@ -69,109 +80,171 @@ def gemv_tensor_launch(N, K, rows=1):
     if not 1 <= rows <= ROWS_MAX:
         raise ValueError(f"rows = {rows}: a GEMV takes 1 to {ROWS_MAX} rows of x; for more there is gemm_bias")
     tile = gemv_tile(N)
-    return min((N + tile - 1) // tile, BLOCKS_MAX), THREADS
+    tiles = (N + tile - 1) // tile
+    stages = 2 if tiles > BLOCKS_MAX else 1
+    n_bytes = 2 * stages * tile * _padded(K) + 2 * rows * (_padded(K) + 8)
+    if n_bytes > SHARED_MAX:
+        raise ValueError(
+            f"K = {K}, rows = {rows}: tiles of W and rows of x take {n_bytes} bytes of shared memory, of {SHARED_MAX}; "
+            "multiply with gemv_v4_half, row by row"
+        )
+    return min(tiles, BLOCKS_MAX), THREADS, 0, n_bytes
 
 
 def gemv_ln_launch(N, d_model, rows=1):
     """Launch configuration of the kernels with a layer norm in front: ``(grid, block, stream, shared bytes)``.
 
-    Raises ValueError as :func:`gemv_tensor_launch`, and if d_model is more than 2304.
+    Raises ValueError as :func:`gemv_tensor_launch`, and if d_model is more than 2048.
     """
-    grid, block = gemv_tensor_launch(N, d_model, rows)
+    grid, block, stream, n_bytes = gemv_tensor_launch(N, d_model, rows)
     if d_model > D_MODEL_MAX:
         raise ValueError(
             f"d_model = {d_model}: a block normalises rows of at most {D_MODEL_MAX}; "
             "normalise with chapter 7's layernorm_row first, and multiply with gemv_v5_tensor_core"
         )
-    return grid, block, 0, 2 * rows * d_model
+    return grid, block, stream, n_bytes + 8 * d_model
+
+
+def _padded(K):
+    return (K + DEPTH - 1) // DEPTH * DEPTH
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
+#
+# Dynamic shared memory, in float16: one tile of W, or two where a block has several in turn; rows of x, 8 longer than
+# their numbers, so that they begin in different banks; and behind them, in float32, weight and bias of the layer norm.
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_rows(W, row0, tile, N, K, w):
-    """Ask for this lane's first 16-byte pieces of W[row0 : row0 + tile]; 0 outside W.
-
-    W: (N, K) float16. w: (8, 4) uint32, local: with a tile of 8 rows, eight pieces of row row0 + lane // 4; with 16
-    rows, four pieces of that row, and four of the row 8 below, in turn. Pieces are 384 columns apart.
-    """
-    row = row0 + cuda.threadIdx.x % WARP // 4
-    first = cuda.threadIdx.x // WARP * DEPTH + cuda.threadIdx.x % 4 * 8
-    for j in range(LOADS):
-        w[j, 0] = w[j, 1] = w[j, 2] = w[j, 3] = uint32(0)
-    if tile == SMALL_TILE:
-        for j in range(LOADS):
-            if row < N and first + STEP * j < K:
-                w[j, 0], w[j, 1], w[j, 2], w[j, 3] = load_half8_once(W, (row, first + STEP * j))
-    else:
-        for j in range(LOADS):
-            below = row + j % 2 * SMALL_TILE
-            if below < N and first + STEP * (j // 2) < K:
-                w[j, 0], w[j, 1], w[j, 2], w[j, 3] = load_half8_once(W, (below, first + STEP * (j // 2)))
+def padded(K):
+    """K rounded up to whole steps of 32 columns; what lies behind K is 0 in both operands."""
+    return (K + DEPTH - 1) // DEPTH * DEPTH
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply_piece(u0, u1, u2, u3, v0, v1, v2, v3, x0, x1, x2, x3, acc):
-    """acc += 32 columns of 16 rows of W, times 8 rows of x. u, v: a lane's piece of W's row, and of that 8 below.
+def copy_weights(shared, stage, W, row0, tile, N, K):
+    """Begin to copy W[row0 : row0 + tile] to tile number ``stage`` of shared memory, and commit; 0 outside W.
 
-    x0 … x3: its piece of row lane // 4 of x. acc: (4,) float32, local.
+    W: (N, K) float16. A step of 32 columns of all rows lies together there, so that a warp reads it without conflicts.
     """
-    acc[0], acc[1], acc[2], acc[3] = mma_m16n8k16(u0, v0, u1, v1, x0, x1, acc[0], acc[1], acc[2], acc[3])
-    acc[0], acc[1], acc[2], acc[3] = mma_m16n8k16(u2, v2, u3, v3, x2, x3, acc[0], acc[1], acc[2], acc[3])
+    at = stage * tile * padded(K)
+    row = cuda.threadIdx.x // WARP
+    while row < tile:
+        col = cuda.threadIdx.x % WARP * 8
+        while col < padded(K):
+            place = at + (col // DEPTH * tile + row) * DEPTH + col % DEPTH
+            cp_async_half8(shared, place, W, (row0 + row, col), row0 + row < N and col < K)
+            col += WARP * 8
+        row += WARPS
+    cp_async_commit()
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply_rows(W, row0, tile, w, x, rows, N, K, sums):
-    """sums[warp, r, b] = W[row0 + r] · x[b] over this warp's columns, for the tile's rows and 8 rows of x.
+def copy_x(shared, at, x, rows, K):
+    """Begin to copy rows of x to shared[at …], and commit. x: (rows * K,) float16, flat."""
+    row = cuda.threadIdx.x // WARP
+    if row < rows:
+        col = cuda.threadIdx.x % WARP * 8
+        while col < padded(K):
+            cp_async_half8(shared, at + row * (padded(K) + 8) + col, x, row * K + col, col < K)
+            col += WARP * 8
+    cp_async_commit()
 
-    w: from :func:`load_rows`. x: (rows * K,) float16, flat, in global or shared memory. sums: (12, 16, 8) float32,
-    shared. All threads of the block must call it; a barrier has to follow before sums are read.
+
+@cuda.jit(device=True, forceinline=True)
+def copy_norm(norm, at, weight, bias, d_model):
+    """Begin to copy weight and bias of the layer norm to norm[at …], and commit: a thread those that it will need."""
+    for j in range(EACH):
+        c = 4 * (cuda.threadIdx.x + THREADS * j)
+        if c < d_model:
+            cp_async_float4(norm, at + c, weight, c, True)
+            cp_async_float4(norm, at + d_model + c, bias, c, True)
+    cp_async_commit()
+
+
+@cuda.jit(device=True, forceinline=True)
+def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial):
+    """shared[at …] = layer norm of x[first + b] in float16, for ``rows`` rows, as :func:`copy_x` lays them out.
+
+    x: (at least first + rows, d_model) float32. norm: from :func:`copy_norm`, the copies of which may still be under
+    way, but no more than one group behind them. partial: (8, 2) float32, shared. A barrier has to follow.
+
+    One reduction instead of two: sum and sum of squares travel together, of the distances to the row's first element.
+    Without that shift, squares of a row far from 0 would be large, and their difference nothing but rounding.
     """
-    acc = cuda.local.array(4, float32)
-    xs = cuda.local.array((LOADS, 4), uint32)
+    v = cuda.local.array((EACH, 4), float32)
+    for b in range(rows):
+        shift = x[first + b, 0]
+        total = float32(0)
+        squares = float32(0)
+        for j in range(EACH):
+            v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = shift
+            c = 4 * (cuda.threadIdx.x + THREADS * j)
+            if c < d_model:
+                v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_float4(x, (first + b, c))
+        for j in range(EACH):
+            for e in range(4):
+                v[j, e] -= shift
+                total += v[j, e]
+                squares += v[j, e] * v[j, e]
+        total = warp_sum(total)
+        squares = warp_sum(squares)
+        if b > 0:
+            cuda.syncthreads()  # all have read partial
+        if cuda.threadIdx.x % WARP == 0:
+            partial[cuda.threadIdx.x // WARP, 0] = total
+            partial[cuda.threadIdx.x // WARP, 1] = squares
+        cuda.syncthreads()
+        total = float32(0)
+        squares = float32(0)
+        for warp in range(WARPS):
+            total += partial[warp, 0]
+            squares += partial[warp, 1]
+        mean = total / float32(d_model)
+        variance = max(squares / float32(d_model) - mean * mean, float32(0))
+        scale = float32(1) / math.sqrt(variance + float32(eps))
+        cp_async_wait(1)
+        for j in range(EACH):
+            c = 4 * (cuda.threadIdx.x + THREADS * j)
+            place = at + b * (padded(d_model) + 8) + c
+            if c < d_model:
+                w0, w1, w2, w3 = load_float4(norm, norm_at + c)
+                b0, b1, b2, b3 = load_float4(norm, norm_at + d_model + c)
+                low = pack_half2((v[j, 0] - mean) * scale * w0 + b0, (v[j, 1] - mean) * scale * w1 + b1)
+                high = pack_half2((v[j, 2] - mean) * scale * w2 + b2, (v[j, 3] - mean) * scale * w3 + b3)
+                store_half2(shared, place, low)
+                store_half2(shared, place + 2, high)
+            elif c < padded(d_model):
+                store_half2(shared, place, uint32(0))
+                store_half2(shared, place + 2, uint32(0))
+
+
+@cuda.jit(device=True, forceinline=True)
+def multiply_tile(shared, stage, at, tile, rows, K, sums):
+    """sums[warp, r, b] = this warp's share of W[row0 + r] · x[b], for the tile's rows and 8 rows of x.
+
+    shared: W's tile number ``stage``, and x at ``at``. sums: (8, 16, 8) float32, shared. A barrier has to follow.
+    """
     group = cuda.threadIdx.x % WARP // 4
-    begin = cuda.threadIdx.x // WARP * DEPTH
     inner = cuda.threadIdx.x % 4 * 8
-    zero = uint32(0)
-    for j in range(LOADS):  # all loads before the first product
-        xs[j, 0] = xs[j, 1] = xs[j, 2] = xs[j, 3] = zero
-        if group < rows and begin + STEP * j + inner < K:
-            xs[j, 0], xs[j, 1], xs[j, 2], xs[j, 3] = load_half8(x, group * K + begin + STEP * j + inner)
-    acc[0] = acc[1] = acc[2] = acc[3] = float32(0)
-    if tile == SMALL_TILE:
-        for j in range(LOADS):
-            if begin + STEP * j < K:  # alike for the whole warp
-                multiply_piece(
-                    w[j, 0], w[j, 1], w[j, 2], w[j, 3], zero, zero, zero, zero,
-                    xs[j, 0], xs[j, 1], xs[j, 2], xs[j, 3], acc,
-                )  # fmt: skip
-        begin += STEP * LOADS
-    else:
-        for j in range(LOADS // 2):
-            if begin + STEP * j < K:
-                multiply_piece(
-                    w[2 * j, 0], w[2 * j, 1], w[2 * j, 2], w[2 * j, 3],
-                    w[2 * j + 1, 0], w[2 * j + 1, 1], w[2 * j + 1, 2], w[2 * j + 1, 3],
-                    xs[j, 0], xs[j, 1], xs[j, 2], xs[j, 3], acc,
-                )  # fmt: skip
-        begin += STEP * LOADS // 2
-    while begin < K:  # of rows longer than w
-        row, col = row0 + group, begin + inner
-        u0 = u1 = u2 = u3 = v0 = v1 = v2 = v3 = x0 = x1 = x2 = x3 = zero
-        if row < N and col < K:
-            u0, u1, u2, u3 = load_half8_once(W, (row, col))
-        if tile == TILE and row + SMALL_TILE < N and col < K:
-            v0, v1, v2, v3 = load_half8_once(W, (row + SMALL_TILE, col))
-        if group < rows and col < K:
-            x0, x1, x2, x3 = load_half8(x, group * K + col)
-        multiply_piece(u0, u1, u2, u3, v0, v1, v2, v3, x0, x1, x2, x3, acc)
-        begin += STEP
     warp = cuda.threadIdx.x // WARP
-    sums[warp, group, cuda.threadIdx.x % 4 * 2] = acc[0]
-    sums[warp, group, cuda.threadIdx.x % 4 * 2 + 1] = acc[1]
-    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2] = acc[2]
-    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2 + 1] = acc[3]
+    c0 = c1 = c2 = c3 = float32(0)
+    k = warp * DEPTH
+    while k < K:
+        place = stage * tile * padded(K) + (k // DEPTH * tile + group) * DEPTH + inner
+        u0, u1, u2, u3 = load_half8(shared, place)
+        v0 = v1 = v2 = v3 = x0 = x1 = x2 = x3 = uint32(0)
+        if tile == TILE:
+            v0, v1, v2, v3 = load_half8(shared, place + SMALL_TILE * DEPTH)
+        if group < rows:
+            x0, x1, x2, x3 = load_half8(shared, at + group * (padded(K) + 8) + k + inner)
+        c0, c1, c2, c3 = mma_m16n8k16(u0, v0, u1, v1, x0, x1, c0, c1, c2, c3)
+        c0, c1, c2, c3 = mma_m16n8k16(u2, v2, u3, v3, x2, x3, c0, c1, c2, c3)
+        k += DEPTH * WARPS
+    sums[warp, group, cuda.threadIdx.x % 4 * 2] = c0
+    sums[warp, group, cuda.threadIdx.x % 4 * 2 + 1] = c1
+    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2] = c2
+    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2 + 1] = c3
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -192,85 +265,56 @@ def stores(row0, tile, rows, N):
 
 
 @cuda.jit(device=True, forceinline=True)
-def layernorm_to_shared(x, first, weight, bias, out, rows, d_model, eps, partial):
-    """out[b * d_model + c] = layer norm of x[first + b] in float16, for ``rows`` rows; ends in a barrier.
+def next_product(shared, stage, at, W, row0, tile, rows, N, K, sums):
+    """The tile in ``stage`` multiplied, while the block's next one is on its way; what :func:`sum_of_warps` says."""
+    following = row0 + cuda.gridDim.x * tile
+    if following < N:
+        copy_weights(shared, 1 - stage, W, following, tile, N, K)
+        cp_async_wait(1)
+    else:
+        cp_async_wait(0)
+    cuda.syncthreads()  # W's tile and x are complete, and all have read sums
+    multiply_tile(shared, stage, at, tile, rows, K, sums)
+    cuda.syncthreads()
+    return sum_of_warps(sums)
 
-    x: (at least first + rows, d_model) float32. weight, bias: (d_model,) float32. out: flat float16, shared. partial:
-    (12, 2) float32, shared. Calls ``griddep_wait`` when it has asked for weight and bias, and before it reads x.
 
-    One reduction instead of two: sum and sum of squares travel together, of the distances to the row's first element.
-    Without that shift, squares of a row far from 0 would be large, and their difference nothing but rounding. Loads
-    stand apart from what waits for them, and none in a branch, so that all are under way at once.
-    """
-    values = cuda.local.array(EACH, float32)
-    weights = cuda.local.array(EACH, float32)
-    biases = cuda.local.array(EACH, float32)
-    for j in range(EACH):
-        c = min(cuda.threadIdx.x + THREADS * j, d_model - 1)
-        weights[j] = weight[c]
-        biases[j] = bias[c]
-    griddep_wait()
-    for b in range(rows):
-        shift = x[first + b, 0]
-        for j in range(EACH):
-            values[j] = x[first + b, min(cuda.threadIdx.x + THREADS * j, d_model - 1)]
-        total = float32(0)
-        squares = float32(0)
-        for j in range(EACH):
-            values[j] -= shift
-            value = values[j] if cuda.threadIdx.x + THREADS * j < d_model else float32(0)
-            total += value
-            squares += value * value
-        total = warp_sum(total)
-        squares = warp_sum(squares)
-        if cuda.threadIdx.x % WARP == 0:
-            partial[cuda.threadIdx.x // WARP, 0] = total
-            partial[cuda.threadIdx.x // WARP, 1] = squares
-        cuda.syncthreads()
-        total = float32(0)
-        squares = float32(0)
-        for warp in range(WARPS):
-            total += partial[warp, 0]
-            squares += partial[warp, 1]
-        mean = total / float32(d_model)
-        variance = max(squares / float32(d_model) - mean * mean, float32(0))
-        scale = float32(1) / math.sqrt(variance + float32(eps))
-        for j in range(EACH):
-            c = cuda.threadIdx.x + THREADS * j
-            if c < d_model:
-                out[b * d_model + c] = (values[j] - mean) * scale * weights[j] + biases[j]
-        cuda.syncthreads()  # the row is complete, and all have read partial
+@cuda.jit(device=True, forceinline=True)
+def place_of_x(tile, N, K):
+    """Where in shared memory x begins: behind one tile of W, or two if the block has several."""
+    return tile * padded(K) * (2 if cuda.gridDim.x * tile < N else 1)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@cuda.jit(launch_bounds=TWO_BLOCKS)
+@cuda.jit
 def gemv_v5_tensor_core(x, W, out, rows, N, K, tile):
     """out[b, n] = W[n] · x[b], rung 5: products of 16 x 8 x 16 on tensor cores, for 1 to 8 rows of x.
 
     x: (rows * K,) float16, flat. W: (N, K) float16. out: (rows, N) float32. All C-contiguous, W and x from a multiple
     of 16 bytes on. rows, N, K: int32; K a multiple of 8. tile: int32, ``gemv_tile(N)``.
-    Launch: ``gemv_v5_tensor_core[gemv_tensor_launch(N, K, rows)](…)``, 384 threads; sm_75 or later.
+    Launch: ``gemv_v5_tensor_core[gemv_tensor_launch(N, K, rows)](…)``, 256 threads; sm_75 or later.
     """
+    shared = cuda.shared.array(0, float16, alignment=16)
     sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
-    w = cuda.local.array((LOADS, 4), uint32)
+    r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
+    at = place_of_x(tile, N, K)
+    stage = 0
     griddep_launch()
-    load_rows(W, row0, tile, N, K, w)
+    copy_weights(shared, stage, W, row0, tile, N, K)
     griddep_wait()
+    copy_x(shared, at, x, rows, K)
     while row0 < N:
-        multiply_rows(W, row0, tile, w, x, rows, N, K, sums)
-        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, K, w)
-        cuda.syncthreads()
-        total = sum_of_warps(sums)
+        total = next_product(shared, stage, at, W, row0, tile, rows, N, K, sums)
         if stores(row0, tile, rows, N):
-            out[cuda.threadIdx.x % ROWS_MAX, row0 + cuda.threadIdx.x // ROWS_MAX] = total
-        cuda.syncthreads()  # all have read sums
+            out[b, row0 + r] = total
         row0 += cuda.gridDim.x * tile
+        stage = 1 - stage
 
 
-@cuda.jit(launch_bounds=TWO_BLOCKS)
+@cuda.jit
 def gemv_bias_residual(a, W, bias, x, rows, N, K, tile):
     """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
 
@@ -278,54 +322,56 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K, tile):
     multiple of 16 bytes on. rows, N, K: int32, K a multiple of 8. tile: int32, ``gemv_tile(N)``.
     Launch: ``gemv_bias_residual[gemv_tensor_launch(N, K, rows)](…)``.
     """
+    shared = cuda.shared.array(0, float16, alignment=16)
     sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
-    w = cuda.local.array((LOADS, 4), uint32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
+    at = place_of_x(tile, N, K)
+    stage = 0
     griddep_launch()
-    load_rows(W, row0, tile, N, K, w)
+    copy_weights(shared, stage, W, row0, tile, N, K)
     row_bias = bias[min(row0 + r, N - 1)]  # asked for now, it is there when the sum is
     griddep_wait()
+    copy_x(shared, at, a, rows, K)
     while row0 < N:
         before = x[min(b, rows - 1), min(row0 + r, N - 1)]
-        multiply_rows(W, row0, tile, w, a, rows, N, K, sums)
-        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, K, w)
-        cuda.syncthreads()
-        total = sum_of_warps(sums)
+        total = next_product(shared, stage, at, W, row0, tile, rows, N, K, sums)
         if stores(row0, tile, rows, N):
             x[b, row0 + r] = before + (total + row_bias)
-        cuda.syncthreads()
         row0 += cuda.gridDim.x * tile
+        stage = 1 - stage
         row_bias = bias[min(row0 + r, N - 1)]
 
 
-@cuda.jit(launch_bounds=TWO_BLOCKS)
+@cuda.jit
 def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     """out[b] = W @ layernorm(x[b]) + bias for 1 to 8 rows, in float16.
 
     x: (rows, d_model) float32. ln_weight, ln_bias: (d_model,) float32. W: (N, d_model) float16. bias: (N,) float32.
-    out: (rows, N) float16. All C-contiguous, W from a multiple of 16 bytes on. rows, N, d_model: int32. tile: int32,
+    out: (rows, N) float16. All C-contiguous, from a multiple of 16 bytes on. rows, N, d_model: int32. tile: int32,
     ``gemv_tile(N)``. eps: float32. Launch: ``gemv_ln[gemv_ln_launch(N, d_model, rows)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16, alignment=16)
+    shared = cuda.shared.array(0, float16, alignment=16)
+    norm = cuda.shared.array(0, float32, alignment=16)
     sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
-    w = cuda.local.array((LOADS, 4), uint32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
+    at = place_of_x(tile, N, d_model)
+    norm_at = (at + rows * (padded(d_model) + 8)) // 2
+    stage = 0
     griddep_launch()
-    load_rows(W, row0, tile, N, d_model, w)
+    copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
+    copy_weights(shared, stage, W, row0, tile, N, d_model)
     row_bias = bias[min(row0 + r, N - 1)]
-    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
+    griddep_wait()
+    normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
     while row0 < N:
-        multiply_rows(W, row0, tile, w, x_hat, rows, N, d_model, sums)
-        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, d_model, w)
-        cuda.syncthreads()
-        total = sum_of_warps(sums)
+        total = next_product(shared, stage, at, W, row0, tile, rows, N, d_model, sums)
         if stores(row0, tile, rows, N):
             out[b, row0 + r] = total + row_bias
-        cuda.syncthreads()
         row0 += cuda.gridDim.x * tile
+        stage = 1 - stage
         row_bias = bias[min(row0 + r, N - 1)]
 
 
@@ -333,7 +379,7 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
 
 
 def layernorm_half_reference(x, weight, bias, eps):
-    """NumPy reference of :func:`layernorm_to_shared`: (rows, d_model) float32; returns float16."""
+    """NumPy reference of :func:`normalise_x`: (rows, d_model) float32; returns float16."""
     x = x.astype(np.float64)
     centred = x - x.mean(axis=1, keepdims=True)
     return (centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps) * weight + bias).astype(np.float16)

@@ -24,25 +24,25 @@ Sources: as chapters 7 and 9; the tanh form of GELU as ``gelu_kernel``.
 """
 
 import numpy as np
-from numba import cuda, float32, int32, uint32
+from numba import cuda, float32, int32
 from numba.types import float16
 
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import WARP
 from chapters.ch09_gemm.gemv_tensor import (
-    LOADS,
     ROWS_MAX,
     WARPS,
+    copy_norm,
+    copy_weights,
     layernorm_half_reference,
-    layernorm_to_shared,
-    load_rows,
-    multiply_rows,
+    next_product,
+    normalise_x,
+    padded,
+    place_of_x,
     stores,
-    sum_of_warps,
 )
 from chapters.ch09_gemm.gemv_tensor import TILE as TILE_ROWS
-from chapters.ch09_gemm.gemv_tensor import TWO_BLOCKS as GEMV_BLOCKS
 from chapters.ch09_gemm.pipeline import (
     DEPTH,
     M_MMAS,
@@ -83,32 +83,34 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
                 store_pair(C, element_row(m, half), col, M, N, low, high)
 
 
-@cuda.jit(launch_bounds=GEMV_BLOCKS)
+@cuda.jit
 def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
 
     out: (rows * N,) float16, flat. All else as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_gelu[gemv_ln_launch(N, d_model, rows)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16, alignment=16)
+    shared = cuda.shared.array(0, float16, alignment=16)
+    norm = cuda.shared.array(0, float32, alignment=16)
     sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
-    w = cuda.local.array((LOADS, 4), uint32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
+    at = place_of_x(tile, N, d_model)
+    norm_at = (at + rows * (padded(d_model) + 8)) // 2
+    stage = 0
     griddep_launch()
-    load_rows(W, row0, tile, N, d_model, w)
+    copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
+    copy_weights(shared, stage, W, row0, tile, N, d_model)
     row_bias = bias[min(row0 + r, N - 1)]
-    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, rows, d_model, eps, partial)
+    griddep_wait()
+    normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
     while row0 < N:
-        multiply_rows(W, row0, tile, w, x_hat, rows, N, d_model, sums)
-        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, d_model, w)
-        cuda.syncthreads()
-        total = sum_of_warps(sums)
+        total = next_product(shared, stage, at, W, row0, tile, rows, N, d_model, sums)
         if stores(row0, tile, rows, N):
             out[b * N + row0 + r] = gelu_of(total + row_bias)
-        cuda.syncthreads()
         row0 += cuda.gridDim.x * tile
+        stage = 1 - stage
         row_bias = bias[min(row0 + r, N - 1)]
 
 
@@ -123,7 +125,7 @@ def head_and_element(row, d_model, head_dim):
     return head, row - head * head_dim
 
 
-@cuda.jit(launch_bounds=GEMV_BLOCKS)
+@cuda.jit
 def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, tile, eps):
     """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
 
@@ -133,24 +135,26 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     int32, from 0 to max_tokens - 1. d_model, head_dim: int32. tile, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_qkv[gemv_ln_launch(3 * d_model, d_model)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16, alignment=16)
+    shared = cuda.shared.array(0, float16, alignment=16)
+    norm = cuda.shared.array(0, float32, alignment=16)
     sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
-    w = cuda.local.array((LOADS, 4), uint32)
     N = 3 * d_model
     row0 = cuda.blockIdx.x * tile
-    row = row0 + cuda.threadIdx.x // ROWS_MAX
+    at = place_of_x(tile, N, d_model)
+    norm_at = (at + 1 * (padded(d_model) + 8)) // 2
+    stage = 0
     griddep_launch()
-    load_rows(W, row0, tile, N, d_model, w)
+    copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
+    copy_weights(shared, stage, W, row0, tile, N, d_model)
+    row = row0 + cuda.threadIdx.x // ROWS_MAX
     row_bias = bias[min(row, N - 1)]
     head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
     slot = pos[0]
-    layernorm_to_shared(x, 0, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    griddep_wait()
+    normalise_x(x, 0, norm, norm_at, shared, at, 1, d_model, eps, partial)
     while row0 < N:
-        multiply_rows(W, row0, tile, w, x_hat, 1, N, d_model, sums)
-        load_rows(W, row0 + cuda.gridDim.x * tile, tile, N, d_model, w)
-        cuda.syncthreads()
-        total = sum_of_warps(sums)
+        total = next_product(shared, stage, at, W, row0, tile, 1, N, d_model, sums)
         if stores(row0, tile, 1, N):
             if row < d_model:
                 q[row] = total + row_bias
@@ -158,47 +162,49 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
                 k_cache[head, slot, i] = total + row_bias
             else:
                 v_cache[head, slot, i] = total + row_bias
-        cuda.syncthreads()
         row0 += cuda.gridDim.x * tile
+        stage = 1 - stage
         row = row0 + cuda.threadIdx.x // ROWS_MAX
         row_bias = bias[min(row, N - 1)]
         head, i = head_and_element(row, d_model, head_dim)
 
 
-@cuda.jit(launch_bounds=GEMV_BLOCKS)
-def gemv_ln_logits(x, at, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, tile, eps):
-    """logits = W @ layernorm(x[at]), and of each block's logits the largest and its token: greedy decoding, first half.
+@cuda.jit
+def gemv_ln_logits(x, at_row, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, tile, eps):
+    """logits = W @ layernorm(x[at_row]), and each block's largest logit and its token: greedy decoding, first half.
 
-    x: (T, d_model) float32; at: int32, the row of x. W: (vocab_size, d_model) float16, GPT-2's embedding. logits:
+    x: (T, d_model) float32; at_row: int32, the row of x. W: (vocab_size, d_model) float16, GPT-2's embedding. logits:
     (vocab_size,) float32. best: float32, best_token: int32, both (blocks,), with blocks those of the launch; equal
     logits: the lowest token; a block of nothing but NaN: -inf and vocab_size. tile, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_logits[gemv_ln_launch(vocab_size, d_model)](…)``.
     """
-    x_hat = cuda.shared.array(0, float16, alignment=16)
+    shared = cuda.shared.array(0, float16, alignment=16)
+    norm = cuda.shared.array(0, float32, alignment=16)
     sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
-    w = cuda.local.array((LOADS, 4), uint32)
     best_partial = cuda.shared.array(WARP, float32)
     token_partial = cuda.shared.array(WARP, int32)
     row0 = cuda.blockIdx.x * tile
+    at = place_of_x(tile, vocab_size, d_model)
+    norm_at = (at + 1 * (padded(d_model) + 8)) // 2
+    stage = 0
     griddep_launch()
-    load_rows(W, row0, tile, vocab_size, d_model, w)
-    layernorm_to_shared(x, at, ln_weight, ln_bias, x_hat, 1, d_model, eps, partial)
+    copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
+    copy_weights(shared, stage, W, row0, tile, vocab_size, d_model)
+    griddep_wait()
+    normalise_x(x, at_row, norm, norm_at, shared, at, 1, d_model, eps, partial)
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
     while row0 < vocab_size:
-        multiply_rows(W, row0, tile, w, x_hat, 1, vocab_size, d_model, sums)
-        load_rows(W, row0 + cuda.gridDim.x * tile, tile, vocab_size, d_model, w)
-        cuda.syncthreads()
-        total = sum_of_warps(sums)
+        total = next_product(shared, stage, at, W, row0, tile, 1, vocab_size, d_model, sums)
         if stores(row0, tile, 1, vocab_size):
             row = row0 + cuda.threadIdx.x // ROWS_MAX
             logits[row] = total
             if total > largest or (total == largest and row < token):
                 largest = total
                 token = int32(row)
-        cuda.syncthreads()
         row0 += cuda.gridDim.x * tile
+        stage = 1 - stage
     largest, token = block_argmax(largest, token, best_partial, token_partial)
     if cuda.threadIdx.x == 0:
         best[cuda.blockIdx.x] = largest
