@@ -26,10 +26,9 @@ rows (``pipeline.py``), and where W has fewer than some thousand rows: blocks ar
 and W alone and is the same in every run. Sources: as ``gemv_half.py``; layer norm as in chapter 7, version 1.
 """
 
-import math
-
 import numpy as np
 from numba import cuda, float32, uint32
+from numba.cuda import libdevice
 from numba.types import float16
 
 from common.ptx import (
@@ -167,26 +166,29 @@ def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial
     """shared[at …] = layer norm of x[first + b] in float16, for ``rows`` rows, as :func:`copy_x` lays them out.
 
     x: (at least first + rows, d_model) float32. norm: from :func:`copy_norm`, the copies of which may still be under
-    way, but no more than one group behind them. partial: (8, 2) float32, shared. A barrier has to follow.
+    way, but no more than one group behind them. partial: (8, 2) float32, shared. A barrier has to follow. Calls
+    ``griddep_wait`` before it reads x.
 
     One reduction instead of two: sum and sum of squares travel together, of the distances to the row's first element.
     Without that shift, squares of a row far from 0 would be large, and their difference nothing but rounding.
     """
     v = cuda.local.array((EACH, 4), float32)
+    share = float32(1) / float32(d_model)
+    griddep_wait()
     for b in range(rows):
         shift = x[first + b, 0]
         total = float32(0)
         squares = float32(0)
-        for j in range(EACH):
-            v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = shift
+        for j in range(EACH):  # asked for all at once: nothing here waits for `shift`
             c = 4 * (cuda.threadIdx.x + THREADS * j)
             if c < d_model:
                 v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_float4(x, (first + b, c))
         for j in range(EACH):
-            for e in range(4):
-                v[j, e] -= shift
-                total += v[j, e]
-                squares += v[j, e] * v[j, e]
+            if 4 * (cuda.threadIdx.x + THREADS * j) < d_model:
+                for e in range(4):
+                    v[j, e] -= shift
+                    total += v[j, e]
+                    squares += v[j, e] * v[j, e]
         total = warp_sum(total)
         squares = warp_sum(squares)
         if b > 0:
@@ -200,9 +202,9 @@ def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial
         for warp in range(WARPS):
             total += partial[warp, 0]
             squares += partial[warp, 1]
-        mean = total / float32(d_model)
-        variance = max(squares / float32(d_model) - mean * mean, float32(0))
-        scale = float32(1) / math.sqrt(variance + float32(eps))
+        mean = total * share
+        variance = max(squares * share - mean * mean, float32(0))
+        scale = libdevice.rsqrtf(variance + float32(eps))
         cp_async_wait(1)
         for j in range(EACH):
             c = 4 * (cuda.threadIdx.x + THREADS * j)
@@ -228,23 +230,24 @@ def multiply_tile(shared, stage, at, tile, rows, K, sums):
     group = cuda.threadIdx.x % WARP // 4
     inner = cuda.threadIdx.x % 4 * 8
     warp = cuda.threadIdx.x // WARP
-    c0 = c1 = c2 = c3 = float32(0)
+    place = (stage * tile * padded(K) + warp * tile * DEPTH) + group * DEPTH + inner
+    x_place = at + min(group, rows - 1) * (padded(K) + 8) + warp * DEPTH + inner  # rows too many: nobody stores them
+    lower = (tile - SMALL_TILE) * DEPTH  # 8 rows further down, or with a tile of 8 rows the same again, for nobody
+    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = float32(0)
     k = warp * DEPTH
     while k < K:
-        place = stage * tile * padded(K) + (k // DEPTH * tile + group) * DEPTH + inner
         u0, u1, u2, u3 = load_half8(shared, place)
-        v0 = v1 = v2 = v3 = x0 = x1 = x2 = x3 = uint32(0)
-        if tile == TILE:
-            v0, v1, v2, v3 = load_half8(shared, place + SMALL_TILE * DEPTH)
-        if group < rows:
-            x0, x1, x2, x3 = load_half8(shared, at + group * (padded(K) + 8) + k + inner)
+        v0, v1, v2, v3 = load_half8(shared, place + lower)
+        x0, x1, x2, x3 = load_half8(shared, x_place)
         c0, c1, c2, c3 = mma_m16n8k16(u0, v0, u1, v1, x0, x1, c0, c1, c2, c3)
-        c0, c1, c2, c3 = mma_m16n8k16(u2, v2, u3, v3, x2, x3, c0, c1, c2, c3)
-        k += DEPTH * WARPS
-    sums[warp, group, cuda.threadIdx.x % 4 * 2] = c0
-    sums[warp, group, cuda.threadIdx.x % 4 * 2 + 1] = c1
-    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2] = c2
-    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2 + 1] = c3
+        d0, d1, d2, d3 = mma_m16n8k16(u2, v2, u3, v3, x2, x3, d0, d1, d2, d3)  # waits for nobody
+        place += WARPS * tile * DEPTH
+        x_place += WARPS * DEPTH
+        k += WARPS * DEPTH
+    sums[warp, group, cuda.threadIdx.x % 4 * 2] = c0 + d0
+    sums[warp, group, cuda.threadIdx.x % 4 * 2 + 1] = c1 + d1
+    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2] = c2 + d2
+    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2 + 1] = c3 + d3
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -340,7 +343,8 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K, tile):
             x[b, row0 + r] = before + (total + row_bias)
         row0 += cuda.gridDim.x * tile
         stage = 1 - stage
-        row_bias = bias[min(row0 + r, N - 1)]
+        if row0 < N:  # a block does not end before its loads do: none that nobody needs
+            row_bias = bias[min(row0 + r, N - 1)]
 
 
 @cuda.jit
@@ -364,7 +368,6 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
     copy_weights(shared, stage, W, row0, tile, N, d_model)
     row_bias = bias[min(row0 + r, N - 1)]
-    griddep_wait()
     normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
     while row0 < N:
         total = next_product(shared, stage, at, W, row0, tile, rows, N, d_model, sums)
@@ -372,7 +375,8 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
             out[b, row0 + r] = total + row_bias
         row0 += cuda.gridDim.x * tile
         stage = 1 - stage
-        row_bias = bias[min(row0 + r, N - 1)]
+        if row0 < N:  # a block does not end before its loads do: none that nobody needs
+            row_bias = bias[min(row0 + r, N - 1)]
 
 
 # --- references ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from chapters.ch11_attention import kernels as ch11
 from chapters.ch12_flash import decode as decoding
 from chapters.ch12_flash import kernels as ch12
-from chapters.ch12_flash import paged
+from chapters.ch12_flash import paged, tensor_core
 from common.bench import Ladder
 
 MATRIX_BYTES = 1 << 30  # scores above this are left out: chapter 11's attention stands beside the others where it can
@@ -63,13 +63,14 @@ def _numpy_attention(a):
     later = np.triu(np.full((a.n_tokens, a.n_tokens), -np.inf, np.float32), 1)
     out = a.out.reshape(a.n_tokens, a.n_head, a.head_dim)
     for head in range(a.n_head):
-        probs = a.q[head] @ a.k[head].T
+        q, k, v = (x[head].astype(np.float32, copy=False) for x in (a.q, a.k, a.v))  # NumPy is slow in float16
+        probs = q @ k.T
         probs *= a.scale
         probs += later
         probs -= probs.max(1, keepdims=True)
         np.exp(probs, out=probs)
         probs /= probs.sum(1, keepdims=True)
-        out[:, head] = probs @ a.v[head]
+        out[:, head] = probs @ v
 
 
 def _torch_attention(a):
@@ -84,6 +85,35 @@ def _attention_flops(size):
     """Of both products, for the pairs of tokens that count: (t + 1) of them for token t."""
     n_head, n_tokens, head_dim = size
     return 2 * n_head * head_dim * n_tokens * (n_tokens + 1)
+
+
+# --- whole texts, in float16 -----------------------------------------------------------------------------------------
+
+
+def _half_texts(rng, size):
+    n_head, n_tokens, head_dim = size
+    arrays = {name: _normal(rng, *size).astype(np.float16) for name in "qkv"}
+    arrays["lse"] = np.zeros((n_head, n_tokens), np.float32)
+    arrays["out"] = np.zeros((n_tokens, n_head, head_dim), np.float16)
+    return {**arrays, "n_head": n_head, "n_tokens": n_tokens, "head_dim": head_dim, "scale": _scale(head_dim)}
+
+
+def _flash_half(a):
+    out = a.out.reshape(a.n_tokens, a.n_head * a.head_dim)
+    tensor_core.flash_half(a.q, a.k, a.v, out, a.lse, a.n_tokens, a.scale, 1)
+
+
+def _half_expected(a):
+    heads = (slice(h, h + 1) for h in range(a.n_head))
+    outs = [tensor_core.flash_half_reference(a.q[h], a.k[h], a.v[h], a.scale, True)[0] for h in heads]
+    return np.stack(outs, axis=1)
+
+
+def _torch_half(a):
+    import torch
+
+    out = torch.nn.functional.scaled_dot_product_attention(a.q[None], a.k[None], a.v[None], is_causal=True)
+    a.out = out[0].transpose(0, 1)  # a view: how the library lays it out is its own affair
 
 
 # --- one query a head ------------------------------------------------------------------------------------------------
@@ -246,6 +276,23 @@ LADDERS = [
         tolerance=1e-4,
     ),
     Ladder(
+        name="flash_half",
+        title="Causal attention in float16, heads × tokens × head_dim",
+        unit="TFLOP/s",
+        share="library",
+        sizes={"cpu": [(12, 64, 64), (12, 512, 64)], "gpu": [(48, 1024, 64), (48, 4096, 64), (32, 4096, 128)]},
+        make=_half_texts,
+        work=_attention_flops,
+        versions={"flash_v4_64": _flash_half, "flash_v4_128": _flash_half},
+        fits=lambda name, size: name == f"flash_v4_{size[2]}",
+        expected=_half_expected,
+        library={
+            "cpu": ("NumPy, step by step in float32", _numpy_attention),
+            "gpu": ("`torch` scaled_dot_product_attention", _torch_half),
+        },
+        tolerance=2e-3,
+    ),
+    Ladder(
         name="decode",
         title="One query a head: bytes of the keys and values, heads × tokens × head_dim",
         unit="GB/s",
@@ -288,4 +335,9 @@ LADDERS = [
         tolerance=1e-4,
     ),
 ]
-QUICK = {"flash": [(12, 64, 64)], "decode": [(12, 256, 64), (12, 1024, 64)], "paged": [(4, 256)]}  # for the demo
+QUICK = {  # for the demo
+    "flash": [(12, 64, 64)],
+    "flash_half": [(12, 64, 64)],
+    "decode": [(12, 256, 64), (12, 1024, 64)],
+    "paged": [(4, 256)],
+}

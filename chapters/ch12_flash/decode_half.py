@@ -109,18 +109,18 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
         return
     q0, q1, q2, q3 = load_half8(q, head * head_dim + dim)
     factor = scale * float32(LOG2_E)
+    for j in range(PIECES):
+        if first + j * together == before:
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (head, before, dim))
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (head, before, dim))
     largest = LOWEST
     for j in range(PIECES):
-        token = first + j * together
-        if token == before:
-            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (head, token, dim))
-            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (head, token, dim))
         score = dot8(k[j, 0], k[j, 1], k[j, 2], k[j, 3], q0, q1, q2, q3)
         step = 1
         while step < lanes:
             score += cuda.shfl_xor_sync(FULL_WARP, score, step)
             step *= 2
-        scores[j] = score * factor if token <= before else float32(-np.inf)
+        scores[j] = score * factor if first + j * together <= before else float32(-np.inf)
         largest = max(largest, scores[j])
     step = lanes
     while step < WARP:

@@ -103,7 +103,6 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, ep
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
     copy_weights(shared, stage, W, row0, tile, N, d_model)
     row_bias = bias[min(row0 + r, N - 1)]
-    griddep_wait()
     normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
     while row0 < N:
         total = next_product(shared, stage, at, W, row0, tile, rows, N, d_model, sums)
@@ -111,7 +110,8 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, ep
             out[b * N + row0 + r] = gelu_of(total + row_bias)
         row0 += cuda.gridDim.x * tile
         stage = 1 - stage
-        row_bias = bias[min(row0 + r, N - 1)]
+        if row0 < N:
+            row_bias = bias[min(row0 + r, N - 1)]
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -151,7 +151,6 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     row_bias = bias[min(row, N - 1)]
     head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
     slot = pos[0]
-    griddep_wait()
     normalise_x(x, 0, norm, norm_at, shared, at, 1, d_model, eps, partial)
     while row0 < N:
         total = next_product(shared, stage, at, W, row0, tile, 1, N, d_model, sums)
@@ -164,9 +163,10 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
                 v_cache[head, slot, i] = total + row_bias
         row0 += cuda.gridDim.x * tile
         stage = 1 - stage
-        row = row0 + cuda.threadIdx.x // ROWS_MAX
-        row_bias = bias[min(row, N - 1)]
-        head, i = head_and_element(row, d_model, head_dim)
+        if row0 < N:
+            row = row0 + cuda.threadIdx.x // ROWS_MAX
+            row_bias = bias[min(row, N - 1)]
+            head, i = head_and_element(row, d_model, head_dim)
 
 
 @cuda.jit
@@ -191,7 +191,6 @@ def gemv_ln_logits(x, at_row, ln_weight, ln_bias, W, logits, best, best_token, v
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
     copy_weights(shared, stage, W, row0, tile, vocab_size, d_model)
-    griddep_wait()
     normalise_x(x, at_row, norm, norm_at, shared, at, 1, d_model, eps, partial)
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
