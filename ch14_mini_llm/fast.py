@@ -25,8 +25,8 @@ from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.gemv_tensor import gemv_bias_residual, gemv_ln_launch, gemv_tensor_launch, gemv_tile
 from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_residual, gemm_v6_launch
-from chapters.ch12_flash.decode_half import chunks_launch, chunks_workspace, decode_v3_chunks
-from chapters.ch12_flash.tensor_core import FLASH_HALF, flash_v4_launch
+from chapters.ch12_flash.decode_half import HEAD_DIMS, chunks_launch, chunks_workspace, decode_v3_chunks
+from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX, flash_v4, flash_v4_launch
 from chapters.ch13_llm_ops.fused import (
     append_token,
     append_token_launch,
@@ -57,7 +57,7 @@ class FastGPT2:
     """A GPT-2 in float16 with a key-value cache, a graph for its steps, and every buffer allocated once.
 
     Arguments as for `GPT2`. Raises `RequestError` if max_length is not in 1 … n_ctx, or for sizes the kernels do not
-    take: a head_dim that `FLASH_HALF` has no kernel for, a d_model or d_ff that is not a multiple of 8.
+    take: a head_dim other than 8, 16, 32, 64, 128, a d_model or d_ff that is not a multiple of 8.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class FastGPT2:
         w, x, pos = self.weights, self._x, self._pos
         h, att, ff, qkv = (self._rows(name, T) for name in ("h", "att", "ff", "qkv"))
         q, lse = self._half["q"][: T * d].reshape(n_head, T, head_dim), self._lse[: n_head * T].reshape(n_head, T)
-        flash, scale = FLASH_HALF[head_dim], np.float32(head_dim**-0.5)
+        flash, scale = flash_v4(head_dim), np.float32(head_dim**-0.5)
 
         embed_at[blocks_2d(T, d)](self._tokens, pos, w["wte.weight"], w["wpe.weight"], x, T, d)
         for layer, m in enumerate(self.layers):
@@ -280,9 +280,10 @@ class FastGPT2:
         config = self.config
         if not 1 <= self.max_length <= config.n_ctx:
             raise RequestError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
-        if config.head_dim not in FLASH_HALF:
-            known = ", ".join(map(str, FLASH_HALF))
-            raise RequestError(f"head_dim is {config.head_dim}; engine fast has attention for {known}: use engine kv")
+        known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
+        if config.head_dim not in known:
+            sizes = ", ".join(map(str, known))
+            raise RequestError(f"head_dim is {config.head_dim}; engine fast has attention for {sizes}: use engine kv")
         for field in ("d_model", "d_ff"):
             if getattr(config, field) % 8:
                 size = getattr(config, field)

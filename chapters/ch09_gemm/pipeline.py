@@ -72,7 +72,7 @@ def gemm_v6_launch(M, N):
 
 
 @cuda.jit(device=True, forceinline=True)
-def swizzle(row, piece):
+def tile_place(row, piece):
     """Where in its row of DEPTH float16 a tile keeps piece ``piece`` (0 … 3) of row ``row``: an element's index."""
     return (piece ^ (row // 2 % PIECES)) * 8
 
@@ -91,12 +91,12 @@ def copy_tile(tiles, stage, X, row0, k0, rows, K):
         for i in range(0, TILE, ROWS_AT_ONCE):
             row = first + i
             inside = row0 + row < rows and col < K
-            cp_async_half8(tiles, (stage, row, swizzle(row, piece)), X, (row0 + row, col), inside)
+            cp_async_half8(tiles, (stage, row, tile_place(row, piece)), X, (row0 + row, col), inside)
     else:
         for i in range(0, TILE, ROWS_AT_ONCE):
             row = first + i
             p0, p1, p2, p3 = load_eight(X, row0 + row, col, rows, K)
-            store_half8(tiles, (stage, row, swizzle(row, piece)), p0, p1, p2, p3)
+            store_half8(tiles, (stage, row, tile_place(row, piece)), p0, p1, p2, p3)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -110,12 +110,12 @@ def load_operands(a_tiles, b_tiles, now, k, a, b):
     warp_col = cuda.threadIdx.x // WARP % 2 * WARP_TILE
     for m in range(M_MMAS):
         row = warp_row + m * MMA_M + lane % 16  # the row and the piece that this lane names to ldmatrix
-        place = (now, row, swizzle(row, k // 8 + lane // 16))
-        a[m, 0], a[m, 1], a[m, 2], a[m, 3] = ldmatrix_x4(a_tiles, place)
+        col = tile_place(row, k // 8 + lane // 16)
+        a[m, 0], a[m, 1], a[m, 2], a[m, 3] = ldmatrix_x4(a_tiles, (now, row, col))
     for n in range(0, N_MMAS, 2):
         row = warp_col + n * MMA_N + lane // 16 * 8 + lane % 8
-        place = (now, row, swizzle(row, k // 8 + lane // 8 % 2))
-        b[n, 0], b[n, 1], b[n + 1, 0], b[n + 1, 1] = ldmatrix_x4(b_tiles, place)
+        col = tile_place(row, k // 8 + lane // 8 % 2)
+        b[n, 0], b[n, 1], b[n + 1, 0], b[n + 1, 1] = ldmatrix_x4(b_tiles, (now, row, col))
 
 
 @cuda.jit(device=True, forceinline=True)

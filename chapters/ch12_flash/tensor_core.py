@@ -64,27 +64,36 @@ TWO_BLOCKS = (THREADS, 2)  # a thread has up to 255 registers; while one block i
 MMA_M = 16
 MMA_N = 8
 MMA_K = 16
-QUERIES = {64: 128, 128: 64}  # of a block, by head_dim: in either case a thread holds 64 numbers of the output
+QUERIES_64, QUERIES_128 = 128, 64  # of a block: in either case a thread holds 64 numbers of the output
+HEAD_DIM_MAX = 128
 GRID_Y_MAX = 65535
 LOG2_E = np.float32(1 / math.log(2))
 LN_2 = np.float32(math.log(2))
 
 
 def flash_v4_launch(n_tokens, n_head, head_dim):
-    """Launch configuration of ``FLASH_HALF[head_dim]``, heads along x, queries along y: ``(grid, block)``.
+    """Launch configuration of ``flash_v4(head_dim)``, heads along x, queries along y: ``(grid, block)``.
 
-    n_tokens: number of queries a head. Raises ValueError if a size is not positive, head_dim neither 64 nor 128, or
-    n_tokens more than 65535 blocks of queries.
+    n_tokens: number of queries a head. Raises ValueError if a size is not positive, head_dim not a multiple of 8 up to
+    128, or n_tokens more than 65535 blocks of queries.
     """
     if n_tokens <= 0 or n_head <= 0:
         raise ValueError(f"{n_tokens} tokens, {n_head} heads: attention needs at least 1 of each")
-    if head_dim not in QUERIES:
-        raise ValueError(f"head_dim = {head_dim}: the kernels take 64 and 128; pad with zeros, or use flash_attention")
-    queries = QUERIES[head_dim]
+    check_head_dim(head_dim)
+    queries = QUERIES_64 if head_dim <= 64 else QUERIES_128
     if n_tokens > GRID_Y_MAX * queries:
         most = GRID_Y_MAX * queries
         raise ValueError(f"n_tokens = {n_tokens}: a launch takes at most {most}; launch parts, with ``start``")
     return (n_head, (n_tokens + queries - 1) // queries), THREADS
+
+
+def check_head_dim(head_dim):
+    """Raises ValueError unless head_dim is a multiple of 8 from 8 to 128."""
+    if not 8 <= head_dim <= HEAD_DIM_MAX or head_dim % 8:
+        raise ValueError(
+            f"head_dim = {head_dim}: the kernels take multiples of 8 up to {HEAD_DIM_MAX}; pad with zeros, or use "
+            "flash_attention"
+        )
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
@@ -103,15 +112,17 @@ def swizzle(row, piece):
 def load_rows(tile, tile_row, count, x, head, row0, rows):
     """Begin to copy x[head, row0 : row0 + count] to the tile's rows from ``tile_row`` on; 0 from row ``rows`` of x on.
 
-    Zeros, not what lies there: a probability of 0 makes nothing of it, but 0 * NaN is NaN.
+    Zeros, not what lies there: a probability of 0 makes nothing of it, but 0 * NaN is NaN. Zeros also fill a row of the
+    tile that is longer than a head.
     """
     pieces = tile.shape[1] // 8
     piece = cuda.threadIdx.x % pieces
     first = cuda.threadIdx.x // pieces
     place = swizzle(first, piece)  # in all rows of this thread: they are multiples of 8 apart
+    end = rows if 8 * piece < x.shape[2] else 0
     for i in range(0, count, THREADS // pieces):
         row = first + i
-        cp_async_half8(tile, (tile_row + row, place), x, (head, row0 + row, 8 * piece), row0 + row < rows)
+        cp_async_half8(tile, (tile_row + row, place), x, (head, row0 + row, 8 * piece), row0 + row < end)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -217,10 +228,10 @@ def add_values(p_pairs, v_tiles, now, acc):
 
 
 @cuda.jit(device=True, forceinline=True)
-def store_rows(acc, largest, total, out, lse, head, query0, n_tokens):
+def store_rows(acc, largest, total, out, lse, head, head_dim, query0, n_tokens):
     """out and lse of the warp's queries, from ``query0`` on: sums of the 4 lanes of a row, and the one division."""
     lane = cuda.threadIdx.x % WARP
-    col0 = head * MMA_N * acc.shape[1] + lane % 4 * 2
+    inner = lane % 4 * 2
     for m in range(acc.shape[0]):
         for half in range(2):
             query = query0 + MMA_M * m + 8 * half + lane // 4
@@ -231,7 +242,8 @@ def store_rows(acc, largest, total, out, lse, head, query0, n_tokens):
             if query < n_tokens:
                 for n in range(acc.shape[1]):
                     pair = pack_half2(acc[m, n, 2 * half] * inverse, acc[m, n, 2 * half + 1] * inverse)
-                    store_half2(out, (query, col0 + MMA_N * n), pair)
+                    if MMA_N * n < head_dim:
+                        store_half2(out, (query, head * head_dim + MMA_N * n + inner), pair)
                 if lane % 4 == 0:
                     lse[head, query] = largest[m, half] * LN_2 + math.log(row_total)
 
@@ -285,7 +297,7 @@ def attend(
         add_values(p_pairs, v_tiles, now, acc)
         now = keys - now
     cp_async_wait(0)  # the tiles after the last, which nobody reads
-    store_rows(acc, largest, total, out, lse, head, query0 + warp_row, n_tokens)
+    store_rows(acc, largest, total, out, lse, head, q.shape[2], query0 + warp_row, n_tokens)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -293,15 +305,16 @@ def attend(
 
 @cuda.jit(launch_bounds=TWO_BLOCKS)
 def flash_v4_64(q, k, v, out, lse, n_tokens, start, scale, causal):
-    """out[t, head * 64 + i] = sum over keys j of softmax(scale * q[head, t] · k[head])[j] * v[head, j, i], float16.
+    """out[t, head * head_dim + i] = sum over keys j of softmax(scale * q[head, t] · k[head])[j] * v[head, j, i].
 
-    q: (n_head, n_tokens, 64) float16. k, v: (n_head, start + n_tokens or more, 64) float16: a cache may be longer than
-    its text, and what lies behind is not read. out: (n_tokens, n_head * 64) float16. lse: (n_head, n_tokens) float32,
-    the logarithm of each row's sum of exponentials. All C-contiguous, from a multiple of 16 bytes on. Several texts of
+    q: (n_head, n_tokens, head_dim) float16, head_dim a multiple of 8 up to 64; a smaller one than 64 costs as much, the
+    rest of a tile's row being zeros. k, v: (n_head, start + n_tokens or more, head_dim) float16: a cache may be longer
+    than its text, and what lies behind is not read. out: (n_tokens, n_head * head_dim) float16. lse: (n_head, n_tokens)
+    float32, a row's logarithm of its sum of exponentials. All C-contiguous, from a multiple of 16 bytes on. Texts of
     one length are so many more heads. n_tokens, start: int32; query t stands at position start + t, so with start above
     0 this is the later part of a prompt whose first is in the cache. scale: float32, above 0. causal: int32; 1: only
     keys j <= start + t count, 0: all start + n_tokens.
-    Launch: ``flash_v4_64[flash_v4_launch(n_tokens, n_head, 64)](…)``, 128 threads; sm_75 or later.
+    Launch: ``flash_v4_64[flash_v4_launch(n_tokens, n_head, head_dim)](…)``, 128 threads; sm_75 or later.
     """
     k_tiles = cuda.shared.array((128, 64), float16, alignment=16)  # two of 64 keys
     v_tiles = cuda.shared.array((128, 64), float16, alignment=16)
@@ -319,11 +332,11 @@ def flash_v4_64(q, k, v, out, lse, n_tokens, start, scale, causal):
 
 @cuda.jit(launch_bounds=TWO_BLOCKS)
 def flash_v4_128(q, k, v, out, lse, n_tokens, start, scale, causal):
-    """Attention as :func:`flash_v4_64` with a head_dim of 128.
+    """Attention as :func:`flash_v4_64` with a head_dim of up to 128.
 
     A warp has 16 queries: for 32, its part of the output alone would be 128 numbers a thread. So a fragment of k or v
     that is read serves one product instead of two.
-    Launch: ``flash_v4_128[flash_v4_launch(n_tokens, n_head, 128)](…)``, 128 threads; sm_75 or later.
+    Launch: ``flash_v4_128[flash_v4_launch(n_tokens, n_head, head_dim)](…)``, 128 threads; sm_75 or later.
     """
     k_tiles = cuda.shared.array((96, 128), float16, alignment=16)  # two of 48 keys: k and v fill 48 KiB
     v_tiles = cuda.shared.array((96, 128), float16, alignment=16)
@@ -339,7 +352,10 @@ def flash_v4_128(q, k, v, out, lse, n_tokens, start, scale, causal):
     )  # fmt: skip
 
 
-FLASH_HALF = {64: flash_v4_64, 128: flash_v4_128}
+def flash_v4(head_dim):
+    """The kernel for heads of ``head_dim`` elements. Raises ValueError as :func:`flash_v4_launch`."""
+    check_head_dim(head_dim)
+    return flash_v4_64 if head_dim <= 64 else flash_v4_128
 
 
 def flash_half(q, k, v, out, lse, n_tokens, scale, causal, start=0):
@@ -353,7 +369,7 @@ def flash_half(q, k, v, out, lse, n_tokens, scale, causal, start=0):
     held = min(k.shape[1], v.shape[1])
     if start < 0 or start + n_tokens > held:
         raise ValueError(f"start = {start}, {n_tokens} tokens: k and v hold {held}; start + n_tokens must not be more")
-    FLASH_HALF[head_dim][launch](q, k, v, out, lse, n_tokens, start, np.float32(scale), causal)
+    flash_v4(head_dim)[launch](q, k, v, out, lse, n_tokens, start, np.float32(scale), causal)
 
 
 # --- reference -------------------------------------------------------------------------------------------------------

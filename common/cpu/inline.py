@@ -95,6 +95,14 @@ class Inlining:
                 front.bindings[p] = value
                 if isinstance(value, ast.Name):
                     front.arrays[p] = value.id
+            elif isinstance(value, ast.Tuple) and p not in assigned:  # an index: part by part, as the checks want it
+                parts = []
+                for i, part in enumerate(value.elts):
+                    if not isinstance(part, ast.Constant):
+                        out.append(assign(f"{front.rename(p)}_{i}", part, node))
+                        part = at(name(f"{front.rename(p)}_{i}"), node)
+                    parts.append(part)
+                front.bindings[p] = at(ast.Tuple(parts, ast.Load()), node)
             else:
                 out.append(assign(front.rename(p), value, node))
         body = []

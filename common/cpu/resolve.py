@@ -31,6 +31,8 @@ def type_text(kind):
 
 
 def _copy_at(node, like):
+    if isinstance(node, ast.Tuple):
+        return at(ast.Tuple([_copy_at(part, like) for part in node.elts], ast.Load()), like)
     new = ast.Constant(node.value) if isinstance(node, ast.Constant) else ast.Name(node.id, ast.Load())
     return ast.copy_location(new, like)
 

@@ -217,7 +217,7 @@ def test_a_traced_step_leaves_the_logits_of_its_sequence(levels, level):
 @pytest.mark.parametrize(
     "sizes, problem",
     [
-        (dict(n_head=8), "head_dim is 16; engine fast has attention for .*64.*use engine kv"),
+        (dict(n_head=2, d_model=96), "head_dim is 48; engine fast has attention for .*64.*use engine kv"),
         (dict(d_ff=260), "d_ff is 260; engine fast needs a multiple of 8"),
     ],
 )
