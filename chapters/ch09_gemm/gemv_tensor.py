@@ -115,7 +115,7 @@ def _padded(K):
 
 
 @cuda.jit(device=True, forceinline=True)
-def padded(K):
+def padded_depth(K):
     """K rounded up to whole steps of 32 columns; what lies behind K is 0 in both operands."""
     return (K + DEPTH - 1) // DEPTH * DEPTH
 
@@ -126,11 +126,11 @@ def copy_weights(shared, stage, W, row0, tile, N, K):
 
     W: (N, K) float16. A step of 32 columns of all rows lies together there, so that a warp reads it without conflicts.
     """
-    at = stage * tile * padded(K)
+    at = stage * tile * padded_depth(K)
     row = cuda.threadIdx.x // WARP
     while row < tile:
         col = cuda.threadIdx.x % WARP * 8
-        while col < padded(K):
+        while col < padded_depth(K):
             place = at + (col // DEPTH * tile + row) * DEPTH + col % DEPTH
             cp_async_half8(shared, place, W, (row0 + row, col), row0 + row < N and col < K)
             col += WARP * 8
@@ -144,8 +144,8 @@ def copy_x(shared, at, x, rows, K):
     row = cuda.threadIdx.x // WARP
     if row < rows:
         col = cuda.threadIdx.x % WARP * 8
-        while col < padded(K):
-            cp_async_half8(shared, at + row * (padded(K) + 8) + col, x, row * K + col, col < K)
+        while col < padded_depth(K):
+            cp_async_half8(shared, at + row * (padded_depth(K) + 8) + col, x, row * K + col, col < K)
             col += WARP * 8
     cp_async_commit()
 
@@ -208,7 +208,7 @@ def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial
         cp_async_wait(1)
         for j in range(EACH):
             c = 4 * (cuda.threadIdx.x + THREADS * j)
-            place = at + b * (padded(d_model) + 8) + c
+            place = at + b * (padded_depth(d_model) + 8) + c
             if c < d_model:
                 w0, w1, w2, w3 = load_float4(norm, norm_at + c)
                 b0, b1, b2, b3 = load_float4(norm, norm_at + d_model + c)
@@ -216,7 +216,7 @@ def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial
                 high = pack_half2((v[j, 2] - mean) * scale * w2 + b2, (v[j, 3] - mean) * scale * w3 + b3)
                 store_half2(shared, place, low)
                 store_half2(shared, place + 2, high)
-            elif c < padded(d_model):
+            elif c < padded_depth(d_model):
                 store_half2(shared, place, uint32(0))
                 store_half2(shared, place + 2, uint32(0))
 
@@ -230,8 +230,9 @@ def multiply_tile(shared, stage, at, tile, rows, K, sums):
     group = cuda.threadIdx.x % WARP // 4
     inner = cuda.threadIdx.x % 4 * 8
     warp = cuda.threadIdx.x // WARP
-    place = (stage * tile * padded(K) + warp * tile * DEPTH) + group * DEPTH + inner
-    x_place = at + min(group, rows - 1) * (padded(K) + 8) + warp * DEPTH + inner  # rows too many: nobody stores them
+    place = (stage * tile * padded_depth(K) + warp * tile * DEPTH) + group * DEPTH + inner
+    x_row = min(group, rows - 1)  # rows too many are multiplied all the same: nobody stores what comes of it
+    x_place = at + x_row * (padded_depth(K) + 8) + warp * DEPTH + inner
     lower = (tile - SMALL_TILE) * DEPTH  # 8 rows further down, or with a tile of 8 rows the same again, for nobody
     c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = float32(0)
     k = warp * DEPTH
@@ -285,7 +286,7 @@ def next_product(shared, stage, at, W, row0, tile, rows, N, K, sums):
 @cuda.jit(device=True, forceinline=True)
 def place_of_x(tile, N, K):
     """Where in shared memory x begins: behind one tile of W, or two if the block has several."""
-    return tile * padded(K) * (2 if cuda.gridDim.x * tile < N else 1)
+    return tile * padded_depth(K) * (2 if cuda.gridDim.x * tile < N else 1)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -362,7 +363,7 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
     at = place_of_x(tile, N, d_model)
-    norm_at = (at + rows * (padded(d_model) + 8)) // 2
+    norm_at = (at + rows * (padded_depth(d_model) + 8)) // 2
     stage = 0
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)

@@ -119,7 +119,7 @@ def load_operands(a_tiles, b_tiles, now, k, a, b):
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply(a, b, acc):
+def multiply_operands(a, b, acc):
     """acc += the 4 x 8 products of 16 x 8 x 16 of what :func:`load_operands` loaded. acc: (4, 8, 4) float32, local."""
     for m in range(M_MMAS):
         for n in range(N_MMAS):
@@ -161,8 +161,8 @@ def tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K):
         cp_async_commit()
         load_operands(a_tiles, b_tiles, now, 0, a, b)
         load_operands(a_tiles, b_tiles, now, MMA_K, next_a, next_b)
-        multiply(a, b, acc)  # while the second operands are on their way
-        multiply(next_a, next_b, acc)
+        multiply_operands(a, b, acc)  # while the second operands are on their way
+        multiply_operands(next_a, next_b, acc)
         free = now
         now = now + 1 if now < STAGES - 1 else 0
 

@@ -38,7 +38,7 @@ from chapters.ch09_gemm.gemv_tensor import (
     layernorm_half_reference,
     next_product,
     normalise_x,
-    padded,
+    padded_depth,
     place_of_x,
     stores,
 )
@@ -97,7 +97,7 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, ep
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
     at = place_of_x(tile, N, d_model)
-    norm_at = (at + rows * (padded(d_model) + 8)) // 2
+    norm_at = (at + rows * (padded_depth(d_model) + 8)) // 2
     stage = 0
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
@@ -142,7 +142,7 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     N = 3 * d_model
     row0 = cuda.blockIdx.x * tile
     at = place_of_x(tile, N, d_model)
-    norm_at = (at + 1 * (padded(d_model) + 8)) // 2
+    norm_at = (at + 1 * (padded_depth(d_model) + 8)) // 2
     stage = 0
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
@@ -186,7 +186,7 @@ def gemv_ln_logits(x, at_row, ln_weight, ln_bias, W, logits, best, best_token, v
     token_partial = cuda.shared.array(WARP, int32)
     row0 = cuda.blockIdx.x * tile
     at = place_of_x(tile, vocab_size, d_model)
-    norm_at = (at + 1 * (padded(d_model) + 8)) // 2
+    norm_at = (at + 1 * (padded_depth(d_model) + 8)) // 2
     stage = 0
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
