@@ -18,7 +18,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -27,6 +26,8 @@ from . import BACKEND, choice  # before numba.cuda
 # isort: split
 import numpy as np
 from numba import cuda
+
+from .graph import Graph
 
 SECONDS = {"cpu": 0.15, "gpu": 0.02}  # how long one version is timed for at one size, about
 ROUNDS = 7
@@ -263,7 +264,10 @@ def _batch(launch, sets):
     amount = min(max(1, round(SECONDS[BACKEND] / ROUNDS / once)), 1000)
     if BACKEND == "gpu":
         amount = len(sets) * max(1, round(amount / len(sets)))
-        return _graph(lambda: [launch(sets[i % len(sets)]) for i in range(amount)]), amount
+        # Not as dependents: the next launch is to begin when this one has ended, and not before.
+        graph = Graph(lambda: [launch(sets[i % len(sets)]) for i in range(amount)], warm=True, dependent=False)
+        graph.seconds()
+        return graph.seconds, amount
 
     def run():
         clock = _clock()
@@ -272,57 +276,6 @@ def _batch(launch, sets):
         return clock()
 
     return run, amount
-
-
-@contextmanager
-def _launches_on(stream):
-    """Within it, every kernel is launched on ``stream``: work on the default stream cannot be captured into a graph."""
-    from numba.cuda.cudadrv.driver import _to_core_stream
-    from numba.cuda.dispatcher import _Kernel
-
-    original, target = _Kernel.launch, _to_core_stream(stream)
-
-    def launch(self, args, griddim, blockdim, stream=0, sharedmem=0):
-        return original(self, args, griddim, blockdim, target, sharedmem)
-
-    _Kernel.launch = launch
-    try:
-        yield
-    finally:
-        _Kernel.launch = original
-
-
-def _graph(launches):
-    """A function that replays the launches that ``launches()`` makes, and returns the seconds they took on the GPU."""
-    from cuda.bindings import driver
-
-    own = cuda.stream()
-    stream = driver.CUstream(int(own.handle))
-
-    def ok(result):
-        if result[0] != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"the CUDA driver answered {result[0].name} while a graph was made or run")
-        return result[1] if len(result) == 2 else result[1:]
-
-    cuda.synchronize()
-    with _launches_on(own):
-        ok(driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
-        launches()
-        graph = ok(driver.cuStreamEndCapture(stream))
-    ready = ok(driver.cuGraphInstantiate(graph, 0))
-    ok(driver.cuGraphLaunch(ready, stream))
-    ok(driver.cuStreamSynchronize(stream))
-    start, end = (ok(driver.cuEventCreate(0)) for _ in range(2))
-
-    def run():
-        ok(driver.cuEventRecord(start, stream))
-        ok(driver.cuGraphLaunch(ready, stream))
-        ok(driver.cuEventRecord(end, stream))
-        ok(driver.cuEventSynchronize(end))
-        assert own  # the stream lives as long as its graph
-        return ok(driver.cuEventElapsedTime(start, end)) / 1e3
-
-    return run
 
 
 def _torch_batch(launch, sets):

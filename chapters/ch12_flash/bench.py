@@ -9,8 +9,8 @@ import numpy as np
 
 from chapters.ch11_attention import kernels as ch11
 from chapters.ch12_flash import decode as decoding
+from chapters.ch12_flash import decode_half, paged, tensor_core
 from chapters.ch12_flash import kernels as ch12
-from chapters.ch12_flash import paged, tensor_core
 from common.bench import Ladder
 
 MATRIX_BYTES = 1 << 30  # scores above this are left out: chapter 11's attention stands beside the others where it can
@@ -167,6 +167,43 @@ def _decode_bytes(size):
     return 4 * n_head * head_dim * (2 * n_tokens + 2)
 
 
+def _one_half_query(rng, size):
+    """A query a head in float16, a cache that is just full, and what the last chunk's combining needs."""
+    n_head, n_tokens, head_dim = size
+    q, k, v = (_normal(rng, *shape).astype(np.float16) for shape in ((n_head * head_dim,), size, size))
+    pairs, sums, arrived = decode_half.chunks_workspace(n_tokens, n_head, head_dim)
+    work = {"pairs": np.zeros(pairs, np.float32), "sums": np.zeros(sums, np.float32)}
+    work["arrived"] = np.zeros(arrived, np.int32)
+    pos = np.array([n_tokens - 1], np.int32)
+    sizes = {"n_head": n_head, "n_tokens": n_tokens, "head_dim": head_dim, "scale": _scale(head_dim)}
+    return {"q": q, "k": k, "v": v, "pos": pos, "out": np.zeros_like(q), **work, **sizes}
+
+
+def _decode_v3(a):
+    launch = decode_half.chunks_launch(a.n_tokens, a.n_head, a.head_dim)
+    work = a.pairs, a.sums, a.arrived, a.pos
+    decode_half.decode_v3_chunks[launch](a.q, a.k, a.v, a.out, *work, a.head_dim, a.scale)
+
+
+def _decode_half_expected(a):
+    q = a.q.reshape(a.n_head, a.head_dim)
+    return decode_half.decode_half_reference(q, a.k, a.v, a.n_tokens, a.scale).ravel()
+
+
+def _numpy_decode_half(a):
+    q, k, v = (x.astype(np.float32) for x in (a.q.reshape(a.n_head, a.head_dim), a.k, a.v))
+    scores = np.matmul(k, q[:, :, None])[:, :, 0] * a.scale
+    e = np.exp(scores - scores.max(1, keepdims=True))
+    a.out[...] = np.matmul((e / e.sum(1, keepdims=True))[:, None], v).ravel()
+
+
+def _torch_decode_half(a):
+    import torch
+
+    q = a.q.view(1, a.n_head, 1, a.head_dim)
+    a.out = torch.nn.functional.scaled_dot_product_attention(q, a.k[None], a.v[None]).reshape(-1)
+
+
 # --- many sequences --------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +352,24 @@ LADDERS = [
         tolerance=1e-4,
     ),
     Ladder(
+        name="decode_half",
+        title="One query a head in float16: bytes of the keys and values, heads × tokens × head_dim",
+        unit="GB/s",
+        sizes={
+            "cpu": [(12, 256, 64), (12, 4096, 64)],
+            "gpu": [(12, 128, 64), (12, 1024, 64), (12, 8192, 64), (768, 1024, 64)],
+        },
+        make=_one_half_query,
+        work=lambda size: _decode_bytes(size) / 2,
+        versions={"decode_v3_chunks": _decode_v3},
+        expected=_decode_half_expected,
+        library={
+            "cpu": ("NumPy, by way of float32", _numpy_decode_half),
+            "gpu": ("`torch` scaled_dot_product_attention", _torch_decode_half),
+        },
+        tolerance=2e-3,
+    ),
+    Ladder(
         name="paged",
         title="One query a head of many sequences: bytes of the keys and values, sequences × tokens of the longest",
         unit="GB/s",
@@ -339,5 +394,6 @@ QUICK = {  # for the demo
     "flash": [(12, 64, 64)],
     "flash_half": [(12, 64, 64)],
     "decode": [(12, 256, 64), (12, 1024, 64)],
+    "decode_half": [(12, 256, 64)],
     "paged": [(4, 256)],
 }
