@@ -23,7 +23,13 @@ from ch14_mini_llm.request import RequestError, Sampling, check_tokens
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
-from chapters.ch09_gemm.gemv_tensor import gemv_bias_residual, gemv_ln_launch, gemv_tensor_launch, gemv_tile
+from chapters.ch09_gemm.gemv_tensor import (
+    gemv_bias_residual,
+    gemv_block_launch,
+    gemv_ln_launch,
+    gemv_ln_tensor_launch,
+    gemv_tile,
+)
 from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_residual, gemm_v6_launch
 from chapters.ch12_flash.decode_half import HEAD_DIMS, chunks_launch, chunks_workspace, decode_v3_chunks
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX, flash_v4, flash_v4_launch
@@ -89,7 +95,7 @@ class FastGPT2:
         self._arrived = cuda.to_device(np.zeros(arrived, np.int32))
 
         self.logits = cuda.device_array(config.vocab_size, np.float32)
-        self._head = gemv_ln_launch(config.vocab_size, d)
+        self._head = gemv_ln_tensor_launch(config.vocab_size, d)
         self._best = cuda.device_array(self._head[0], np.float32)
         self._best_token = cuda.device_array(self._head[0], np.int32)
         self._drawn = cuda.device_array(1, np.int32)
@@ -198,11 +204,11 @@ class FastGPT2:
             gemv_ln_qkv[gemv_ln_launch(3 * d, d)](x, *norm, *matrix, q, k, v, pos, d, head_dim, wide, EPS)
             decode_v3_chunks[attend](q, k, v, att, *work, pos, head_dim, scale)
             matrix = m["attn.c_proj.weight"], m["attn.c_proj.bias"]
-            gemv_bias_residual[gemv_tensor_launch(d, d)](att, *matrix, x, 1, d, d, tile)
+            gemv_bias_residual[gemv_block_launch(d, d)](att, *matrix, x, 1, d, d, tile)
             matrix, norm = (m["mlp.c_fc.weight"], m["mlp.c_fc.bias"]), (m["ln_2.weight"], m["ln_2.bias"])
             gemv_ln_gelu[gemv_ln_launch(d_ff, d)](x, *norm, *matrix, ff, 1, d_ff, d, gemv_tile(d_ff), EPS)
             matrix = m["mlp.c_proj.weight"], m["mlp.c_proj.bias"]
-            gemv_bias_residual[gemv_tensor_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff, tile)
+            gemv_bias_residual[gemv_block_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff, tile)
         self._choose(0, sampling)
 
     def _choose(self, at: int, sampling: Sampling | None) -> None:

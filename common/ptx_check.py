@@ -33,10 +33,14 @@ from .backend import package_problem
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A forward pass with each way of choosing the next token, so that every kernel of the capstone is launched.
+# Each level of the engine with each way of choosing the next token, so that every kernel of the capstone is launched.
+DRAWN = "--temperature=0.8 --top_k=40 --top_p=0.95 --seed=1"
 PROGRAMS = (
     "ch14_mini_llm/run.py --tokens=15496 --max_new=1",
-    "ch14_mini_llm/run.py --tokens=15496 --max_new=1 --temperature=0.8 --top_k=40 --top_p=0.95 --seed=1",
+    f"ch14_mini_llm/run.py --tokens=15496 --max_new=1 {DRAWN}",
+    "ch14_mini_llm/run.py --engine=kv --tokens=15496 --max_new=2",
+    "ch14_mini_llm/run.py --engine=fast --tokens=15496,11 --max_new=2",
+    f"ch14_mini_llm/run.py --engine=fast --tokens=15496,11 --max_new=2 {DRAWN}",
 )
 
 MEND = 'pip install -e ".[gpu13]" (or `make ch14 ARCH=sm_80`, which does it)'

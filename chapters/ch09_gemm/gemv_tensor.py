@@ -55,6 +55,9 @@ SMALL_TILE, TILE = 8, 16  # rows of W
 EACH = 2  # groups of 4 elements of a row of x that a thread normalises
 D_MODEL_MAX = THREADS * 4 * EACH
 BLOCKS_WANTED = 132
+# Room for 4 blocks on a multiprocessor, and so 64 registers a thread: the blocks of kernels that wait for their turn
+# stand there beside those at work, with their weights already there.
+FOUR_BLOCKS = (THREADS, 4)
 BLOCKS_MAX = 396  # 3 on each of 132 multiprocessors: more would only take turns
 SHARED_MAX = 160 * 1024  # what a block can have on a GPU with background copies, nearly
 
@@ -67,35 +70,55 @@ def gemv_tile(N):
 
 
 def gemv_tensor_launch(N, K, rows=1):
-    """Launch configuration of the kernels without a layer norm: ``(grid, block, stream, shared bytes)``.
+    """Launch configuration of :func:`gemv_v5_tensor_core`: ``(grid, block, stream, shared bytes)``.
 
-    Raises ValueError if a size is not positive, K not a multiple of 8 or too large for shared memory, or rows more
-    than 8.
+    At most 396 blocks, which take tiles of W in turn. Raises ValueError if a size is not positive, K not a multiple of
+    8 or too large for shared memory, or rows more than 8.
     """
+    tiles = _tiles(N, K, rows)
+    return _launch(min(tiles, BLOCKS_MAX), 2 if tiles > BLOCKS_MAX else 1, N, K, rows)
+
+
+def gemv_block_launch(N, K, rows=1):
+    """Launch configuration of :func:`gemv_bias_residual`, a block for each tile of W; otherwise as that of v5."""
+    return _launch(_tiles(N, K, rows), 1, N, K, rows)
+
+
+def gemv_ln_launch(N, d_model, rows=1):
+    """Launch configuration of the kernels with a layer norm in front, a block for each tile of W.
+
+    Raises ValueError as :func:`gemv_tensor_launch`, and if d_model is more than 2048.
+    """
+    return _with_norm(gemv_block_launch(N, d_model, rows), d_model)
+
+
+def gemv_ln_tensor_launch(N, d_model, rows=1):
+    """Launch configuration of a kernel with a layer norm whose blocks take tiles in turn, for a W of many rows."""
+    return _with_norm(gemv_tensor_launch(N, d_model, rows), d_model)
+
+
+def _tiles(N, K, rows):
     if N <= 0 or K <= 0:
         raise ValueError(f"W has shape ({N}, {K}): a launch needs at least 1 row and 1 column")
     if K % 8:
         raise ValueError(f"K = {K}: rows of W must begin at multiples of 16 bytes; pad W and x to a multiple of 8")
     if not 1 <= rows <= ROWS_MAX:
         raise ValueError(f"rows = {rows}: a GEMV takes 1 to {ROWS_MAX} rows of x; for more there is gemm_bias")
-    tile = gemv_tile(N)
-    tiles = (N + tile - 1) // tile
-    stages = 2 if tiles > BLOCKS_MAX else 1
-    n_bytes = 2 * stages * tile * _padded(K) + 2 * rows * (_padded(K) + 8)
+    return (N + gemv_tile(N) - 1) // gemv_tile(N)
+
+
+def _launch(blocks, stages, N, K, rows):
+    n_bytes = 2 * stages * gemv_tile(N) * _padded(K) + 2 * rows * (_padded(K) + 8)
     if n_bytes > SHARED_MAX:
         raise ValueError(
             f"K = {K}, rows = {rows}: tiles of W and rows of x take {n_bytes} bytes of shared memory, of {SHARED_MAX}; "
             "multiply with gemv_v4_half, row by row"
         )
-    return min(tiles, BLOCKS_MAX), THREADS, 0, n_bytes
+    return blocks, THREADS, 0, n_bytes
 
 
-def gemv_ln_launch(N, d_model, rows=1):
-    """Launch configuration of the kernels with a layer norm in front: ``(grid, block, stream, shared bytes)``.
-
-    Raises ValueError as :func:`gemv_tensor_launch`, and if d_model is more than 2048.
-    """
-    grid, block, stream, n_bytes = gemv_tensor_launch(N, d_model, rows)
+def _with_norm(launch, d_model):
+    grid, block, stream, n_bytes = launch
     if d_model > D_MODEL_MAX:
         raise ValueError(
             f"d_model = {d_model}: a block normalises rows of at most {D_MODEL_MAX}; "
@@ -141,12 +164,11 @@ def copy_weights(shared, stage, W, row0, tile, N, K):
 @cuda.jit(device=True, forceinline=True)
 def copy_x(shared, at, x, rows, K):
     """Begin to copy rows of x to shared[at …], and commit. x: (rows * K,) float16, flat."""
-    row = cuda.threadIdx.x // WARP
-    if row < rows:
-        col = cuda.threadIdx.x % WARP * 8
+    for row in range(rows):
+        col = cuda.threadIdx.x * 8
         while col < padded_depth(K):
             cp_async_half8(shared, at + row * (padded_depth(K) + 8) + col, x, row * K + col, col < K)
-            col += WARP * 8
+            col += THREADS * 8
     cp_async_commit()
 
 
@@ -269,18 +291,24 @@ def stores(row0, tile, rows, N):
 
 
 @cuda.jit(device=True, forceinline=True)
-def next_product(shared, stage, at, W, row0, tile, rows, N, K, sums):
-    """The tile in ``stage`` multiplied, while the block's next one is on its way; what :func:`sum_of_warps` says."""
+def tile_total(shared, stage, at, tile, rows, K, sums):
+    """The tile in ``stage`` times x, once both are there; what :func:`sum_of_warps` says. Copies must have arrived."""
+    cuda.syncthreads()  # W's tile and x are complete, and all have read sums
+    multiply_tile(shared, stage, at, tile, rows, K, sums)
+    cuda.syncthreads()
+    return sum_of_warps(sums)
+
+
+@cuda.jit(device=True, forceinline=True)
+def next_total(shared, stage, at, W, row0, tile, rows, N, K, sums):
+    """:func:`tile_total` while the block's next tile is on its way to the other stage."""
     following = row0 + cuda.gridDim.x * tile
     if following < N:
         copy_weights(shared, 1 - stage, W, following, tile, N, K)
         cp_async_wait(1)
     else:
         cp_async_wait(0)
-    cuda.syncthreads()  # W's tile and x are complete, and all have read sums
-    multiply_tile(shared, stage, at, tile, rows, K, sums)
-    cuda.syncthreads()
-    return sum_of_warps(sums)
+    return tile_total(shared, stage, at, tile, rows, K, sums)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -292,7 +320,7 @@ def place_of_x(tile, N, K):
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_v5_tensor_core(x, W, out, rows, N, K, tile):
     """out[b, n] = W[n] · x[b], rung 5: products of 16 x 8 x 16 on tensor cores, for 1 to 8 rows of x.
 
@@ -311,44 +339,39 @@ def gemv_v5_tensor_core(x, W, out, rows, N, K, tile):
     griddep_wait()
     copy_x(shared, at, x, rows, K)
     while row0 < N:
-        total = next_product(shared, stage, at, W, row0, tile, rows, N, K, sums)
+        total = next_total(shared, stage, at, W, row0, tile, rows, N, K, sums)
         if stores(row0, tile, rows, N):
             out[b, row0 + r] = total
         row0 += cuda.gridDim.x * tile
         stage = 1 - stage
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_bias_residual(a, W, bias, x, rows, N, K, tile):
     """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
 
     a: (rows * K,) float16, flat. W: (N, K) float16. bias: (N,), x: (rows, N) float32. All C-contiguous, a and W from a
     multiple of 16 bytes on. rows, N, K: int32, K a multiple of 8. tile: int32, ``gemv_tile(N)``.
-    Launch: ``gemv_bias_residual[gemv_tensor_launch(N, K, rows)](…)``.
+    Launch: ``gemv_bias_residual[gemv_block_launch(N, K, rows)](…)``.
     """
     shared = cuda.shared.array(0, float16, alignment=16)
     sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
-    at = place_of_x(tile, N, K)
-    stage = 0
+    at = tile * padded_depth(K)
     griddep_launch()
-    copy_weights(shared, stage, W, row0, tile, N, K)
+    copy_weights(shared, 0, W, row0, tile, N, K)
     row_bias = bias[min(row0 + r, N - 1)]  # asked for now, it is there when the sum is
     griddep_wait()
     copy_x(shared, at, a, rows, K)
-    while row0 < N:
-        before = x[min(b, rows - 1), min(row0 + r, N - 1)]
-        total = next_product(shared, stage, at, W, row0, tile, rows, N, K, sums)
-        if stores(row0, tile, rows, N):
-            x[b, row0 + r] = before + (total + row_bias)
-        row0 += cuda.gridDim.x * tile
-        stage = 1 - stage
-        if row0 < N:  # a block does not end before its loads do: none that nobody needs
-            row_bias = bias[min(row0 + r, N - 1)]
+    before = x[min(b, rows - 1), min(row0 + r, N - 1)]
+    cp_async_wait(0)
+    total = tile_total(shared, 0, at, tile, rows, K, sums)
+    if stores(row0, tile, rows, N):
+        x[b, row0 + r] = before + (total + row_bias)
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     """out[b] = W @ layernorm(x[b]) + bias for 1 to 8 rows, in float16.
 
@@ -362,22 +385,17 @@ def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     partial = cuda.shared.array((WARPS, 2), float32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
-    at = place_of_x(tile, N, d_model)
+    at = tile * padded_depth(d_model)
     norm_at = (at + rows * (padded_depth(d_model) + 8)) // 2
-    stage = 0
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
-    copy_weights(shared, stage, W, row0, tile, N, d_model)
+    copy_weights(shared, 0, W, row0, tile, N, d_model)
     row_bias = bias[min(row0 + r, N - 1)]
     normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
-    while row0 < N:
-        total = next_product(shared, stage, at, W, row0, tile, rows, N, d_model, sums)
-        if stores(row0, tile, rows, N):
-            out[b, row0 + r] = total + row_bias
-        row0 += cuda.gridDim.x * tile
-        stage = 1 - stage
-        if row0 < N:  # a block does not end before its loads do: none that nobody needs
-            row_bias = bias[min(row0 + r, N - 1)]
+    cp_async_wait(0)
+    total = tile_total(shared, 0, at, tile, rows, d_model, sums)
+    if stores(row0, tile, rows, N):
+        out[b, row0 + r] = total + row_bias
 
 
 # --- references ------------------------------------------------------------------------------------------------------

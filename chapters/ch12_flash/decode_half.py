@@ -32,6 +32,7 @@ from chapters.ch10_softmax.kernels import LOWEST
 from common.ptx import exp2_approx, griddep_launch, griddep_wait, load_half8, store_float4, unpack_half2
 
 THREADS = 256
+FOUR_BLOCKS = (THREADS, 4)  # on a multiprocessor: 64 registers a thread, so that blocks can wait there for their turn
 WARPS = THREADS // WARP
 PIECES = 4  # loads of 8 numbers of keys, and as many of values, that a lane has under way
 PIECES_BITS = 10  # 2 ** 10 = THREADS * PIECES
@@ -70,7 +71,7 @@ def chunks_workspace(max_tokens, n_head, head_dim):
     return (n_head, n_chunks, 2), (n_head, n_chunks, head_dim), (n_head,)
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_dim, scale):
     """out[head] = softmax(scale * q[head] · k_cache[head, :n]) @ v_cache[head, :n] with n = pos[0] + 1 tokens.
 

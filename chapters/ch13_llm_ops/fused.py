@@ -31,16 +31,18 @@ from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import WARP
 from chapters.ch09_gemm.gemv_tensor import (
+    FOUR_BLOCKS,
     ROWS_MAX,
     WARPS,
     copy_norm,
     copy_weights,
     layernorm_half_reference,
-    next_product,
+    next_total,
     normalise_x,
     padded_depth,
     place_of_x,
     stores,
+    tile_total,
 )
 from chapters.ch09_gemm.gemv_tensor import TILE as TILE_ROWS
 from chapters.ch09_gemm.pipeline import (
@@ -55,7 +57,7 @@ from chapters.ch09_gemm.pipeline import (
     store_pair,
     tile_product,
 )
-from common.ptx import griddep_launch, griddep_wait
+from common.ptx import cp_async_wait, griddep_launch, griddep_wait
 
 from .kernels import gelu_of, gelu_reference
 
@@ -83,7 +85,7 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
                 store_pair(C, element_row(m, half), col, M, N, low, high)
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
     """out[b] = gelu(W @ layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
 
@@ -96,22 +98,17 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, ep
     partial = cuda.shared.array((WARPS, 2), float32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
-    at = place_of_x(tile, N, d_model)
+    at = tile * padded_depth(d_model)
     norm_at = (at + rows * (padded_depth(d_model) + 8)) // 2
-    stage = 0
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
-    copy_weights(shared, stage, W, row0, tile, N, d_model)
+    copy_weights(shared, 0, W, row0, tile, N, d_model)
     row_bias = bias[min(row0 + r, N - 1)]
     normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
-    while row0 < N:
-        total = next_product(shared, stage, at, W, row0, tile, rows, N, d_model, sums)
-        if stores(row0, tile, rows, N):
-            out[b * N + row0 + r] = gelu_of(total + row_bias)
-        row0 += cuda.gridDim.x * tile
-        stage = 1 - stage
-        if row0 < N:
-            row_bias = bias[min(row0 + r, N - 1)]
+    cp_async_wait(0)
+    total = tile_total(shared, 0, at, tile, rows, d_model, sums)
+    if stores(row0, tile, rows, N):
+        out[b * N + row0 + r] = gelu_of(total + row_bias)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -125,7 +122,7 @@ def head_and_element(row, d_model, head_dim):
     return head, row - head * head_dim
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_model, head_dim, tile, eps):
     """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
 
@@ -141,42 +138,35 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     partial = cuda.shared.array((WARPS, 2), float32)
     N = 3 * d_model
     row0 = cuda.blockIdx.x * tile
-    at = place_of_x(tile, N, d_model)
-    norm_at = (at + 1 * (padded_depth(d_model) + 8)) // 2
-    stage = 0
+    row = row0 + cuda.threadIdx.x // ROWS_MAX
+    at = tile * padded_depth(d_model)
+    norm_at = (at + padded_depth(d_model) + 8) // 2
     griddep_launch()
     copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
-    copy_weights(shared, stage, W, row0, tile, N, d_model)
-    row = row0 + cuda.threadIdx.x // ROWS_MAX
+    copy_weights(shared, 0, W, row0, tile, N, d_model)
     row_bias = bias[min(row, N - 1)]
     head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
     slot = pos[0]
     normalise_x(x, 0, norm, norm_at, shared, at, 1, d_model, eps, partial)
-    while row0 < N:
-        total = next_product(shared, stage, at, W, row0, tile, 1, N, d_model, sums)
-        if stores(row0, tile, 1, N):
-            if row < d_model:
-                q[row] = total + row_bias
-            elif row < 2 * d_model:
-                k_cache[head, slot, i] = total + row_bias
-            else:
-                v_cache[head, slot, i] = total + row_bias
-        row0 += cuda.gridDim.x * tile
-        stage = 1 - stage
-        if row0 < N:
-            row = row0 + cuda.threadIdx.x // ROWS_MAX
-            row_bias = bias[min(row, N - 1)]
-            head, i = head_and_element(row, d_model, head_dim)
+    cp_async_wait(0)
+    total = tile_total(shared, 0, at, tile, 1, d_model, sums)
+    if stores(row0, tile, 1, N):
+        if row < d_model:
+            q[row] = total + row_bias
+        elif row < 2 * d_model:
+            k_cache[head, slot, i] = total + row_bias
+        else:
+            v_cache[head, slot, i] = total + row_bias
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
 def gemv_ln_logits(x, at_row, ln_weight, ln_bias, W, logits, best, best_token, vocab_size, d_model, tile, eps):
     """logits = W @ layernorm(x[at_row]), and each block's largest logit and its token: greedy decoding, first half.
 
     x: (T, d_model) float32; at_row: int32, the row of x. W: (vocab_size, d_model) float16, GPT-2's embedding. logits:
     (vocab_size,) float32. best: float32, best_token: int32, both (blocks,), with blocks those of the launch; equal
     logits: the lowest token; a block of nothing but NaN: -inf and vocab_size. tile, eps: as chapter 9's ``gemv_ln``.
-    Launch: ``gemv_ln_logits[gemv_ln_launch(vocab_size, d_model)](…)``.
+    Launch: ``gemv_ln_logits[gemv_ln_tensor_launch(vocab_size, d_model)](…)``.
     """
     shared = cuda.shared.array(0, float16, alignment=16)
     norm = cuda.shared.array(0, float32, alignment=16)
@@ -195,7 +185,7 @@ def gemv_ln_logits(x, at_row, ln_weight, ln_bias, W, logits, best, best_token, v
     largest = float32(-np.inf)
     token = int32(vocab_size)  # stands for "none yet"
     while row0 < vocab_size:
-        total = next_product(shared, stage, at, W, row0, tile, 1, vocab_size, d_model, sums)
+        total = next_total(shared, stage, at, W, row0, tile, 1, vocab_size, d_model, sums)
         if stores(row0, tile, 1, vocab_size):
             row = row0 + cuda.threadIdx.x // ROWS_MAX
             logits[row] = total
