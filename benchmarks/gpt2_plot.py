@@ -19,7 +19,7 @@ import common  # noqa: E402, F401  (before numba.cuda)
 from benchmarks.ladders import RESULTS  # noqa: E402
 from benchmarks.plots import COLOURS, LIBRARY_COLOUR  # noqa: E402
 
-PEER_COLOURS = [LIBRARY_COLOUR, "#e8c98f", "#a97a1f"]
+PEER_COLOURS = [LIBRARY_COLOUR, "#e8c98f", "#a97a1f", "#7a5a1a"]
 
 
 def measured(folder=RESULTS):

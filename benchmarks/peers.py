@@ -1,15 +1,17 @@
-"""What GPT-2's decoding is measured beside: three peers in torch, made of the same weights as our models.
+"""What GPT-2's decoding is measured beside: four peers in torch, made of the same weights as our models.
 
 `TransformersEager` and `TransformersStatic` are Hugging Face's GPT-2 with its two caches, `CompiledDecode` is a small
-GPT-2 in plain torch whose decoding step torch compiles into one CUDA graph. All take the most likely token every time,
+GPT-2 in plain torch whose decoding step torch compiles into one CUDA graph, `TunedDecode` the same with the compiler
+allowed to look for the best kernels. All take the most likely token every time,
 at batch 1, and none reads a token back before the last one is made: the device never waits for Python to look.
 
     peer = TransformersEager(config, tensors)
     peer.generate([15496, 11], 8)  # -> 8 token ids
 
-The way `CompiledDecode` works is that of gpt-fast (https://github.com/meta-pytorch/gpt-fast).
+The way the last two work is that of gpt-fast (https://github.com/meta-pytorch/gpt-fast).
 """
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -304,6 +306,7 @@ class CompiledDecode(Peer):
     """
 
     name = "torch.compile, CUDA graph"
+    tuned = False
 
     def __init__(self, *args, compile=None, **options):
         self._compile = compile
@@ -338,13 +341,25 @@ class CompiledDecode(Peer):
         start = self.length - n
         self.model.token.fill_(token)
         self.model.position.fill_(start)
-        # Both as in gpt-fast. One row times a matrix reaches the memory's bandwidth only with the compiler's own
-        # kernels, which it makes when it may tune them; and its own for the attention of one row are better, too.
-        with inductor.patch(coordinate_descent_tuning=True), sdpa_kernel(SDPBackend.MATH):
+        with contextlib.ExitStack() as settings:
+            if self.tuned:
+                settings.enter_context(inductor.patch(coordinate_descent_tuning=True))
+                settings.enter_context(sdpa_kernel(SDPBackend.MATH))
             for _ in range(n):
                 torch.compiler.cudagraph_mark_step_begin()
                 self._step(self.model)
         return self.model.made[start : start + n].tolist()
+
+
+class TunedDecode(CompiledDecode):
+    """`CompiledDecode` with gpt-fast's two settings: the compiler makes all kernels itself, and tries variants of each.
+
+    One row times a matrix reaches the memory's bandwidth only with the compiler's own kernels, which it makes when it
+    may tune them; and its own for the attention of one row are better than those that attention comes with.
+    """
+
+    name = "torch.compile, tuned, CUDA graph"
+    tuned = True
 
 
 def _graphs_skipped():
@@ -354,7 +369,12 @@ def _graphs_skipped():
     return counters["inductor"]["cudagraph_skips"]
 
 
-PEERS = {"eager": TransformersEager, "static": TransformersStatic, "compiled": CompiledDecode}
+PEERS = {
+    "eager": TransformersEager,
+    "static": TransformersStatic,
+    "compiled": CompiledDecode,
+    "tuned": TunedDecode,
+}
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------

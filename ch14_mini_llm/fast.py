@@ -48,15 +48,12 @@ from chapters.ch13_llm_ops.fused import (
 )
 from chapters.ch13_llm_ops.kv_cache import kv_advance, kv_advance_launch
 from chapters.ch13_llm_ops.sampling import check_sampling, draw_token_at, filter_logits, sample_launch
-from common.gpu import keep_compiled
 from common.graph import Graph
 from common.trace import Launch, trace
 
 EPS = np.float32(LAYER_NORM_EPS)
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 AHEAD = 2  # steps that are launched before the host has read the token of the one before them
-
-keep_compiled(globals())
 
 
 class FastGPT2:

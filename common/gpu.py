@@ -41,13 +41,14 @@ def tell_ranges():
 
 
 def install():
-    """:func:`tell_ranges`, and let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
+    """All of this; and let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
 
     CUDA wants each kernel to be told beforehand; numba-cuda has no way to do so, and answers "invalid argument".
     """
     from numba.cuda.dispatcher import _Kernel
 
     tell_ranges()
+    keep_compiled()
     original = _Kernel.launch
 
     @functools.wraps(original)
@@ -77,25 +78,26 @@ def allow_shared(kernel, n_bytes):
     kernel._shared_allowed = n_bytes
 
 
-def keep_compiled(names):
-    """Have numba-cuda keep the kernels among ``names`` (a module's ``globals()``) on disk when it compiles them.
+def keep_compiled():
+    """Have numba-cuda keep the compiled kernels of ``chapters/`` on disk: a second start compiles nothing.
 
     numba-cuda recognises a kernel by its own file alone; a device function from another may have changed. So the
-    folder, in ``MINI_CACHE_DIR`` or ``~/.cache/kernel-by-kernel``, is named after all sources of the book. Does nothing
-    without a GPU: the CPU backend keeps its kernels by itself.
+    folder, in ``MINI_CACHE_DIR`` or ``~/.cache/kernel-by-kernel``, is named after all sources of the book.
     """
-    from . import BACKEND
-
-    if BACKEND != "gpu":
-        return
     from numba.cuda.core import config
     from numba.cuda.dispatcher import CUDADispatcher
 
     home = Path(os.environ.get("MINI_CACHE_DIR") or Path.home() / ".cache" / "kernel-by-kernel")
-    config.CACHE_DIR = str(home / "gpu" / _sources_hash())
-    for value in names.values():
-        if isinstance(value, CUDADispatcher) and not value.targetoptions.get("device"):
-            value.enable_caching()
+    config.CACHE_DIR = config.CACHE_DIR or str(home / "gpu" / _sources_hash())
+    original = CUDADispatcher.__init__
+
+    @functools.wraps(original)
+    def init(self, py_func, targetoptions, *args, **options):
+        original(self, py_func, targetoptions, *args, **options)
+        if not targetoptions.get("device") and Path(py_func.__code__.co_filename).is_relative_to(ROOT / "chapters"):
+            self.enable_caching()
+
+    CUDADispatcher.__init__ = init
 
 
 @functools.cache

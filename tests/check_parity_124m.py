@@ -20,7 +20,6 @@ import numpy as np  # noqa: E402
 from make_models import make_hf_model  # noqa: E402
 
 import common  # noqa: E402  (before numba.cuda)
-from ch14_mini_llm.generate import trace_step  # noqa: E402
 from ch14_mini_llm.model import GPT2  # noqa: E402
 from common.backend import describe  # noqa: E402
 from common.trace import summarize  # noqa: E402
@@ -96,7 +95,7 @@ def main():
     )
     print(f"seconds a token while it grew           {np.mean(times):.3f} mean")
     print("\nwhere the time of a step goes (median of 5)")
-    traces = [summarize(trace_step(ours, prompt)) for _ in range(5)]
+    traces = [summarize(ours.trace_step(prompt)) for _ in range(5)]
     spent = {first.kernel: (first.name, count) for first, count, _ in traces[0]}
     medians = {k: np.median([ms for t in traces for first, _, ms in t if first.kernel is k]) for k in spent}
     for kernel, ms in sorted(medians.items(), key=lambda item: -item[1]):
