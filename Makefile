@@ -45,7 +45,7 @@ export KBK_ARCH    := $(value ARCH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test sanitize lint fuzz bench-cpu bench-sanitizer gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test sanitize lint fuzz bench-gpt2 bench-cpu bench-sanitizer gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -102,11 +102,16 @@ notebooks: $(VENV)/.dev setup ## run all notebooks from top to bottom
 strip: $(VENV)/.dev ## take the outputs out of the notebooks, before a commit
 	$(PY) -m nbstripout --keep-id $(wildcard chapters/*/lab.ipynb)
 
-bench: $(VENV)/.dev setup ## measure the ladders beside the library (CH=09 for one chapter)
+bench: $(VENV)/.dev setup ## measure the ladders beside the library (CH=09 for one chapter), and the model beside its peers
 	$(PY) benchmarks/ladders.py $(CH) $(ARGS)
+	$(if $(CH),,$(PY) benchmarks/gpt2.py)
+
+bench-gpt2: $(VENV)/.dev setup ## measure the levels of the model beside transformers and torch.compile
+	$(PY) benchmarks/gpt2.py $(ARGS)
 
 plots: $(VENV)/.dev ## draw the lessons' plots and write their tables from the committed figures
 	$(PY) benchmarks/plots.py
+	$(if $(wildcard benchmarks/results/*/gpt2.json),$(PY) benchmarks/gpt2_plot.py)
 	$(PY) -m chapters.lessons
 
 lessons: $(VENV)/.base ## write what the lessons take from the code: sources, links, the map of the book

@@ -41,7 +41,7 @@ from tqdm import tqdm  # noqa: E402
 from benchmarks import peers as other  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.generate import generate  # noqa: E402
-from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights  # noqa: E402
+from ch14_mini_llm.weights import DATA_DIR, GPT2Config, WeightsError, load_weights  # noqa: E402
 from common import bench  # noqa: E402
 
 GPT2_124M = GPT2Config(n_layer=12, n_head=12, d_model=768, d_ff=3072, n_ctx=1024, vocab_size=50257)
@@ -362,7 +362,8 @@ def _names(known):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/gpt2.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a weight file; by default 124M random weights")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a weight file; by default 124M random "
+                        "weights on a GPU, without one the tiny model")
     parser.add_argument("--levels", type=_names(LEVELS), default=list(LEVELS), help=f"of {','.join(LEVELS)}; or none")
     parser.add_argument(
         "--peers", type=_names(other.PEERS), default=list(other.PEERS), help=f"of {','.join(other.PEERS)}; or none"
@@ -372,6 +373,8 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     parser.add_argument("--skip-prefill", action="store_true", help="measure decoding only")
     options = parser.parse_args(argv)
+    if options.weights is None and common.BACKEND != "gpu":
+        options.weights = DATA_DIR / "tiny-gpt2.bin"
     try:
         config, tensors = load_weights(options.weights) if options.weights else (GPT2_124M, None)
     except WeightsError as error:
