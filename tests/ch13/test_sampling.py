@@ -281,6 +281,18 @@ def test_the_only_weight_is_drawn(position):
     assert out.copy_to_host().tolist() == [position] * 4
 
 
+@pytest.mark.parametrize("step", [0, 7, 2**32 + 5, 2**63 - 1])
+def test_a_step_in_device_memory_draws_the_same(rng, step):
+    weights = cuda.to_device(rng.integers(-1, 5, 1025) * rng.integers(0, ch13.UNIT // 4, 1025))
+    passed, read = cuda.device_array(60, np.int32), cuda.to_device(np.full(65, 7, np.int32))
+    launch, seed, place = ch13.sample_launch(60), np.uint64(2**64 - 3), cuda.to_device(np.array([step, -1]))
+    ch13.draw_token[launch](weights, passed, 1025, seed, np.uint64(step))
+    ch13.draw_token_at[launch](weights, read[:60], 1025, seed, place[:1])
+    tokens = passed.copy_to_host()
+    np.testing.assert_array_equal(read.copy_to_host(), [*tokens, *[7] * 5])
+    assert len(set(tokens.tolist())) > 40 and place.copy_to_host().tolist() == [step, -1]
+
+
 def chi_square(tokens, probabilities):
     expected = probabilities * len(tokens)
     assert expected.min() > 5
