@@ -311,7 +311,9 @@ def exp2_approx(typingctx, x):
 
 
 def _exp2_on_cpu(x):
-    return np.float32(math.exp(x * np.float32(0.6931471805599453)))
+    if x < np.float32(-126):
+        return np.float32(0)
+    return np.float32(math.exp(np.float64(x) * 0.6931471805599453))
 
 
 # On the CPU these are what they are on a GPU: `intrinsic` above is Numba's for the CPU there, called once a lane.
