@@ -53,7 +53,8 @@ from common.trace import Launch, trace
 
 EPS = np.float32(LAYER_NORM_EPS)
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-AHEAD = 2  # steps that are launched before the host has read the token of the one before them
+DECLARED_SHARED = 6 * 1024  # what those kernels declare themselves, at most
+AHEAD = 2  # steps under way while the host waits for the first of them
 
 
 class FastGPT2:
@@ -114,11 +115,12 @@ class FastGPT2:
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Yield `max_new` token ids that follow `tokens`, as soon as the host has them; -1: all logits are NaN."""
         self._prefill(tokens, sampling)
-        done = deque([self._mark()])
-        step, launched = None, 1
-        for made in range(max_new):
-            while launched < min(made + 1 + AHEAD, max_new):
-                step = step or self._graph(sampling)
+        self._mark()()
+        yield int(self._shown[len(tokens)])  # before the graph is recorded: a first token should not wait for that
+        done, launched = deque(), 1
+        for made in range(1, max_new):
+            while launched < min(made + AHEAD, max_new):
+                step = self._graph(sampling)
                 step.replay()
                 done.append(step.mark())
                 launched += 1
@@ -293,3 +295,16 @@ class FastGPT2:
                 raise RequestError(
                     f"{field} is {size}; engine fast needs a multiple of 8 (16 bytes of float16): use engine kv"
                 )
+        d, d_ff = config.d_model, config.d_ff
+        try:
+            launches = gemv_ln_launch(3 * d, d), gemv_ln_launch(d_ff, d), gemv_block_launch(d, d_ff)
+            launches += (gemv_block_launch(d, d), gemv_ln_tensor_launch(config.vocab_size, d))
+        except ValueError as error:
+            raise RequestError(f"engine fast: {error}; or use engine kv") from None
+        needed = max(launch[3] for launch in launches) + DECLARED_SHARED
+        held = cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        if needed > held:
+            raise RequestError(
+                f"d_model is {d} and d_ff {d_ff}: a block of engine fast needs {needed} bytes of shared memory, of "
+                f"which this device has {held}: use engine kv"
+            )

@@ -8,7 +8,8 @@ rows of x: seven eighths of it are thrown away when x has one row, and up to eig
 kernel                      what it changes                                        instructions for 16 bytes of W
 ==========================  =====================================================  ===================================
 ``gemv_v4_half``            (``gemv_half.py``)                                     about 20, for one row of x
-``gemv_v5_tensor_core``     8 or 16 rows of W a block, whose 12 warps share K      about 3, for 1 to 8 rows of x
+``gemv_v5_tensor_core``     8 or 16 rows of W a block, whose 8 warps share K;      about 3, for 1 to 8 rows of x
+                            weights wait in shared memory
 ``gemv_bias_residual``      v5, and the result is added to x with a bias           the same
 ``gemv_ln``                 v5 behind a layer norm, and a bias                     the same, and some 60 a warp
 ==========================  =====================================================  ===================================
@@ -23,7 +24,7 @@ where W has few rows, a block takes 8 (:func:`gemv_tile`), to have more multipro
 
 Kernels ask for their first weights before ``griddep_wait``: see ``gemv_half.py``. They lose where x has more than 8
 rows (``pipeline.py``), and where W has fewer than some thousand rows: blocks are few. A result depends on its rows of x
-and W alone and is the same in every run. Sources: as ``gemv_half.py``; layer norm as in chapter 7, version 1.
+and W alone and is the same in every run. Sources: as ``gemv_half.py``; for the layer norm, see ``normalise_x``.
 """
 
 import numpy as np
@@ -192,7 +193,9 @@ def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial
     ``griddep_wait`` before it reads x.
 
     One reduction instead of two: sum and sum of squares travel together, of the distances to the row's first element.
-    Without that shift, squares of a row far from 0 would be large, and their difference nothing but rounding.
+    Without that shift it would be the one pass that chapter 7 warns of: squares of a row far from 0 are large, and
+    their difference is nothing but rounding. With it, only a first element far from all others costs digits, and
+    float16, into which the row goes, keeps few of them anyway.
     """
     v = cuda.local.array((EACH, 4), float32)
     share = float32(1) / float32(d_model)
@@ -364,7 +367,7 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K, tile):
     row_bias = bias[min(row0 + r, N - 1)]  # asked for now, it is there when the sum is
     griddep_wait()
     copy_x(shared, at, a, rows, K)
-    before = x[min(b, rows - 1), min(row0 + r, N - 1)]
+    before = x[b, row0 + r] if stores(row0, tile, rows, N) else float32(0)
     cp_async_wait(0)
     total = tile_total(shared, 0, at, tile, rows, K, sums)
     if stores(row0, tile, rows, N):

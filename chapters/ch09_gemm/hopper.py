@@ -9,9 +9,10 @@ kernel                     what it changes                     bytes a multiproc
                            64 x 256 x 16 at once, and go on
 =========================  ==================================  ====================================  ==================
 
-v6's warps spend instructions to bring each operand from shared memory to registers. Here only the sums are in
-registers, 128 a thread; so the tile of C can be twice as large, and while the tensor cores work, the warps do nothing
-but begin the next copies. Memory beyond 48 KiB is asked for at launch, as dynamic shared memory.
+v6's warps spend instructions and registers to bring each operand from shared memory. Here only the sums are in
+registers, 128 a thread, and while the tensor cores work, the warps do nothing but begin the next copies. So one block
+of 8 warps keeps a multiprocessor busy, where v6 needs two of 4, and its tile of C can be twice as large. Memory beyond
+48 KiB is asked for at launch, as dynamic shared memory.
 
 It loses where C has few tiles of 128 x 256: below some 2000 x 2000 most multiprocessors idle. On a GPU it needs sm_90,
 and only that: later ones have another instruction. Sources: PTX ISA, "wgmma"; NVIDIA's CUTLASS 3, for Hopper.

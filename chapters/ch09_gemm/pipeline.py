@@ -1,13 +1,13 @@
 """Chapter 9, the tensor cores kept busy: tiles that arrive in the background, and what follows a product fused into it.
 
-``gemm_v5_tensor_core`` computes with its tensor cores a third of the time: threads carry each number from global memory
-to a register to shared memory, and then read it from there in pieces of 4 bytes. Here nobody carries.
+In ``gemm_v5_tensor_core`` threads carry each number from global memory to a register to shared memory, and then read it
+from there in pieces of 4 bytes; meanwhile the tensor cores wait. Here nobody carries.
 
 =========================  ==================================  ===================================  ===================
 kernel                     what it changes                     shared memory bytes read for a       waits for memory
                                                                product of 16 x 8 x 16
 =========================  ==================================  ===================================  ===================
-``gemm_v5_tensor_core``    (``tensor_core.py``)                240: a warp has 64 x 32 of C         once a tile
+``gemm_v5_tensor_core``    (``tensor_core.py``)                192: a warp has 64 x 32 of C         once a tile
 ``gemm_v6_pipeline``       copies in the background, three     128: a warp has 64 x 64, and 16      only if two tiles
                            tiles deep; ``ldmatrix``            bytes a lane at a time               of 32 are too few
 ``gemm_bias``              v6, and C = A @ B + bias in float16 the same                             the same
@@ -256,9 +256,6 @@ def gemm_bias_residual(A, Bt, bias, x, M, N, K):
                 row, col = element_row(m, e // 2), element_col(n) + e % 2
                 if row < M and col < N:
                     x[row, col] += acc[m, n, e] + bias[col]
-
-
-gemm_half = gemm_v6_pipeline
 
 
 # --- references ------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ kernel                     what it changes                       who multiplies 
 =========================  ====================================  ==================================  ==================
 
 v4 is no faster than v3 where the arithmetic is what takes the time, as in large square products; it wins where bytes
-are, as with few rows. v5 needs sm_80 or later on a GPU. Both sum in float32: a product of two float16 is exact there.
-``gemm_half`` is the last one.
+are, as with few rows. v5 needs a GPU of sm_75 or later. Both sum in float32: a product of two float16 is exact there.
+``gemm_half`` is the last one that takes B as it lies; ``pipeline.py`` goes on, with B transposed.
 """
 
 from numba import cuda, float32, uint32
@@ -166,7 +166,7 @@ def gemm_v5_tensor_core(A, B, C, M, N, K):
 
     A: (M, K), B: (K, N) float16, C: (M, N) float32, all C-contiguous; C overlaps neither. M, N, K: int32, at least 1.
     The arrays begin at a multiple of 16 bytes; K and N are best multiples of 8 (else elements are loaded one by one).
-    Launch: ``gemm_v5_tensor_core[gemm_v5_launch(M, N)](…)``, 256 threads; sm_80 or later.
+    Launch: ``gemm_v5_tensor_core[gemm_v5_launch(M, N)](…)``, 256 threads; sm_75 or later.
 
     The instruction takes pairs that run along k, as :func:`common.ptx.mma_m16n8k16` shows. A has them as it lies; B is
     stored transposed, (N, K): each thread brings 2 rows of 8 and stores 8 columns of 2.

@@ -77,8 +77,8 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
 
     q, out: (n_head * head_dim,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16; nothing from token
     n on is read. pairs, sums, arrived: see :func:`chunks_workspace`; ``arrived`` is 0 before and after. pos: (1,)
-    int32, from 0 to max_tokens - 1, not written by the kernel before. All C-contiguous, from a multiple of 16 bytes on.
-    head_dim: int32, one of HEAD_DIMS. scale: float32.
+    int32, from 0 to max_tokens - 1; in a graph of dependent launches, no kernel in front of this one writes it. All
+    C-contiguous, from a multiple of 16 bytes on. head_dim: int32, one of HEAD_DIMS. scale: float32.
     Launch: ``decode_v3_chunks[chunks_launch(max_tokens, n_head, head_dim)](…)``, 256 threads exactly.
     """
     warp_pairs = cuda.shared.array((WARPS, 2), float32)
@@ -161,7 +161,7 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
     for w in range(WARPS):
         weight = exp2_approx(warp_pairs[w, 0] - largest)
         total += weight * warp_pairs[w, 1]
-        share += weight * warp_sums[w, tid]
+        share += weight * warp_sums[w, min(tid, head_dim - 1)]
     if tid < head_dim:
         if n_active == 1:
             out[head * head_dim + tid] = share / total

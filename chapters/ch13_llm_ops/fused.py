@@ -129,7 +129,8 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     With y = W @ layernorm(x[0]) + bias of 3 * d_model numbers: q = the first d_model, k_cache[head, pos[0]] and
     v_cache[head, pos[0]] = the others, head by head. x: (1, d_model) float32. W: (3 * d_model, d_model) float16. bias:
     (3 * d_model,) float32. q: (d_model,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16. pos: (1,)
-    int32, from 0 to max_tokens - 1. d_model, head_dim: int32. tile, eps: as chapter 9's ``gemv_ln``.
+    int32, from 0 to max_tokens - 1; in a graph of dependent launches, no kernel in front of this one writes it.
+    d_model, head_dim: int32. tile, eps: as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_qkv[gemv_ln_launch(3 * d_model, d_model)](…)``.
     """
     shared = cuda.shared.array(0, float16, alignment=16)

@@ -219,11 +219,21 @@ def test_a_traced_step_leaves_the_logits_of_its_sequence(levels, level):
     [
         (dict(n_head=2, d_model=96), "head_dim is 48; engine fast has attention for .*64.*use engine kv"),
         (dict(d_ff=260), "d_ff is 260; engine fast needs a multiple of 8"),
+        (dict(n_layer=1, n_head=17, d_model=2176, d_ff=8, n_ctx=8), "d_model = 2176: .*at most 2048.*use engine kv"),
+        (dict(n_layer=1, d_ff=16384, n_ctx=8), "K = 16384, .*294928 bytes of shared memory, of 163840.*use engine kv"),
     ],
 )
 def test_sizes_that_the_kernels_do_not_take_are_refused(sizes, problem):
     config, tensors = random_model(**sizes)
     with pytest.raises(RequestError, match=problem):
+        FastGPT2(config, tensors)
+
+
+def test_a_device_with_too_little_shared_memory_is_told(monkeypatch):
+    config, tensors = random_model(n_ctx=8)
+    small = type(cuda.get_current_device())
+    monkeypatch.setattr(small, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN", 8192, raising=False)
+    with pytest.raises(RequestError, match="d_ff 264: a block of engine fast needs .* of which this device has 8192"):
         FastGPT2(config, tensors)
 
 
