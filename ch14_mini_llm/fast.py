@@ -30,7 +30,7 @@ from chapters.ch09_gemm.gemv_tensor import (
     gemv_ln_tensor_launch,
     gemv_tile,
 )
-from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_residual, gemm_v6_launch
+from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_launch, gemm_bias_residual
 from chapters.ch12_flash.decode_half import HEAD_DIMS, chunks_launch, chunks_workspace, decode_v3_chunks
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX, flash_v4, flash_v4_launch
 from chapters.ch13_llm_ops.fused import (
@@ -178,13 +178,13 @@ class FastGPT2:
         for layer, m in enumerate(self.layers):
             k, v = self.k_cache[layer], self.v_cache[layer]
             layernorm_row[layernorm_launch(T, d)](x, m["ln_1.weight"], m["ln_1.bias"], h, d, EPS)
-            gemm_bias[gemm_v6_launch(T, 3 * d)](h, m["attn.c_attn.weight"], m["attn.c_attn.bias"], qkv, T, 3 * d, d)
+            gemm_bias[gemm_bias_launch(T, 3 * d)](h, m["attn.c_attn.weight"], m["attn.c_attn.bias"], qkv, T, 3 * d, d)
             split_qkv_append[split_qkv_append_launch(T, d)](qkv, q, k, v, pos, T, d, head_dim)
             flash[flash_v4_launch(T, n_head, head_dim)](q, k, v, att, lse, T, 0, scale, 1)
-            gemm_bias_residual[gemm_v6_launch(T, d)](att, m["attn.c_proj.weight"], m["attn.c_proj.bias"], x, T, d, d)
+            gemm_bias_residual[gemm_bias_launch(T, d)](att, m["attn.c_proj.weight"], m["attn.c_proj.bias"], x, T, d, d)
             layernorm_row[layernorm_launch(T, d)](x, m["ln_2.weight"], m["ln_2.bias"], h, d, EPS)
-            gemm_bias_gelu[gemm_v6_launch(T, d_ff)](h, m["mlp.c_fc.weight"], m["mlp.c_fc.bias"], ff, T, d_ff, d)
-            gemm_bias_residual[gemm_v6_launch(T, d)](ff, m["mlp.c_proj.weight"], m["mlp.c_proj.bias"], x, T, d, d_ff)
+            gemm_bias_gelu[gemm_bias_launch(T, d_ff)](h, m["mlp.c_fc.weight"], m["mlp.c_fc.bias"], ff, T, d_ff, d)
+            gemm_bias_residual[gemm_bias_launch(T, d)](ff, m["mlp.c_proj.weight"], m["mlp.c_proj.bias"], x, T, d, d_ff)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 

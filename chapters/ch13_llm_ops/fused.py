@@ -24,7 +24,7 @@ Sources: as chapters 7 and 9; the tanh form of GELU as ``gelu_kernel``.
 """
 
 import numpy as np
-from numba import cuda, float32, int32
+from numba import cuda, float32, int32, uint32
 from numba.types import float16
 
 from chapters.ch03_indexing.kernels import blocks_2d
@@ -33,6 +33,7 @@ from chapters.ch07_warp_reduce.kernels import WARP
 from chapters.ch09_gemm.gemv_tensor import (
     FOUR_BLOCKS,
     ROWS_MAX,
+    TILE,
     WARPS,
     copy_norm,
     copy_weights,
@@ -44,14 +45,13 @@ from chapters.ch09_gemm.gemv_tensor import (
     stores,
     tile_total,
 )
-from chapters.ch09_gemm.gemv_tensor import TILE as TILE_ROWS
 from chapters.ch09_gemm.pipeline import (
     DEPTH,
-    M_MMAS,
-    N_MMAS,
+    FIVE_BLOCKS,
+    M_SMALL,
+    N_SMALL,
+    SMALL,
     STAGES,
-    TILE,
-    TWO_BLOCKS,
     element_col,
     element_row,
     store_pair,
@@ -64,25 +64,29 @@ from .kernels import gelu_of, gelu_reference
 PICK_THREADS = 1024
 
 
-@cuda.jit(launch_bounds=TWO_BLOCKS)
+@cuda.jit(launch_bounds=FIVE_BLOCKS)
 def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
     """C = gelu(A @ Bt.T + bias), rounded to float16: the first half of an MLP, for many tokens.
 
-    A: (M, K), Bt: (N, K), C: (M, N) float16. bias: (N,) float32. All else as chapter 9's ``gemm_v6_pipeline``.
-    Launch: ``gemm_bias_gelu[gemm_v6_launch(M, N)](…)``.
+    A: (M, K), Bt: (N, K), C: (M, N) float16. bias: (N,) float32. All else as chapter 9's ``gemm_bias``.
+    Launch: ``gemm_bias_gelu[gemm_bias_launch(M, N)](…)``.
     """
-    a_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
-    b_tiles = cuda.shared.array((STAGES, TILE, DEPTH), float16, alignment=16)
-    acc = cuda.local.array((M_MMAS, N_MMAS, 4), float32)
-    tile_product(A, Bt, a_tiles, b_tiles, acc, M, N, K)
-    for n in range(N_MMAS):
-        col = element_col(n)
+    a_tiles = cuda.shared.array((STAGES, SMALL, DEPTH), float16, alignment=16)
+    b_tiles = cuda.shared.array((STAGES, SMALL, DEPTH), float16, alignment=16)
+    a = cuda.local.array((M_SMALL, 4), uint32)
+    b = cuda.local.array((N_SMALL, 2), uint32)
+    next_a = cuda.local.array((M_SMALL, 4), uint32)
+    next_b = cuda.local.array((N_SMALL, 2), uint32)
+    acc = cuda.local.array((M_SMALL, N_SMALL, 4), float32)
+    tile_product(A, Bt, a_tiles, b_tiles, a, b, next_a, next_b, acc, M, N, K)
+    for n in range(N_SMALL):
+        col = element_col(SMALL, n)
         bias0 = bias[col] if col < N else float32(0)
         bias1 = bias[col + 1] if col + 1 < N else float32(0)
-        for m in range(M_MMAS):
+        for m in range(M_SMALL):
             for half in range(2):
                 low, high = gelu_of(acc[m, n, 2 * half] + bias0), gelu_of(acc[m, n, 2 * half + 1] + bias1)
-                store_pair(C, element_row(m, half), col, M, N, low, high)
+                store_pair(C, element_row(SMALL, m, half), col, M, N, low, high)
 
 
 @cuda.jit(launch_bounds=FOUR_BLOCKS)
@@ -94,7 +98,7 @@ def gemv_ln_gelu(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, ep
     """
     shared = cuda.shared.array(0, float16, alignment=16)
     norm = cuda.shared.array(0, float32, alignment=16)
-    sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
+    sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
     r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
     row0 = cuda.blockIdx.x * tile
@@ -135,7 +139,7 @@ def gemv_ln_qkv(x, ln_weight, ln_bias, W, bias, q, k_cache, v_cache, pos, d_mode
     """
     shared = cuda.shared.array(0, float16, alignment=16)
     norm = cuda.shared.array(0, float32, alignment=16)
-    sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
+    sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
     N = 3 * d_model
     row0 = cuda.blockIdx.x * tile
@@ -171,7 +175,7 @@ def gemv_ln_logits(x, at_row, ln_weight, ln_bias, W, logits, best, best_token, v
     """
     shared = cuda.shared.array(0, float16, alignment=16)
     norm = cuda.shared.array(0, float32, alignment=16)
-    sums = cuda.shared.array((WARPS, TILE_ROWS, ROWS_MAX), float32)
+    sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
     partial = cuda.shared.array((WARPS, 2), float32)
     best_partial = cuda.shared.array(WARP, float32)
     token_partial = cuda.shared.array(WARP, int32)

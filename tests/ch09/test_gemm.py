@@ -141,13 +141,13 @@ def with_bias(A, Bt, bias):
     """gemm_bias on the device."""
     (M, K), N = A.shape, len(bias)
     C = np.full((M, N), np.nan, np.float16)
-    return launched(pipeline.gemm_bias, pipeline.gemm_v6_launch(M, N), (A, Bt, bias), C, (M, N, K))
+    return launched(pipeline.gemm_bias, pipeline.gemm_bias_launch(M, N), (A, Bt, bias), C, (M, N, K))
 
 
 def with_residual(A, Bt, bias, x):
     """x after gemm_bias_residual on the device."""
     (M, K), N = A.shape, len(bias)
-    launch = pipeline.gemm_v6_launch(M, N)
+    launch = pipeline.gemm_bias_launch(M, N)
     return launched(pipeline.gemm_bias_residual, launch, (A, Bt, bias), x, (M, N, K))
 
 

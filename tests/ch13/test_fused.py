@@ -13,7 +13,7 @@ from chapters.ch09_gemm.gemv_tensor import (
     gemv_tile,
     layernorm_half_reference,
 )
-from chapters.ch09_gemm.pipeline import gemm_v6_launch
+from chapters.ch09_gemm.pipeline import gemm_bias_launch
 from chapters.ch13_llm_ops import fused as ch13
 from chapters.ch13_llm_ops.kernels import gelu_reference
 
@@ -78,7 +78,7 @@ def test_gemm_bias_gelu(rng, M, N, K):
     """Odd and even N, K a multiple of 8 or not; sums are multiples of 1 / 64 from some -10 to 10."""
     A, Bt = whole(rng, np.float16, M, K), whole(rng, np.float16, N, K) / np.float16(64)
     bias = (rng.integers(-200, 200, N) / 64).astype(np.float32)
-    kernel = ch13.gemm_bias_gelu[gemm_v6_launch(M, N)]
+    kernel = ch13.gemm_bias_gelu[gemm_bias_launch(M, N)]
     (found,) = on_device(lambda *arrays: kernel(*arrays, M, N, K), (A, Bt, bias), [nan(np.float16, M, N)])
     exact = A.astype(np.float64) @ Bt.astype(np.float64).T + bias
     assert_gelu_of(found, exact)
