@@ -54,6 +54,7 @@ from common.trace import Launch, trace
 EPS = np.float32(LAYER_NORM_EPS)
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 DECLARED_SHARED = 6 * 1024  # what those kernels declare themselves, at most
+PROMPT_STEP = 64  # lengths of prompts that have a graph
 AHEAD = 2  # steps under way while the host waits for the first of them
 
 
@@ -102,7 +103,8 @@ class FastGPT2:
         self._shown = cuda.mapped_array(T + 1, np.int32)  # the same in the host's memory
         self._pos = cuda.to_device(np.zeros(1, np.int32))
         self._step_number = cuda.to_device(np.zeros(1, np.int64))
-        self._graphs = {}
+        self._graphs = {}  # of a step, by sampling
+        self._prompts = {}  # by length: None for one that was launched once
 
     # --- what a level offers -----------------------------------------------------------------------------------------
 
@@ -162,9 +164,25 @@ class FastGPT2:
 
     def _prefill(self, tokens: Sequence[int], sampling: Sampling | None) -> None:
         self._put(tokens)
-        self._prompt(len(tokens))
+        self._run_prompt(len(tokens))
         self._move_to(len(tokens) - 1)
         self._choose(len(tokens) - 1, sampling)
+
+    def _run_prompt(self, T: int) -> None:
+        """The network over the prompt of T tokens in the buffer, at first by launches, and from then on by a graph.
+
+        A prompt is run as one of the next length in `PROMPT_STEP` more: no token sees those behind it, which are 0, and
+        what they leave in the cache is overwritten before it is read. So a few graphs serve all lengths. To record one
+        takes as long as to launch it, so a length that comes once is launched.
+        """
+        padded = min((T + PROMPT_STEP - 1) // PROMPT_STEP * PROMPT_STEP, self.max_length)
+        if padded not in self._prompts:
+            self._prompt(T)
+            self._prompts[padded] = None
+            return
+        if self._prompts[padded] is None:
+            self._prompts[padded] = Graph(lambda: self._prompt(padded), warm=True)
+        self._prompts[padded].replay()
 
     def _prompt(self, T: int) -> None:
         """The network over the first T tokens: residual stream in `_x`, keys and values in the cache."""
@@ -248,7 +266,9 @@ class FastGPT2:
         check_tokens(tokens, self.config.vocab_size)
         self.check_length(len(tokens))
         cuda.synchronize()  # no step of an earlier request is under way
-        self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
+        whole = np.zeros(self.max_length + 1, np.int32)
+        whole[: len(tokens)] = tokens
+        self._tokens.copy_to_device(whole)
         self._pos.copy_to_device(np.zeros(1, np.int32))
         self._step_number.copy_to_device(np.zeros(1, np.int64))
 

@@ -121,6 +121,22 @@ def test_a_replay_is_bit_equal_to_its_launches(levels, sampling):
     assert len(set(eager[0].tolist())) > 3
 
 
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
+def test_a_prompts_graph_is_bit_equal_to_its_launches(length):
+    """The first prompt of a length is launched, the others are replayed, with some tokens more behind them."""
+    config, tensors = random_model(n_layer=1)
+    fast, tokens = FastGPT2(config, tensors), prompt_of(length)
+    runs = [steps_of(fast, tokens, 0, None) for _ in range(3)]
+    for run in runs[1:]:
+        for found, expected in zip(run, runs[0], strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert [graph is not None for graph in fast._prompts.values()] == [True]
+    shorter = prompt_of(max(length - 1, 1), seed=5)
+    again = steps_of(fast, shorter, 0, None)
+    for found, expected in zip(again, steps_of(FastGPT2(config, tensors), shorter, 0, None), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, top_k=20, seed=7)])
 def test_two_runs_are_equal(levels, sampling):
     fast, tokens = levels["fast"], prompt_of(33)
