@@ -65,7 +65,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="tests/compute_sanitizer.py", description=__doc__.split("\n")[0])
     parser.add_argument("--tools", nargs="+", default=["memcheck", "racecheck"], metavar="TOOL")
     chapters = sorted(path.name for path in (ROOT / "tests").glob("ch??") if path.name != "ch14")
-    parser.add_argument("--tests", nargs="+", default=chapters, metavar="NAME", help="chNN or chNN/test_FILE.py")
+    default = [*chapters, "ch14/test_small_step.py"]  # of the capstone one prompt and three steps
+    parser.add_argument("--tests", nargs="+", default=default, metavar="NAME", help="chNN or chNN/test_FILE.py")
     parser.add_argument("--jobs", type=int, default=4, help="processes at a time (4)")
     parser.add_argument("--seconds", type=float, default=7200, help="for the whole run (7200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file, or add to it")
