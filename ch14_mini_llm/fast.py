@@ -115,7 +115,10 @@ class FastGPT2:
         return int(self._shown[len(tokens)])
 
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
-        """Yield `max_new` token ids that follow `tokens`, as soon as the host has them; -1: all logits are NaN."""
+        """Yield `max_new` token ids that follow `tokens`, as soon as the host has them; -1: all logits are NaN.
+
+        One stream at a time: another prompt takes the cache.
+        """
         self._prefill(tokens, sampling)
         self._mark()()
         yield int(self._shown[len(tokens)])  # before the graph is recorded: a first token should not wait for that

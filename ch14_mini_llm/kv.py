@@ -60,7 +60,7 @@ class CachedGPT2(GPT2):
         return self._run(self._put([token]), self.length, choose)
 
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
-        """Yield `max_new` token ids that follow `tokens`: a prefill, then a step a token."""
+        """Yield `max_new` token ids that follow `tokens`: a prefill, then a step a token. One stream at a time."""
         choose = chooser(sampling, self.config.vocab_size)
         token = self.prefill(tokens, choose)
         yield token
