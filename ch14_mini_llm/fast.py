@@ -19,6 +19,7 @@ import common  # picks the backend, so before numba.cuda
 import numpy as np
 from numba import cuda
 
+from ch14_mini_llm.base import Model
 from ch14_mini_llm.request import RequestError, Sampling, check_tokens
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import blocks_2d
@@ -58,11 +59,11 @@ PROMPT_STEP = 64  # lengths of prompts that have a graph
 AHEAD = 2  # steps under way while the host waits for the first of them
 
 
-class FastGPT2:
+class FastGPT2(Model):
     """A GPT-2 in float16 with a key-value cache, a graph for its steps, and every buffer allocated once.
 
-    Arguments as for `GPT2`. Raises `RequestError` if max_length is not in 1 … n_ctx, or for sizes the kernels do not
-    take: a head_dim other than 8, 16, 32, 64, 128, a d_model or d_ff that is not a multiple of 8.
+    Arguments as for `Model`. Raises `RequestError` as it does, and for sizes the kernels do not take: a head_dim other
+    than 8, 16, 32, 64, 128, a d_model or d_ff that is not a multiple of 8 or too large for them or for the device.
     """
 
     def __init__(
@@ -72,16 +73,7 @@ class FastGPT2:
         max_length: int | None = None,
         on_tensor: Callable[[str, int], None] | None = None,
     ) -> None:
-        self.config = config
-        self.max_length = config.n_ctx if max_length is None else max_length
-        self._check()
-        self.weights = {}
-        for name, tensor in tensors.items():
-            self.weights[name] = self._upload(name, tensor)
-            if on_tensor is not None:
-                on_tensor(name, tensor.size)
-        self.layers = [self._layer(layer) for layer in range(config.n_layer)]
-
+        super().__init__(config, tensors, max_length, on_tensor)
         T, d, n_head, head_dim = self.max_length, config.d_model, config.n_head, config.head_dim
         half = {"h": d, "qkv": 3 * d, "q": d, "att": d, "ff": config.d_ff}
         self._half = {name: cuda.device_array(T * width, np.float16) for name, width in half.items()}
@@ -141,14 +133,6 @@ class FastGPT2:
         with trace() as launches:
             self._step(sampling)
         return launches
-
-    def check_length(self, length: int) -> None:
-        """Raises `RequestError` if a sequence of `length` tokens does not fit the buffers."""
-        if length > self.max_length:
-            raise RequestError(
-                f"{length} tokens, but the buffers of this model are for {self.max_length}: shorten the sequence"
-                + ("" if self.max_length == self.config.n_ctx else f", or max_length up to {self.config.n_ctx}")
-            )
 
     @property
     def notes(self) -> list[str]:
@@ -299,15 +283,8 @@ class FastGPT2:
         dtype = np.float16 if tensor.ndim == 2 else np.float32
         return cuda.to_device(np.ascontiguousarray(tensor, dtype=dtype))
 
-    def _layer(self, layer: int) -> dict:
-        """The weights of one transformer block, by their names without ``h.{layer}.``."""
-        prefix = f"h.{layer}."
-        return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
-
     def _check(self) -> None:
         config = self.config
-        if not 1 <= self.max_length <= config.n_ctx:
-            raise RequestError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
         known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
         if config.head_dim not in known:
             sizes = ", ".join(map(str, known))

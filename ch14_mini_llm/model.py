@@ -9,7 +9,6 @@ Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
@@ -19,9 +18,10 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.request import RequestError, Sampling, check_tokens
+from ch14_mini_llm.base import Model
+from ch14_mini_llm.request import Sampling, check_tokens
 from ch14_mini_llm.sampler import chooser
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, load_weights
+from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
@@ -35,13 +35,11 @@ from common.trace import Launch, trace
 EPS = np.float32(LAYER_NORM_EPS)
 
 
-class GPT2:
+class GPT2(Model):
     """A GPT-2 on the device, with every activation buffer allocated once.
 
-    config: the sizes. tensors: name -> fp16 or fp32 array, as `load_weights` gives them; they are turned into float32
-    and copied to the device here. max_length: the longest sequence in tokens, at most (and by default) config.n_ctx;
-    attention scores take n_head * max_length ** 2 * 4 bytes. on_tensor(name, n_values): called after each upload.
-    Raises `RequestError` if max_length is not in 1 ... n_ctx.
+    Arguments, and the `RequestError` raised, are those of `Model`; weights are turned into float32. Attention scores
+    take n_head * max_length ** 2 * 4 bytes.
     """
 
     def __init__(
@@ -51,17 +49,7 @@ class GPT2:
         max_length: int | None = None,
         on_tensor: Callable[[str, int], None] | None = None,
     ) -> None:
-        self.config = config
-        self.max_length = config.n_ctx if max_length is None else max_length
-        if not 1 <= self.max_length <= config.n_ctx:
-            raise RequestError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
-        self.weights = {}
-        for name, tensor in tensors.items():
-            self.weights[name] = cuda.to_device(np.ascontiguousarray(tensor, dtype=np.float32))
-            if on_tensor is not None:
-                on_tensor(name, tensor.size)
-        self.layers = [self._layer(layer) for layer in range(config.n_layer)]
-
+        super().__init__(config, tensors, max_length, on_tensor)
         T, d = self.max_length, config.d_model
         self._tokens = cuda.device_array(T, np.int32)
         # one name a role in the forward pass; `_views` cuts them to the length of the sequence
@@ -70,11 +58,6 @@ class GPT2:
         self._flat["scores"] = cuda.device_array(config.n_head * T * T, np.float32)
         self.logits = cuda.device_array(config.vocab_size, np.float32)
         self.next_token = cuda.device_array(1, np.int32)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike, **options) -> GPT2:
-        """The model in a weight file; options as for the class. Raises `WeightsError` like `load_weights`."""
-        return cls(*load_weights(path), **options)
 
     def forward(self, tokens: Sequence[int], choose: Callable | None = None) -> int:
         """The token id that follows `tokens`: the most likely one, or what `choose` makes of the logits.
@@ -156,15 +139,6 @@ class GPT2:
             self.logits.copy_to_host(out[t])
         return out
 
-    def check_length(self, length: int) -> None:
-        """Raises `RequestError` if a sequence of `length` tokens does not fit the buffers."""
-        if length > self.max_length:
-            longer = f" or make the model with max_length up to {self.config.n_ctx}"
-            raise RequestError(
-                f"{length} tokens, but the buffers of this model are for {self.max_length}: shorten the sequence"
-                + (longer if self.max_length < self.config.n_ctx else "")
-            )
-
     def _put(self, tokens: Sequence[int]) -> int:
         """Check `tokens` and copy them to the device; returns how many there are."""
         check_tokens(tokens, self.config.vocab_size)
@@ -183,8 +157,3 @@ class GPT2:
             tokens=self._tokens[:T], scores=scores, **heads, **rows,
             x_flat=flat["x"], h_flat=flat["h"], ff_flat=flat["ff"],
         )  # fmt: skip
-
-    def _layer(self, layer: int) -> dict:
-        """The weights of one transformer block, by their names without ``h.{layer}.``."""
-        prefix = f"h.{layer}."
-        return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
