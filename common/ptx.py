@@ -354,18 +354,6 @@ if ON_CPU:
             zero = np.float32(0)
             store_float4(tile, place, zero, zero, zero, zero)
 
-    @intrinsic
-    def cp_async_commit(typingctx):
-        """The copies begun since the last call are a group."""
-        return signature(types.none), lambda context, builder, sig, args: context.get_dummy_value()
-
-    @intrinsic
-    def cp_async_wait(typingctx, n):
-        """Wait until all but the thread's last n groups have arrived. n: a constant."""
-        return signature(types.none, n), lambda context, builder, sig, args: context.get_dummy_value()
-
-    for _function in (cp_async_commit, cp_async_wait):
-        cpu_equivalent(_function)(_function)
 else:
 
     def _copier(name, element, tile, place, array, index, inside):
@@ -404,40 +392,35 @@ else:
         """:func:`cp_async_half8` for 4 float32."""
         return _copier("cp_async_float4", types.float32, tile, place, array, index, inside)
 
-    @intrinsic
-    def cp_async_commit(typingctx):
-        """The copies begun since the last call are a group."""
 
-        def codegen(context, builder, sig, args):
-            if _compute_capability() >= (8, 0):
-                _assembly(builder, "cp.async.commit_group;", "~{memory}", VOID, [])
-            return context.get_dummy_value()
-
-        return signature(types.none), codegen
-
-    @intrinsic
-    def cp_async_wait(typingctx, n):
-        """Wait until all but the thread's last n groups have arrived. n: a constant."""
-        if not isinstance(n, types.IntegerLiteral):
-            raise TypingError("cp_async_wait takes a constant, which stands in the instruction itself")
-
-        def codegen(context, builder, sig, args):
-            if _compute_capability() >= (8, 0):
-                _assembly(builder, f"cp.async.wait_group {n.literal_value};", "~{memory}", VOID, [])
-            return context.get_dummy_value()
-
-        return signature(types.none, n), codegen
-
-
-def _griddep(operation):
-    """What an intrinsic without arguments returns that is an order to the scheduler of grids, from sm_90 on."""
+def _order(text, since=(0, 0), kinds=()):
+    """What an intrinsic returns that is one instruction without a result; nothing on the CPU, or before ``since``."""
 
     def codegen(context, builder, sig, args):
-        if not ON_CPU and _compute_capability() >= (9, 0):
-            _assembly(builder, f"griddepcontrol.{operation};", "~{memory}", VOID, [])
+        if not ON_CPU and _compute_capability() >= since:
+            _assembly(builder, text, "~{memory}", VOID, [])
         return context.get_dummy_value()
 
-    return signature(types.none), codegen
+    return signature(types.none, *kinds), codegen
+
+
+def _wait_order(name, instruction, n, since=(0, 0)):
+    """:func:`_order` for an instruction that waits for all but the last ``n`` groups, which stands in its text."""
+    if not ON_CPU and not isinstance(n, types.IntegerLiteral):
+        raise TypingError(f"{name} takes a constant, which stands in the instruction itself")
+    return _order(f"{instruction} {getattr(n, 'literal_value', 0)};", since, (n,))
+
+
+@intrinsic
+def cp_async_commit(typingctx):
+    """The copies begun since the last call are a group."""
+    return _order("cp.async.commit_group;", (8, 0))
+
+
+@intrinsic
+def cp_async_wait(typingctx, n):
+    """Wait until all but the thread's last n groups have arrived. n: a constant."""
+    return _wait_order("cp_async_wait", "cp.async.wait_group", n, (8, 0))
 
 
 @intrinsic
@@ -449,7 +432,7 @@ def griddep_wait(typingctx):
     launched must call it, in every thread that reads or writes what others do. Without such a launch, before sm_90 and
     on the CPU backend it does nothing. Source: CUDA Programming Guide, "Programmatic Dependent Launch".
     """
-    return _griddep("wait")
+    return _order("griddepcontrol.wait;", (9, 0))
 
 
 @intrinsic
@@ -458,10 +441,10 @@ def griddep_launch(typingctx):
 
     It says nothing about results: the other one waits for them with :func:`griddep_wait`.
     """
-    return _griddep("launch_dependents")
+    return _order("griddepcontrol.launch_dependents;", (9, 0))
 
 
-for _function in (griddep_wait, griddep_launch):
+for _function in (cp_async_commit, cp_async_wait, griddep_wait, griddep_launch):
     cpu_equivalent(_function)(_function)
 
 

@@ -3,7 +3,6 @@
 =========================================  ===========================================  =========
 function                                   on the GPU                                   needs
 =========================================  ===========================================  =========
-``wgmma_m64n128k16(acc, tiles, a, b, k)``  ``wgmma.mma_async.sync.aligned.m64n128k16``  sm_90a
 ``wgmma_m64n256k16(acc, tiles, a, b, k)``  ``wgmma.mma_async.sync.aligned.m64n256k16``  sm_90a
 ``wgmma_fence()``                          ``wgmma.fence.sync.aligned``                 sm_90a
 ``wgmma_commit()``                         ``wgmma.commit_group.sync.aligned``          sm_90a
@@ -34,11 +33,12 @@ from .ptx import (
     ON_CPU,
     U32,
     U64,
-    VOID,
     TypingError,
     _assembly,
+    _order,
     _require,
     _shared_address,
+    _wait_order,
     intrinsic,
     ldmatrix_x4,
     mma_m16n8k16,
@@ -62,7 +62,7 @@ if ON_CPU:
         """acc += A @ B.T for A of (64, 16) and B of (256, 16) float16, by a warpgroup.
 
         acc: (32, 4) float32, local: element [n, e] of this thread has row 16 * warp + lane // 4 + e // 2 * 8 and column
-        8 * n + lane % 4 * 2 + e % 2, warp counted within the warpgroup. With n128, B is (128, 16), acc (16, 4).
+        8 * n + lane % 4 * 2 + e % 2, warp counted within the warpgroup.
         tiles: flat float16, shared. a, b: where there the first row of the tile of A, and of B, begins, multiples of
         512. k: the first of the 16 columns of both, a multiple of 16 below 64. The whole warpgroup calls it alike.
         """
@@ -79,8 +79,6 @@ if ON_CPU:
             acc[n + 1, 0], acc[n + 1, 1], acc[n + 1, 2], acc[n + 1, 3] = mma_m16n8k16(
                 a0, a1, a2, a3, b2, b3, acc[n + 1, 0], acc[n + 1, 1], acc[n + 1, 2], acc[n + 1, 3]
             )
-
-    wgmma_m64n128k16 = wgmma_m64n256k16  # the size is that of acc
 else:
 
     def _descriptor(builder, address):
@@ -88,19 +86,20 @@ else:
         place = builder.zext(builder.lshr(builder.and_(address, U32(0x3FFFF)), U32(4)), U64)
         return builder.or_(place, U64(1 << 62 | (1024 >> 4) << 32 | 1 << 16))
 
-    def _warpgroup_product(name, count, kinds):
-        """What an intrinsic returns that adds to ``count`` sums a thread."""
-        acc, tiles, a, b, k = kinds
+    SUMS = 128  # a thread's
+    PRODUCT = (
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 "
+        f"{{{', '.join(f'${i}' for i in range(SUMS))}}}, ${2 * SUMS}, ${2 * SUMS + 1}, 1, 1, 1, 0, 0;"
+    )
+    OPERANDS = ",".join(["=f"] * SUMS + [str(i) for i in range(SUMS)] + ["l", "l"])
+
+    @intrinsic
+    def wgmma_m64n256k16(typingctx, acc, tiles, a, b, k):
+        """acc += A @ B.T for A of (64, 16), B of (256, 16), by a warpgroup: see the CPU's version above."""
         if not (isinstance(acc, types.Array) and acc.dtype == types.float32 and acc.layout == "C"):
-            raise TypingError(f"{name} adds to a local array of {count} float32, not to {acc}")
-        _require(name, tiles, a, types.float16)
-        _require(name, tiles, b, types.float16)
-        names = ", ".join(f"${i}" for i in range(count))
-        text = (
-            f"wgmma.mma_async.sync.aligned.m64n{2 * count}k16.f32.f16.f16 "
-            f"{{{names}}}, ${2 * count}, ${2 * count + 1}, 1, 1, 1, 0, 0;"
-        )
-        constraints = ",".join(["=f"] * count + [str(i) for i in range(count)] + ["l", "l"])
+            raise TypingError(f"wgmma_m64n256k16 adds to a local array of {SUMS} float32, not to {acc}")
+        _require("wgmma_m64n256k16", tiles, a, types.float16)
+        _require("wgmma_m64n256k16", tiles, b, types.float16)
 
         def codegen(context, builder, sig, args):
             offset = builder.shl(context.cast(builder, args[4], k, types.uint32), U32(1))
@@ -109,35 +108,14 @@ else:
                 address = _shared_address(context, builder, tiles, kind, args[1], place)
                 descriptors.append(_descriptor(builder, builder.add(address, offset)))
             sums = context.make_array(acc)(context, builder, args[0]).data
-            places = [builder.gep(sums, [U32(i)]) for i in range(count)]
+            places = [builder.gep(sums, [U32(i)]) for i in range(SUMS)]
             before = [builder.load(place) for place in places]
-            result = _assembly(builder, text, constraints, ir.LiteralStructType([F32] * count), before + descriptors)
+            result = _assembly(builder, PRODUCT, OPERANDS, ir.LiteralStructType([F32] * SUMS), before + descriptors)
             for i, place in enumerate(places):
                 builder.store(builder.extract_value(result, i), place)
             return context.get_dummy_value()
 
-        return signature(types.none, *kinds), codegen
-
-    @intrinsic
-    def wgmma_m64n128k16(typingctx, acc, tiles, a, b, k):
-        """acc += A @ B.T for A of (64, 16), B of (128, 16), by a warpgroup: see the CPU's version above."""
-        return _warpgroup_product("wgmma_m64n128k16", 64, (acc, tiles, a, b, k))
-
-    @intrinsic
-    def wgmma_m64n256k16(typingctx, acc, tiles, a, b, k):
-        """acc += A @ B.T for A of (64, 16), B of (256, 16), by a warpgroup: see the CPU's version above."""
-        return _warpgroup_product("wgmma_m64n256k16", 128, (acc, tiles, a, b, k))
-
-
-def _order(text):
-    """What an intrinsic without arguments returns that is one instruction."""
-
-    def codegen(context, builder, sig, args):
-        if not ON_CPU:
-            _assembly(builder, text, "~{memory}", VOID, [])
-        return context.get_dummy_value()
-
-    return signature(types.none), codegen
+        return signature(types.none, acc, tiles, a, b, k), codegen
 
 
 @intrinsic
@@ -155,16 +133,7 @@ def wgmma_commit(typingctx):
 @intrinsic
 def wgmma_wait(typingctx, n):
     """Wait until all but the last n groups are done. n: a constant."""
-    if not ON_CPU and not isinstance(n, types.IntegerLiteral):
-        raise TypingError("wgmma_wait takes a constant, which stands in the instruction itself")
-
-    def codegen(context, builder, sig, args):
-        if not ON_CPU:
-            text = f"wgmma.wait_group.sync.aligned {n.literal_value};"
-            _assembly(builder, text, "~{memory}", VOID, [])
-        return context.get_dummy_value()
-
-    return signature(types.none, n), codegen
+    return _wait_order("wgmma_wait", "wgmma.wait_group.sync.aligned", n)
 
 
 @intrinsic
