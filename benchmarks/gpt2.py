@@ -1,10 +1,12 @@
 """GPT-2 on one device, in one run: our levels (naive, with a cache, fast) beside transformers and torch.compile.
 
-    python benchmarks/gpt2.py [--weights FILE] [--levels naive,kv,fast] [--peers eager,static,compiled] [--tokens 256]
-                              [--prompt 16] [--out benchmarks/results] [--skip-prefill]
+    python benchmarks/gpt2.py [--weights FILE] [--levels naive,kv,fast]
+                              [--peers eager,static,compiled,tuned] [--tokens 256] [--prompt 16]
+                              [--out benchmarks/results] [--skip-prefill]
 
 Prints a table and writes the raw figures to ``<out>/<device>/gpt2.json``, from which ``benchmarks/gpt2_plot.py`` draws.
-Without ``--weights`` the model has the size of GPT-2 (124M) and random weights: the time does not depend on them.
+Without ``--weights`` the model on a GPU has the size of GPT-2 (124M) and random weights, on which the time does not
+depend; without a GPU it is the tiny one in ``data/``.
 
 How a time is taken: all models hold the same weights and follow the same random prompt, one model on the device at a
 time, at batch 1, always with the most likely token. *Decoding* is the wall clock from the moment the host has the first
@@ -312,8 +314,9 @@ def format_table(result):
         cells = [name, "–", "–", "–"]
         if row.get("tokens_s"):
             median, low, high = row["tokens_s"]
-            cells[1:] = [_short(median), f"{_short(low)} … {_short(high)}", f"{100 * row['share']:.3g} %"]
-        cells += [f"{_short(found[size])} ms" if size in found else "–" for size in sizes]
+            spread = f"{bench.short(low)} … {bench.short(high)}"
+            cells[1:] = [bench.short(median), spread, f"{100 * row['share']:.3g} %"]
+        cells += [f"{bench.short(found[size])} ms" if size in found else "–" for size in sizes]
         check = row.get("check")
         cells += [_compared(row, result), f"{check['worst_gap']:.2g}"] if check else ["–", "–"]
         table.append(cells)
@@ -321,8 +324,8 @@ def format_table(result):
     lines = [
         f"GPT-2 with {result['n_parameters'] / 1e6:.3g}M weights ({result.get('weights', 'given')}) on "
         f"{result['device']}, batch 1, {result['new_tokens']} new tokens after a prompt of {result['prompt_tokens']}",
-        f"the ceiling is {_short(result['ceiling_tokens_s'])} tokens/s: {result['weight_bytes'] / 1e6:.4g} MB of "
-        f"fp16 weights a token, at the {_short(result['copy_gb_s'])} GB/s of the device's own copy",
+        f"the ceiling is {bench.short(result['ceiling_tokens_s'])} tokens/s: {result['weight_bytes'] / 1e6:.4g} MB of "
+        f"fp16 weights a token, at the {bench.short(result['copy_gb_s'])} GB/s of the device's own copy",
     ]
     for row in table:
         lines.append("  " + row[0].ljust(widths[0]) + "".join(f"  {c.rjust(w)}" for c, w in zip(row[1:], widths[1:])))
@@ -341,10 +344,6 @@ def _compared(row, result):
     if check["first_difference"] is None:
         return f"all {check['compared']} equal"
     return f"{check['first_difference']} of {check['compared']} equal"
-
-
-def _short(value):
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _names(known):

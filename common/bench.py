@@ -330,9 +330,9 @@ def table_rows(result, ladder):
             if value is None:
                 cells.append("–")
             elif not whole:
-                cells.append(f"{_short(value)}")
+                cells.append(f"{short(value)}")
             else:
-                cells.append(f"{_short(value)} ({100 * value / whole:.0f} %)")
+                cells.append(f"{short(value)} ({100 * value / whole:.0f} %)")
         rows.append([row["name"], *cells])
     return rows
 
@@ -340,7 +340,7 @@ def table_rows(result, ladder):
 def caption(result, ladder):
     """One line that says what the figures of a ladder's table are."""
     if ladder["share"] == "copy":
-        whole = f"the device's own copy ({_short(result['copy_gb_s'])} GB/s)"
+        whole = f"the device's own copy ({short(result['copy_gb_s'])} GB/s)"
     else:
         whole = "the library" if any(row["library"] for row in ladder["rows"]) else None
     return f"{result['device']}, {ladder['unit']}" + (f", in brackets the share of {whole}" if whole else "")
@@ -365,7 +365,8 @@ def markdown_table(result, ladder):
     return "\n".join([*lines, "", f"*{caption(result, ladder)}.*"])
 
 
-def _short(value):
+def short(value):
+    """A figure in three digits, or all before the point."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
