@@ -18,15 +18,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 import common  # noqa: E402  (before numba.cuda)
+from benchmarks.gpt2 import GPT2_124M  # noqa: E402
 from benchmarks.peers import random_weights  # noqa: E402
 from ch14_mini_llm.engines import make_engine  # noqa: E402
 from ch14_mini_llm.generate import generate  # noqa: E402
 from ch14_mini_llm.request import RequestError  # noqa: E402
-from ch14_mini_llm.weights import GPT2Config  # noqa: E402
 from common.backend import describe  # noqa: E402
 from common.graph import Graph  # noqa: E402
 
-GPT2_124M = GPT2Config(n_layer=12, n_head=12, d_model=768, d_ff=3072, n_ctx=1024, vocab_size=50257)
 RELATIVE = 2e-2  # of the largest logit
 NEAR_TIE = 2e-2  # of the largest logit: two logits this close may be ranked either way
 

@@ -109,7 +109,8 @@ def _tiles(N, K, rows):
 
 
 def _launch(blocks, stages, N, K, rows):
-    n_bytes = 2 * stages * gemv_tile(N) * _padded(K) + 2 * rows * (_padded(K) + 8)
+    padded = padded_depth.py_func(K)
+    n_bytes = 2 * stages * gemv_tile(N) * padded + 2 * rows * (padded + 8)
     if n_bytes > SHARED_MAX:
         raise ValueError(
             f"K = {K}, rows = {rows}: tiles of W and rows of x take {n_bytes} bytes of shared memory, of {SHARED_MAX}; "
@@ -126,10 +127,6 @@ def _with_norm(launch, d_model):
             "normalise with chapter 7's layernorm_row first, and multiply with gemv_v5_tensor_core"
         )
     return grid, block, stream, n_bytes + 8 * d_model
-
-
-def _padded(K):
-    return (K + DEPTH - 1) // DEPTH * DEPTH
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
