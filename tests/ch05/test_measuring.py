@@ -223,11 +223,13 @@ def test_both_ways_give_the_same(rng, n, chunks, n_streams):
     np.testing.assert_array_equal(out, x + 9)
 
 
-def test_overlap():
+def test_overlap(request):
     found = streams.overlap(n=1 << 16, steps=20, chunks=4, n_streams=2, rounds=3)
     assert min(found.copy_in, found.compute, found.copy_out) > 0
     assert found.ideal == max(found.copy_in, found.compute, found.copy_out)
-    assert found.in_order > found.ideal / 20 and found.overlapped > 0  # times of a busy machine: no more can be said
+    assert found.in_order > 0 and found.overlapped > 0
+    if not request.config.getoption("--sanitize"):  # which makes kernels so slow that times say nothing
+        assert found.in_order > found.ideal / 2
 
 
 def test_overlap_notices_a_wrong_result(monkeypatch):
