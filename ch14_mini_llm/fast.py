@@ -25,14 +25,14 @@ from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.gemv_tensor import (
+    fold_norm,
+    fold_norm_launch,
     gemv_bias_residual,
-    gemv_block_launch,
-    gemv_ln_launch,
-    gemv_ln_tensor_launch,
-    gemv_tile,
+    gemv_residual_launch,
+    gemv_tensor_launch,
 )
 from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_launch, gemm_bias_residual
-from chapters.ch12_flash.decode_half import HEAD_DIMS, chunks_launch, chunks_workspace, decode_v3_chunks
+from chapters.ch12_flash.decode_half import HEAD_DIMS, chunks_launch, decode_v4_parts, lse_stride_of, parts_workspace
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX, flash_v4, flash_v4_launch
 from chapters.ch13_llm_ops.fused import (
     append_token,
@@ -42,6 +42,7 @@ from chapters.ch13_llm_ops.fused import (
     gemv_ln_gelu,
     gemv_ln_logits,
     gemv_ln_qkv,
+    gemv_parts_residual,
     pick_best,
     pick_best_launch,
     split_qkv_append,
@@ -54,7 +55,6 @@ from common.trace import Launch, trace
 
 EPS = np.float32(LAYER_NORM_EPS)
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-DECLARED_SHARED = 6 * 1024  # what those kernels declare themselves, at most
 PROMPT_STEP = 64  # lengths of prompts that have a graph
 AHEAD = 2  # steps under way while the host waits for the first of them
 
@@ -78,15 +78,15 @@ class FastGPT2(Model):
         half = {"h": d, "qkv": 3 * d, "q": d, "att": d, "ff": config.d_ff}
         self._half = {name: cuda.device_array(T * width, np.float16) for name, width in half.items()}
         self._x = cuda.device_array((T, d), np.float32)
+        self._x_flat = self._x.reshape(T * d)
         self._lse = cuda.device_array(n_head * T, np.float32)
         caches = [cuda.device_array((n_head, T, head_dim), np.float16) for _ in range(2 * config.n_layer)]
         self.k_cache, self.v_cache = caches[: config.n_layer], caches[config.n_layer :]
-        pairs, sums, arrived = chunks_workspace(T, n_head, head_dim)
-        self._pairs, self._sums = cuda.device_array(pairs, np.float32), cuda.device_array(sums, np.float32)
-        self._arrived = cuda.to_device(np.zeros(arrived, np.int32))
+        parts, lse = parts_workspace(T, n_head, head_dim)
+        self._parts, self._parts_lse = cuda.device_array(parts, np.float16), cuda.device_array(lse, np.float32)
 
         self.logits = cuda.device_array(config.vocab_size, np.float32)
-        self._head = gemv_ln_tensor_launch(config.vocab_size, d)
+        self._head = gemv_tensor_launch(config.vocab_size, d)
         self._best = cuda.device_array(self._head[0], np.float32)
         self._best_token = cuda.device_array(self._head[0], np.int32)
         self._drawn = cuda.device_array(1, np.int32)
@@ -95,6 +95,7 @@ class FastGPT2(Model):
         self._shown = cuda.mapped_array(T + 1, np.int32)  # the same in the host's memory
         self._pos = cuda.to_device(np.zeros(1, np.int32))
         self._step_number = cuda.to_device(np.zeros(1, np.int64))
+        self._fold_norms()
         self._graphs = {}  # of a step, by sampling
         self._prompts = {}  # by length: None for one that was launched once
 
@@ -130,6 +131,7 @@ class FastGPT2(Model):
         if len(tokens) > 1:
             self._prompt(len(tokens) - 1)
             self._move_to(len(tokens) - 1)
+        self._embed(1)
         with trace() as launches:
             self._step(sampling)
         return launches
@@ -174,56 +176,61 @@ class FastGPT2(Model):
     def _prompt(self, T: int) -> None:
         """The network over the first T tokens: residual stream in `_x`, keys and values in the cache."""
         d, d_ff, n_head, head_dim = self.config.d_model, self.config.d_ff, self.config.n_head, self.config.head_dim
-        w, x, pos = self.weights, self._x, self._pos
+        x, pos = self._x, self._pos
         h, att, ff, qkv = (self._rows(name, T) for name in ("h", "att", "ff", "qkv"))
         q, lse = self._half["q"][: T * d].reshape(n_head, T, head_dim), self._lse[: n_head * T].reshape(n_head, T)
         flash, scale = flash_v4(head_dim), np.float32(head_dim**-0.5)
 
-        embed_at[blocks_2d(T, d)](self._tokens, pos, w["wte.weight"], w["wpe.weight"], x, T, d)
+        self._embed(T)
         for layer, m in enumerate(self.layers):
             k, v = self.k_cache[layer], self.v_cache[layer]
-            layernorm_row[layernorm_launch(T, d)](x, m["ln_1.weight"], m["ln_1.bias"], h, d, EPS)
+            layernorm_row[layernorm_launch(T, d)](x, *self._plain_norm, h, d, EPS)
             gemm_bias[gemm_bias_launch(T, 3 * d)](h, m["attn.c_attn.weight"], m["attn.c_attn.bias"], qkv, T, 3 * d, d)
             split_qkv_append[split_qkv_append_launch(T, d)](qkv, q, k, v, pos, T, d, head_dim)
             flash[flash_v4_launch(T, n_head, head_dim)](q, k, v, att, lse, T, 0, scale, 1)
             gemm_bias_residual[gemm_bias_launch(T, d)](att, m["attn.c_proj.weight"], m["attn.c_proj.bias"], x, T, d, d)
-            layernorm_row[layernorm_launch(T, d)](x, m["ln_2.weight"], m["ln_2.bias"], h, d, EPS)
+            layernorm_row[layernorm_launch(T, d)](x, *self._plain_norm, h, d, EPS)
             gemm_bias_gelu[gemm_bias_launch(T, d_ff)](h, m["mlp.c_fc.weight"], m["mlp.c_fc.bias"], ff, T, d_ff, d)
             gemm_bias_residual[gemm_bias_launch(T, d)](ff, m["mlp.c_proj.weight"], m["mlp.c_proj.bias"], x, T, d, d_ff)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
-    def _step(self, sampling: Sampling | None) -> None:
-        """The network over the token at position pos, and the choice of the next: the same launches for every token."""
-        d, d_ff, n_head, head_dim = self.config.d_model, self.config.d_ff, self.config.n_head, self.config.head_dim
-        w, x, pos, q, att, ff = self.weights, self._x, self._pos, self._half["q"], self._half["att"], self._half["ff"]
-        work, scale = (self._pairs, self._sums, self._arrived), np.float32(head_dim**-0.5)
-        wide, tile = gemv_tile(3 * d), gemv_tile(d)
-        attend = chunks_launch(self.max_length, n_head, head_dim)
+    def _embed(self, T: int) -> None:
+        """T tokens from position pos on become the first T rows of the residual stream."""
+        d, embeddings = self.config.d_model, (self.weights["wte.weight"], self.weights["wpe.weight"])
+        embed_at[blocks_2d(T, d)](self._tokens, self._pos, *embeddings, self._x, T, d)
 
-        embed_at[blocks_2d(1, d)](self._tokens, pos, w["wte.weight"], w["wpe.weight"], x, 1, d)
+    def _step(self, sampling: Sampling | None) -> None:
+        """The network over the token at position pos, whose embedding is row 0 of `_x`, and the choice of the next.
+
+        The same launches for every token. The last one leaves the next token's embedding where this one's was.
+        """
+        d, d_ff, n_head, head_dim = self.config.d_model, self.config.d_ff, self.config.n_head, self.config.head_dim
+        x, pos, q, ff = self._x_flat, self._pos, self._half["q"], self._half["ff"]
+        attention, scale = (self._parts, self._parts_lse), np.float32(head_dim**-0.5)
+        attend = chunks_launch(self.max_length, n_head, head_dim)
+        lse_stride = lse_stride_of(attend[0][0])
+
         for layer, m in enumerate(self.layers):
-            k, v, norm = self.k_cache[layer], self.v_cache[layer], (m["ln_1.weight"], m["ln_1.bias"])
-            matrix = m["attn.c_attn.weight"], m["attn.c_attn.bias"]
-            gemv_ln_qkv[gemv_ln_launch(3 * d, d)](x, *norm, *matrix, q, k, v, pos, d, head_dim, wide, EPS)
-            decode_v3_chunks[attend](q, k, v, att, *work, pos, head_dim, scale)
+            k, v, matrix = self.k_cache[layer], self.v_cache[layer], self._folded(m, "attn.c_attn")
+            gemv_ln_qkv[gemv_tensor_launch(3 * d, d)](x, *matrix, q, k, v, pos, d, head_dim, EPS)
+            decode_v4_parts[attend](q, k, v, *attention, pos, head_dim, scale)
             matrix = m["attn.c_proj.weight"], m["attn.c_proj.bias"]
-            gemv_bias_residual[gemv_block_launch(d, d)](att, *matrix, x, 1, d, d, tile)
-            matrix, norm = (m["mlp.c_fc.weight"], m["mlp.c_fc.bias"]), (m["ln_2.weight"], m["ln_2.bias"])
-            gemv_ln_gelu[gemv_ln_launch(d_ff, d)](x, *norm, *matrix, ff, 1, d_ff, d, gemv_tile(d_ff), EPS)
+            gemv_parts_residual[gemv_residual_launch(d, d)](*attention, *matrix, x, pos, d, head_dim, lse_stride)
+            matrix = self._folded(m, "mlp.c_fc")
+            gemv_ln_gelu[gemv_tensor_launch(d_ff, d)](x, *matrix, ff, 1, d_ff, d, EPS)
             matrix = m["mlp.c_proj.weight"], m["mlp.c_proj.bias"]
-            gemv_bias_residual[gemv_block_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff, tile)
+            gemv_bias_residual[gemv_residual_launch(d, d_ff)](ff, *matrix, x, 1, d, d_ff)
         self._choose(0, sampling)
 
     def _choose(self, at: int, sampling: Sampling | None) -> None:
-        """Logits of row `at` of the residual stream, and the token after position pos."""
+        """Logits of row `at` of the residual stream, the token after position pos, and its embedding as row 0."""
         d, vocab_size, w = self.config.d_model, self.config.vocab_size, self.weights
-        head = w["ln_f.weight"], w["ln_f.bias"], w["wte.weight"]
         best, shown = (self._best, self._best_token), (self._tokens, self._shown, self._pos)
-        tile = gemv_tile(vocab_size)
-        gemv_ln_logits[self._head](self._x, at, *head, self.logits, *best, vocab_size, d, tile, EPS)
+        embeddings = w["wte.weight"], w["wpe.weight"], self._x_flat
+        gemv_ln_logits[self._head](self._x_flat, at, *self._head_matrix, self.logits, *best, vocab_size, d, EPS)
         if sampling is None:
-            pick_best[pick_best_launch()](*best, self._head[0], vocab_size, *shown)
+            pick_best[pick_best_launch()](*best, self._head[0], vocab_size, *shown, *embeddings)
             return
         s = sampling
         if self._shares is None:
@@ -231,7 +238,7 @@ class FastGPT2(Model):
         n, temperature, k, p, seed, _ = check_sampling(vocab_size, s.temperature, s.top_k, s.top_p, s.seed)
         filter_logits[sample_launch()](self.logits, self._shares, n, temperature, k, p)
         draw_token_at[sample_launch()](self._shares, self._drawn, n, seed, self._step_number)
-        append_token[append_token_launch()](self._drawn, *shown, self._step_number)
+        append_token[append_token_launch()](self._drawn, *shown, self._step_number, *embeddings)
 
     def _graph(self, sampling: Sampling | None) -> Graph:
         """The graph of a step, recorded when it is first needed; one for greedy steps, one for the last sampling."""
@@ -243,6 +250,7 @@ class FastGPT2(Model):
             for array, was in zip((self._tokens, self._pos, self._step_number), state):
                 array.copy_to_device(was)
             self._shown[:] = shown
+            self._embed(1)
             self._graphs = {sampling: made} if greedy is None else {None: greedy, sampling: made}
         return self._graphs[sampling]
 
@@ -271,6 +279,33 @@ class FastGPT2(Model):
         event.record()
         return event.synchronize
 
+    def _fold_norms(self) -> None:
+        """Every layer norm's weight and bias into the matrix behind it: see chapter 9's `gemv_ln`.
+
+        GPT-2's last matrix is also its embedding, so that one is a copy.
+        """
+        d, vocab_size, w = self.config.d_model, self.config.vocab_size, self.weights
+        self._plain_norm = cuda.to_device(np.ones(d, np.float32)), cuda.to_device(np.zeros(d, np.float32))
+        for m in self.layers:
+            for name, norm in (("attn.c_attn", "ln_1"), ("mlp.c_fc", "ln_2")):
+                matrix, bias = m[f"{name}.weight"], m[f"{name}.bias"]
+                m[f"{name}.row_sums"] = cuda.device_array(len(bias), np.float32)
+                into = matrix, m[f"{name}.row_sums"], bias
+                self._fold(matrix, bias, m[f"{norm}.weight"], m[f"{norm}.bias"], into)
+        none = cuda.to_device(np.zeros(vocab_size, np.float32))
+        head = cuda.device_array((vocab_size, d), np.float16), cuda.device_array(vocab_size, np.float32), none
+        self._fold(w["wte.weight"], none, w["ln_f.weight"], w["ln_f.bias"], head)
+        self._head_matrix = head
+
+    @staticmethod
+    def _fold(matrix, bias, ln_weight, ln_bias, into) -> None:
+        N, d = matrix.shape
+        fold_norm[fold_norm_launch(N)](matrix, bias, ln_weight, ln_bias, *into, N, d)
+
+    @staticmethod
+    def _folded(m, name: str) -> tuple:
+        return m[f"{name}.weight"], m[f"{name}.row_sums"], m[f"{name}.bias"]
+
     def _rows(self, name: str, T: int):
         buffer = self._half[name]
         width = buffer.size // self.max_length
@@ -295,16 +330,3 @@ class FastGPT2(Model):
                 raise RequestError(
                     f"{field} is {size}; engine fast needs a multiple of 8 (16 bytes of float16): use engine kv"
                 )
-        d, d_ff = config.d_model, config.d_ff
-        try:
-            launches = gemv_ln_launch(3 * d, d), gemv_ln_launch(d_ff, d), gemv_block_launch(d, d_ff)
-            launches += (gemv_block_launch(d, d), gemv_ln_tensor_launch(config.vocab_size, d))
-        except ValueError as error:
-            raise RequestError(f"engine fast: {error}; or use engine kv") from None
-        needed = max(launch[3] for launch in launches) + DECLARED_SHARED
-        held = cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-        if needed > held:
-            raise RequestError(
-                f"d_model is {d} and d_ff {d_ff}: a block of engine fast needs {needed} bytes of shared memory, of "
-                f"which this device has {held}: use engine kv"
-            )

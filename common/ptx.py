@@ -12,6 +12,9 @@ function                                    on the GPU                          
 ``store_half2(x, i, pair)``                 ``st.u32``                                  2 float16        any GPU
 ``load_float4_once(x, i)``                  ``ld.global.nc.L1::no_allocate.v4.f32``     4 float32        any GPU
 ``load_half8_once(x, i)``                   ``ld.global.nc.L1::no_allocate.v4.u32``     8 float16        any GPU
+``load_half8_now(x, i)``                    ``ld.global.L1::no_allocate.v4.u32``        8 float16        any GPU
+``load_half8_if(x, i, inside)``             ``@p ld.global.v4.u32``                     8 float16, or 0  any GPU
+``load_float4_if(x, i, inside)``            ``@p ld.global.v4.f32``                     4 float32, or 0  any GPU
 ``store_float4_once(x, i, a, b, c, d)``     ``st.global.cs.v4.f32``                     4 float32        any GPU
 ``store_half8_once(x, i, a, b, c, d)``      ``st.global.cs.v4.u32``                     8 float16        any GPU
 ``pack_half2(low, high)``                   ``cvt.rn.f16x2.f32``                        registers        any GPU
@@ -142,10 +145,11 @@ def _compute_capability():
     return tuple(ConfigStack().top().compute_capability)[:2]
 
 
-def _load_once(builder, address, word, count):
+def _load_once(builder, address, word, count, ordered):
     kind, letter = ("f32", "f") if isinstance(word, ir.FloatType) else ("u32", "r")
-    text = f"ld.global.nc.L1::no_allocate.v4.{kind} {{$0, $1, $2, $3}}, [$4];"
-    loaded = _assembly(builder, text, f"={letter}," * count + "l", ir.LiteralStructType([word] * count),
+    text = f"ld.global{'' if ordered else '.nc'}.L1::no_allocate.v4.{kind} {{$0, $1, $2, $3}}, [$4];"
+    clobbers = ",~{memory}" if ordered else ""
+    loaded = _assembly(builder, text, f"={letter}," * count + "l" + clobbers, ir.LiteralStructType([word] * count),
                        [builder.ptrtoint(address, U64)])  # fmt: skip
     return [builder.extract_value(loaded, i) for i in range(count)]
 
@@ -156,7 +160,7 @@ def _store_once(builder, address, values):
     _assembly(builder, text, "l" + f",{letter}" * 4 + ",~{memory}", VOID, [builder.ptrtoint(address, U64), *values])
 
 
-def _loader(name, array, index, element, word, count, once=False):
+def _loader(name, array, index, element, word, count, once=False, ordered=False):
     """What an intrinsic returns that loads ``count`` words from an array of ``element``."""
     _require(name, array, index, element)
     result = types.UniTuple(word, count) if count > 1 else word
@@ -165,7 +169,7 @@ def _loader(name, array, index, element, word, count, once=False):
         kind = context.get_value_type(word)
         address = _address(context, builder, sig, args, kind)
         if once and not ON_CPU:
-            words = _load_once(builder, address, kind, count)
+            words = _load_once(builder, address, kind, count, ordered)
         else:
             words = _load(context, builder, address, kind, count, 4 if not ON_CPU else element.bitwidth // 8)
         return context.make_tuple(builder, result, words) if count > 1 else words[0]
@@ -239,6 +243,16 @@ def load_float4_once(typingctx, array, index):
 def load_half8_once(typingctx, array, index):
     """``load_half8`` of global memory that is read once and written by nobody: past the L1 cache."""
     return _loader("load_half8_once", array, index, types.float16, types.uint32, 4, once=True)
+
+
+@intrinsic
+def load_half8_now(typingctx, array, index):
+    """``load_half8_once`` that begins where it stands, and so may not be put off until after :func:`griddep_wait`.
+
+    The other one a compiler may move: nobody writes the memory, so the order would not matter. The memory may be
+    written, too, by whatever is waited for first.
+    """
+    return _loader("load_half8_now", array, index, types.float16, types.uint32, 4, once=True, ordered=True)
 
 
 @intrinsic
@@ -319,9 +333,68 @@ def _exp2_on_cpu(x):
 # On the CPU these are what they are on a GPU: `intrinsic` above is Numba's for the CPU there, called once a lane.
 for _function, _elements in ((load_float4, 4), (store_float4, 4), (load_half8, 8), (store_half8, 8), (load_half2, 2),
                              (store_half2, 2), (load_float4_once, 4), (store_float4_once, 4), (load_half8_once, 8),
-                             (store_half8_once, 8), (pack_half2, 0), (unpack_half2, 0), (exp2_approx, 0)):  # fmt: skip
+                             (load_half8_now, 8), (store_half8_once, 8), (pack_half2, 0), (unpack_half2, 0),
+                             (exp2_approx, 0)):  # fmt: skip
     _writes = _function in (store_float4, store_half8, store_half2, store_float4_once, store_half8_once)
     cpu_equivalent(_function, elements=_elements, writes=_writes)(_function)
+
+
+# --- loads of 16 bytes, or zeros --------------------------------------------------------------------------------------
+
+if ON_CPU:
+
+    @cuda.jit(device=True)
+    def load_half8_if(array, index, inside):
+        """:func:`load_half8` where ``inside`` is true, else four zeros, without a branch.
+
+        Threads at the edge of a matrix load nothing there, and a compiler that sees no branch keeps all of a thread's
+        loads under way at once. ``array[index]`` need not exist where ``inside`` is false. Global memory.
+        """
+        if inside:
+            a, b, c, d = load_half8(array, index)
+        else:
+            a = b = c = d = np.uint32(0)
+        return a, b, c, d
+
+    @cuda.jit(device=True)
+    def load_float4_if(array, index, inside):
+        """:func:`load_half8_if` for 4 float32."""
+        if inside:
+            a, b, c, d = load_float4(array, index)
+        else:
+            a = b = c = d = np.float32(0)
+        return a, b, c, d
+
+else:
+
+    def _loader_if(name, array, index, inside, element, word):
+        """What an intrinsic returns that loads 16 bytes of global memory, or zeros."""
+        _require(name, array, index, element)
+        result = types.UniTuple(word, 4)
+
+        def codegen(context, builder, sig, args):
+            kind, letter, zero = ("f32", "f", "0f00000000") if word == types.float32 else ("u32", "r", "0")
+            address = _address(context, builder, sig, args, context.get_value_type(word))
+            here = context.cast(builder, args[2], inside, types.boolean)
+            here = builder.zext(builder.icmp_unsigned("!=", here, ir.Constant(here.type, 0)), U32)
+            zeros = " ".join(f"mov.{kind} ${i}, {zero};" for i in range(4))
+            text = f"{{ .reg .pred p; setp.ne.u32 p, $5, 0; {zeros} @p ld.global.v4.{kind} {{$0, $1, $2, $3}}, [$4]; }}"
+            loaded = _assembly(builder, text, f"=&{letter}," * 4 + "l,r,~{memory}",
+                               ir.LiteralStructType([context.get_value_type(word)] * 4),
+                               [builder.ptrtoint(address, U64), here])  # fmt: skip
+            return context.make_tuple(builder, result, [builder.extract_value(loaded, i) for i in range(4)])
+
+        return signature(result, array, index, inside), codegen
+
+    @intrinsic
+    def load_half8_if(typingctx, array, index, inside):
+        """Eight float16, or zeros: see the CPU's version above."""
+        return _loader_if("load_half8_if", array, index, inside, types.float16, types.uint32)
+
+    @intrinsic
+    def load_float4_if(typingctx, array, index, inside):
+        """Four float32, or zeros: see the CPU's version above."""
+        return _loader_if("load_float4_if", array, index, inside, types.float32, types.float32)
 
 
 # --- copies in the background ----------------------------------------------------------------------------------------

@@ -108,6 +108,32 @@ def test_loads_and_stores_past_the_caches_keep_every_bit(rng):
 
 
 @cuda.jit
+def load_where(x, halves, n, out, halves_out):
+    """Fours of x and pairs of halves before element n, zeros from there on; and halves by load_half8_now."""
+    i = cuda.threadIdx.x
+    a, b, c, d = ptx.load_float4_if(x, 4 * i, 4 * i < n)
+    ptx.store_float4(out, 4 * i, a, b, c, d)
+    p, q, r, s = ptx.load_half8_if(halves, 8 * i, 8 * i < n)
+    ptx.store_half8(halves_out, (0, 8 * i), p, q, r, s)
+    p, q, r, s = ptx.load_half8_now(halves, min(8 * i, n - 8))
+    ptx.store_half8(halves_out, (1, 8 * i), p, q, r, s)
+
+
+@pytest.mark.parametrize("n", [8, 64, 128])
+def test_loads_or_zeros(rng, n):
+    """NaN stands where nothing may be loaded, and behind the arrays there is nothing."""
+    x, halves = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float16)
+    x[:n], halves[:n] = rng.standard_normal(n), rng.standard_normal(n)
+    out, halves_out = np.full(128, np.nan, np.float32), np.full((2, 256), np.nan, np.float16)
+    out, halves_out = cuda.to_device(out), cuda.to_device(halves_out)
+    load_where[1, 32](cuda.to_device(x), cuda.to_device(halves), n, out, halves_out)
+    np.testing.assert_array_equal(out.copy_to_host(), np.pad(x, (0, 128 - n)))
+    found, now = halves_out.copy_to_host()
+    np.testing.assert_array_equal(found, np.pad(halves, (0, 256 - n)))
+    np.testing.assert_array_equal(now, np.concatenate([halves, np.tile(halves[-8:], (256 - n) // 8)]))
+
+
+@cuda.jit
 def round_trip(low, high, pairs, back, n):
     i = cuda.grid(1)
     if i < n:
@@ -396,6 +422,7 @@ kernels = [
     (t.transpose_through_shared, (f32[:, ::1],) * 2),
     (t.copy_halves, (f16[::1], f16[::1], u32[::1])),
     (t.reverse_once, (f32[::1], f32[::1], f16[::1], f16[::1])),
+    (t.load_where, (f32[::1], f16[::1], types.int64, f32[::1], f16[:, ::1])),
     (t.powers, (f32[::1], f32[::1], types.int64)),
     (t.copy_in_two_groups, (f16[::1], f16[::1], types.int64)),
     (t.copy_floats, (f32[::1], f32[::1], types.int64)),
@@ -415,6 +442,7 @@ for kernel, signature in kernels:
 EVERYWHERE = [
     "ld.global.v4", "st.global.v4", "ld.shared.v4", "st.shared.v4", "ex2.approx.ftz.f32",
     "ld.global.nc.L1::no_allocate.v4.f32", "ld.global.nc.L1::no_allocate.v4.u32",
+    "@p ld.global.v4.f32", "@p ld.global.v4.u32", "ld.global.L1::no_allocate.v4.u32",
     "st.global.cs.v4.f32", "st.global.cs.v4.u32", "mma.sync.aligned.m16n8k8.",
     "ldmatrix.sync.aligned.m8n8.x4.shared.b16", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
 ]  # fmt: skip

@@ -57,13 +57,9 @@ def block_argmax(value, index, partial, partial_index):
         partial[cuda.threadIdx.x // WARP] = value
         partial_index[cuda.threadIdx.x // WARP] = index
     cuda.syncthreads()
-    value = partial[0]
-    index = partial_index[0]
-    for warp in range(1, cuda.blockDim.x // WARP):
-        if partial[warp] > value or (partial[warp] == value and partial_index[warp] < index):
-            value = partial[warp]
-            index = partial_index[warp]
-    return value, index
+    last = cuda.blockDim.x // WARP - 1
+    lane = cuda.threadIdx.x % WARP
+    return warp_argmax(partial[min(lane, last)], partial_index[min(lane, last)])  # the last one once or more: no matter
 
 
 # --- the largest element of each row ---------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def _gemv_v4(a):
 
 def _gemv_v5(a):
     launch = gemv_tensor.gemv_tensor_launch(a.rows, a.cols)
-    gemv_tensor.gemv_v5_tensor_core[launch](a.x, a.W, a.out, 1, a.rows, a.cols, gemv_tensor.gemv_tile(a.rows))
+    gemv_tensor.gemv_v5_tensor_core[launch](a.x, a.W, a.out, 1, a.rows, a.cols)
 
 
 def _numpy_gemv_half(a):

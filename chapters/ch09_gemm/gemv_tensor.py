@@ -8,404 +8,415 @@ rows of x: seven eighths of it are thrown away when x has one row, and up to eig
 kernel                      what it changes                                        instructions for 16 bytes of W
 ==========================  =====================================================  ===================================
 ``gemv_v4_half``            (``gemv_half.py``)                                     about 20, for one row of x
-``gemv_v5_tensor_core``     8 or 16 rows of W a block, whose 8 warps share K;      about 3, for 1 to 8 rows of x
-                            weights wait in shared memory
-``gemv_bias_residual``      v5, and the result is added to x with a bias           the same
-``gemv_ln``                 v5 behind a layer norm, and a bias                     the same, and some 60 a warp
+``gemv_v5_tensor_core``     16 rows of W a block, whose 8 warps share K; weights   about 3, for 1 to 8 rows of x
+                            wait in registers, as the product wants them
+``gemv_bias_residual``      v5 with 8 rows of W and 16 warps, added to x with a    about 4
+                            bias: for a W of few, long rows
+``gemv_ln``                 v5 behind a layer norm, and a bias                     about 3, and a pass over x
 ==========================  =====================================================  ===================================
 
 **Any order of K will do**, as long as both operands have it: a sum of products does not care. The instruction wants of
 each lane pairs that are 8 numbers apart; given instead the four pairs of one load, for W and x alike, it multiplies
-what belongs together. So nothing is rearranged, and a lane's load is 16 bytes.
+what belongs together. So nothing is rearranged: a lane loads 16 bytes, and they are an operand.
 
-**What surrounds it is nearly free**: one kernel less is a launch less, and a trip through memory. Each block normalises
-x for itself, a few KiB from the L2 cache. With 16 rows of W a block there are few blocks, and so few repetitions;
-where W has few rows, a block takes 8 (:func:`gemv_tile`), to have more multiprocessors at work.
+**A kernel that is waited for should have little left to do.** Each thread asks for all its weights before
+``griddep_wait`` (see ``gemv_half.py``), and has them in registers when x comes. Then: load x, multiply, add up the
+warps, store. One barrier.
 
-Kernels ask for their first weights before ``griddep_wait``: see ``gemv_half.py``. They lose where x has more than 8
-rows (``pipeline.py``), and where W has fewer than some thousand rows: blocks are few. A result depends on its rows of x
-and W alone and is the same in every run. Sources: as ``gemv_half.py``; for the layer norm, see ``normalise_x``.
+**A layer norm can be moved behind the product.** Its weight and bias belong into W and the bias, once and for all
+(:func:`fold_norm`). What is left is (x - mean) * scale, two numbers for a whole row:
+W (x - mean) * scale = (W x - mean * (sum of each row of W)) * scale. So the product need not wait for mean and scale;
+both are taken along and meet in the last line. The price: x itself is rounded to float16, so it has to be within
+65504, and digits are lost if its mean is many times its spread.
+
+They lose where x has more than 8 rows (``pipeline.py``). A result depends on its rows of x and W alone and is the same
+in every run. Sources: as ``gemv_half.py``; PTX ISA, "Matrix Fragments for mma.m16n8k16".
 """
 
 import numpy as np
 from numba import cuda, float32, uint32
 from numba.cuda import libdevice
-from numba.types import float16
 
 from common.ptx import (
-    cp_async_commit,
-    cp_async_float4,
-    cp_async_half8,
-    cp_async_wait,
     griddep_launch,
     griddep_wait,
-    load_float4,
-    load_half8,
+    load_float4_if,
+    load_half8_if,
+    load_half8_now,
     mma_m16n8k16,
     pack_half2,
-    store_half2,
 )
 
-from ..ch07_warp_reduce.kernels import WARP, warp_sum
+from ..ch07_warp_reduce.kernels import FULL_WARP, WARP, warp_sum
 
+TILE = 16  # rows of W a block
 WARPS = 8
 THREADS = WARPS * WARP
 DEPTH = 32  # columns of W that a warp multiplies at a time: 4 lanes side by side with 8 numbers each
+STEPS = 3  # of that depth, whose weights a warp holds in registers: 768 columns a block
+SHORT_TILE, MANY_WARPS, PAIRS = 8, 16, 3  # where W has few rows, long ones: 3072 columns a block
+MANY_THREADS = MANY_WARPS * WARP
+STRIDE, SHORT_STRIDE = WARPS * DEPTH, MANY_WARPS * DEPTH  # columns from one step of a warp to its next
 ROWS_MAX = 8
-SMALL_TILE, TILE = 8, 16  # rows of W
-EACH = 2  # groups of 4 elements of a row of x that a thread normalises
-D_MODEL_MAX = THREADS * 4 * EACH
-BLOCKS_WANTED = 132
-# Room for 4 blocks on a multiprocessor, and so 64 registers a thread: the blocks of kernels that wait for their turn
-# stand there beside those at work, with their weights already there.
-FOUR_BLOCKS = (THREADS, 4)
-BLOCKS_MAX = 396  # 3 on each of 132 multiprocessors: more would only take turns
-SHARED_MAX = 160 * 1024  # what a block can have on a GPU with background copies, nearly
-
-
-def gemv_tile(N):
-    """Rows of W that a block takes at a time: 16, or 8 if there would be too few blocks. Raises ValueError if N < 1."""
-    if N <= 0:
-        raise ValueError(f"N = {N}: a launch needs at least 1 row of W")
-    return TILE if N >= TILE * BLOCKS_WANTED else SMALL_TILE
+# Registers for weights and for all of x that a thread asks for at once, and room for 3 blocks on a multiprocessor:
+# those of kernels that wait for their turn stand beside those at work, with their weights already there.
+THREE_BLOCKS = (THREADS, 3)
+ONE_BLOCK = (MANY_THREADS, 1)
 
 
 def gemv_tensor_launch(N, K, rows=1):
-    """Launch configuration of :func:`gemv_v5_tensor_core`: ``(grid, block, stream, shared bytes)``.
+    """Launch configuration of :func:`gemv_v5_tensor_core` and the kernels with a layer norm: ``(grid, block)``.
 
-    At most 396 blocks, which take tiles of W in turn. Raises ValueError if a size is not positive, K not a multiple of
-    8 or too large for shared memory, or rows more than 8.
+    A block of 256 threads for 16 rows of W. Raises ValueError if a size is not positive, K not a multiple of 8 or rows
+    not 1 to 8.
     """
-    tiles = _tiles(N, K, rows)
-    return _launch(min(tiles, BLOCKS_MAX), 2 if tiles > BLOCKS_MAX else 1, N, K, rows)
+    return _blocks(N, K, rows, TILE), THREADS
 
 
-def gemv_block_launch(N, K, rows=1):
-    """Launch configuration of :func:`gemv_bias_residual`, a block for each tile of W; otherwise as that of v5."""
-    return _launch(_tiles(N, K, rows), 1, N, K, rows)
+def gemv_residual_launch(N, K, rows=1):
+    """Launch configuration of :func:`gemv_bias_residual`, a block of 512 threads for 8 rows of W; raises as above."""
+    return _blocks(N, K, rows, SHORT_TILE), MANY_THREADS
 
 
-def gemv_ln_launch(N, d_model, rows=1):
-    """Launch configuration of the kernels with a layer norm in front, a block for each tile of W.
-
-    Raises ValueError as :func:`gemv_tensor_launch`, and if d_model is more than 2048.
-    """
-    return _with_norm(gemv_block_launch(N, d_model, rows), d_model)
-
-
-def gemv_ln_tensor_launch(N, d_model, rows=1):
-    """Launch configuration of a kernel with a layer norm whose blocks take tiles in turn, for a W of many rows."""
-    return _with_norm(gemv_tensor_launch(N, d_model, rows), d_model)
-
-
-def _tiles(N, K, rows):
+def _blocks(N, K, rows, tile):
     if N <= 0 or K <= 0:
         raise ValueError(f"W has shape ({N}, {K}): a launch needs at least 1 row and 1 column")
     if K % 8:
         raise ValueError(f"K = {K}: rows of W must begin at multiples of 16 bytes; pad W and x to a multiple of 8")
     if not 1 <= rows <= ROWS_MAX:
         raise ValueError(f"rows = {rows}: a GEMV takes 1 to {ROWS_MAX} rows of x; for more there is gemm_bias")
-    return (N + gemv_tile(N) - 1) // gemv_tile(N)
-
-
-def _launch(blocks, stages, N, K, rows):
-    padded = padded_depth.py_func(K)
-    n_bytes = 2 * stages * gemv_tile(N) * padded + 2 * rows * (padded + 8)
-    if n_bytes > SHARED_MAX:
-        raise ValueError(
-            f"K = {K}, rows = {rows}: tiles of W and rows of x take {n_bytes} bytes of shared memory, of {SHARED_MAX}; "
-            "multiply with gemv_v4_half, row by row"
-        )
-    return blocks, THREADS, 0, n_bytes
-
-
-def _with_norm(launch, d_model):
-    grid, block, stream, n_bytes = launch
-    if d_model > D_MODEL_MAX:
-        raise ValueError(
-            f"d_model = {d_model}: a block normalises rows of at most {D_MODEL_MAX}; "
-            "normalise with chapter 7's layernorm_row first, and multiply with gemv_v5_tensor_core"
-        )
-    return grid, block, stream, n_bytes + 8 * d_model
+    return (N + tile - 1) // tile
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
 #
-# Dynamic shared memory, in float16: one tile of W, or two where a block has several in turn; rows of x, 8 longer than
-# their numbers, so that they begin in different banks; and behind them, in float32, weight and bias of the layer norm.
+# A warp's share of K: steps of 32 columns, number warp, warp + warps, … . A lane has 8 columns of each, of two rows of
+# W (group and group + 8 of the tile) and one of x: what the product wants of it.
+#
+# With 8 rows of W a block, the product's lower 8 rows are the same rows again, one step further on; and its columns
+# take turns, an even one with a row of x at the first of two steps, an odd one with the same row at the second. Of the
+# four results of a lane c0 and c3 belong together, and c1 and c2 are of no use.
 
 
 @cuda.jit(device=True, forceinline=True)
-def padded_depth(K):
-    """K rounded up to whole steps of 32 columns; what lies behind K is 0 in both operands."""
-    return (K + DEPTH - 1) // DEPTH * DEPTH
+def first_column():
+    """The first of the columns that this lane has of its warp's steps."""
+    return cuda.threadIdx.x // WARP * DEPTH + cuda.threadIdx.x % 4 * 8
 
 
 @cuda.jit(device=True, forceinline=True)
-def copy_weights(shared, stage, W, row0, tile, N, K):
-    """Begin to copy W[row0 : row0 + tile] to tile number ``stage`` of shared memory, and commit; 0 outside W.
+def load_weights(W, row0, col, N, K, w):
+    """w[step, half] = 8 numbers, as 4 pairs, of W's row row0 + group (+ 8) from column ``col`` on.
 
-    W: (N, K) float16. A step of 32 columns of all rows lies together there, so that a warp reads it without conflicts.
+    Behind the end of W these are its last row's or column's: the one is stored by nobody, the other multiplied by 0.
+    W: (N, K) float16. w: (steps, 2, 4) uint32, local.
     """
-    at = stage * tile * padded_depth(K)
-    row = cuda.threadIdx.x // WARP
-    while row < tile:
-        col = cuda.threadIdx.x % WARP * 8
-        while col < padded_depth(K):
-            place = at + (col // DEPTH * tile + row) * DEPTH + col % DEPTH
-            cp_async_half8(shared, place, W, (row0 + row, col), row0 + row < N and col < K)
-            col += WARP * 8
-        row += WARPS
-    cp_async_commit()
+    row = row0 + cuda.threadIdx.x % WARP // 4
+    for half in range(2):
+        at = min(row + 8 * half, N - 1)
+        for step in range(w.shape[0]):
+            p0, p1, p2, p3 = load_half8_now(W, (at, min(col + step * STRIDE, K - 8)))
+            w[step, half, 0], w[step, half, 1], w[step, half, 2], w[step, half, 3] = p0, p1, p2, p3
 
 
 @cuda.jit(device=True, forceinline=True)
-def copy_x(shared, at, x, rows, K):
-    """Begin to copy rows of x to shared[at …], and commit. x: (rows * K,) float16, flat."""
-    for row in range(rows):
-        col = cuda.threadIdx.x * 8
-        while col < padded_depth(K):
-            cp_async_half8(shared, at + row * (padded_depth(K) + 8) + col, x, row * K + col, col < K)
-            col += THREADS * 8
-    cp_async_commit()
+def load_short_weights(W, row0, col, N, K, w):
+    """:func:`load_weights` for a tile of 8 rows: w[pair, half] is of row row0 + group, at two steps one after other."""
+    at = min(row0 + cuda.threadIdx.x % WARP // 4, N - 1)
+    for pair in range(w.shape[0]):
+        for half in range(2):
+            p0, p1, p2, p3 = load_half8_now(W, (at, min(col + (2 * pair + half) * SHORT_STRIDE, K - 8)))
+            w[pair, half, 0], w[pair, half, 1], w[pair, half, 2], w[pair, half, 3] = p0, p1, p2, p3
 
 
 @cuda.jit(device=True, forceinline=True)
-def copy_norm(norm, at, weight, bias, d_model):
-    """Begin to copy weight and bias of the layer norm to norm[at …], and commit: a thread those that it will need."""
-    for j in range(EACH):
-        c = 4 * (cuda.threadIdx.x + THREADS * j)
-        if c < d_model:
-            cp_async_float4(norm, at + c, weight, c, True)
-            cp_async_float4(norm, at + d_model + c, bias, c, True)
-    cp_async_commit()
+def load_x(x, at, col, advance, K, b):
+    """b[step] = 8 numbers, as 4 pairs, of x from x[at] on, column ``col``, and each step ``advance`` further; 0 from K.
 
-
-@cuda.jit(device=True, forceinline=True)
-def normalise_x(x, first, norm, norm_at, shared, at, rows, d_model, eps, partial):
-    """shared[at …] = layer norm of x[first + b] in float16, for ``rows`` rows, as :func:`copy_x` lays them out.
-
-    x: (at least first + rows, d_model) float32. norm: from :func:`copy_norm`, the copies of which may still be under
-    way, but no more than one group behind them. partial: (8, 2) float32, shared. A barrier has to follow. Calls
-    ``griddep_wait`` before it reads x.
-
-    One reduction instead of two: sum and sum of squares travel together, of the distances to the row's first element.
-    Without that shift it would be the one pass that chapter 7 warns of: squares of a row far from 0 are large, and
-    their difference is nothing but rounding. With it, only a first element far from all others costs digits, and
-    float16, into which the row goes, keeps few of them anyway.
+    x: float16, flat. b: (steps, 4) uint32, local.
     """
-    v = cuda.local.array((EACH, 4), float32)
-    share = float32(1) / float32(d_model)
-    griddep_wait()
-    for b in range(rows):
-        shift = x[first + b, 0]
-        total = float32(0)
-        squares = float32(0)
-        for j in range(EACH):  # asked for all at once: nothing here waits for `shift`
-            c = 4 * (cuda.threadIdx.x + THREADS * j)
-            if c < d_model:
-                v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_float4(x, (first + b, c))
-        for j in range(EACH):
-            if 4 * (cuda.threadIdx.x + THREADS * j) < d_model:
-                for e in range(4):
-                    v[j, e] -= shift
-                    total += v[j, e]
-                    squares += v[j, e] * v[j, e]
-        total = warp_sum(total)
-        squares = warp_sum(squares)
-        if b > 0:
-            cuda.syncthreads()  # all have read partial
-        if cuda.threadIdx.x % WARP == 0:
-            partial[cuda.threadIdx.x // WARP, 0] = total
-            partial[cuda.threadIdx.x // WARP, 1] = squares
-        cuda.syncthreads()
-        total = float32(0)
-        squares = float32(0)
-        for warp in range(WARPS):
-            total += partial[warp, 0]
-            squares += partial[warp, 1]
-        mean = total * share
-        variance = max(squares * share - mean * mean, float32(0))
-        scale = libdevice.rsqrtf(variance + float32(eps))
-        cp_async_wait(1)
-        for j in range(EACH):
-            c = 4 * (cuda.threadIdx.x + THREADS * j)
-            place = at + b * (padded_depth(d_model) + 8) + c
-            if c < d_model:
-                w0, w1, w2, w3 = load_float4(norm, norm_at + c)
-                b0, b1, b2, b3 = load_float4(norm, norm_at + d_model + c)
-                low = pack_half2((v[j, 0] - mean) * scale * w0 + b0, (v[j, 1] - mean) * scale * w1 + b1)
-                high = pack_half2((v[j, 2] - mean) * scale * w2 + b2, (v[j, 3] - mean) * scale * w3 + b3)
-                store_half2(shared, place, low)
-                store_half2(shared, place + 2, high)
-            elif c < padded_depth(d_model):
-                store_half2(shared, place, uint32(0))
-                store_half2(shared, place + 2, uint32(0))
+    for step in range(b.shape[0]):
+        inside = col + step * advance < K
+        b[step, 0], b[step, 1], b[step, 2], b[step, 3] = load_half8_if(x, at + step * advance, inside)
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply_tile(shared, stage, at, tile, rows, K, sums):
-    """sums[warp, r, b] = this warp's share of W[row0 + r] · x[b], for the tile's rows and 8 rows of x.
+def multiply(w, b, col, advance, K, c0, c1, c2, c3):
+    """c + the tile's weights in ``w`` times x in ``b``: the product's four sums of this lane."""
+    d0 = d1 = d2 = d3 = float32(0)
+    col -= cuda.threadIdx.x % 4 * 8
+    for step in range(w.shape[0]):
+        if col + step * advance < K:  # the same for all lanes
+            u0, u1, u2, u3 = w[step, 0, 0], w[step, 0, 1], w[step, 0, 2], w[step, 0, 3]
+            v0, v1, v2, v3 = w[step, 1, 0], w[step, 1, 1], w[step, 1, 2], w[step, 1, 3]
+            c0, c1, c2, c3 = mma_m16n8k16(u0, v0, u1, v1, b[step, 0], b[step, 1], c0, c1, c2, c3)
+            # the second does not wait for the first
+            d0, d1, d2, d3 = mma_m16n8k16(u2, v2, u3, v3, b[step, 2], b[step, 3], d0, d1, d2, d3)
+    return c0 + d0, c1 + d1, c2 + d2, c3 + d3
 
-    shared: W's tile number ``stage``, and x at ``at``. sums: (8, 16, 8) float32, shared. A barrier has to follow.
+
+@cuda.jit(device=True, forceinline=True)
+def x_row(rows):
+    """The row of x that this lane loads. Rows too many are multiplied all the same: nobody stores what comes of it."""
+    return min(cuda.threadIdx.x % WARP // 4, rows - 1)
+
+
+@cuda.jit(device=True, forceinline=True)
+def multiply_x(x, at, W, row0, N, K, w):
+    """This warp's share of the tile times x, float16: four sums a lane. Weights of its first columns are in ``w``.
+
+    at: where this lane's part of x begins: x_row(rows) * K + first_column(), worked out before it is needed.
     """
-    group = cuda.threadIdx.x % WARP // 4
-    inner = cuda.threadIdx.x % 4 * 8
-    warp = cuda.threadIdx.x // WARP
-    place = (stage * tile * padded_depth(K) + warp * tile * DEPTH) + group * DEPTH + inner
-    x_row = min(group, rows - 1)  # rows too many are multiplied all the same: nobody stores what comes of it
-    x_place = at + x_row * (padded_depth(K) + 8) + warp * DEPTH + inner
-    lower = (tile - SMALL_TILE) * DEPTH  # 8 rows further down, or with a tile of 8 rows the same again, for nobody
-    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = float32(0)
-    k = warp * DEPTH
-    while k < K:
-        u0, u1, u2, u3 = load_half8(shared, place)
-        v0, v1, v2, v3 = load_half8(shared, place + lower)
-        x0, x1, x2, x3 = load_half8(shared, x_place)
-        c0, c1, c2, c3 = mma_m16n8k16(u0, v0, u1, v1, x0, x1, c0, c1, c2, c3)
-        d0, d1, d2, d3 = mma_m16n8k16(u2, v2, u3, v3, x2, x3, d0, d1, d2, d3)  # waits for nobody
-        place += WARPS * tile * DEPTH
-        x_place += WARPS * DEPTH
-        k += WARPS * DEPTH
-    sums[warp, group, cuda.threadIdx.x % 4 * 2] = c0 + d0
-    sums[warp, group, cuda.threadIdx.x % 4 * 2 + 1] = c1 + d1
-    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2] = c2 + d2
-    sums[warp, group + SMALL_TILE, cuda.threadIdx.x % 4 * 2 + 1] = c3 + d3
+    b = cuda.local.array((STEPS, 4), uint32)
+    more_w = cuda.local.array((1, 2, 4), uint32)
+    more_b = cuda.local.array((1, 4), uint32)
+    col = first_column()
+    load_x(x, at, col, STRIDE, K, b)
+    c0, c1, c2, c3 = multiply(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
+    done = STEPS * STRIDE
+    while col - cuda.threadIdx.x % 4 * 8 + done < K:  # K is longer than registers hold
+        load_weights(W, row0, col + done, N, K, more_w)
+        load_x(x, at + done, col + done, STRIDE, K, more_b)
+        c0, c1, c2, c3 = multiply(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
+        done += STRIDE
+    return c0, c1, c2, c3
 
 
 @cuda.jit(device=True, forceinline=True)
-def sum_of_warps(sums):
-    """What thread r * 8 + b has to store: the product of row r of the tile and row b of x; 128 threads have one."""
+def multiply_short_x(x, at, W, row0, N, K, w):
+    """:func:`multiply_x` for a tile of 8 rows of W, and 4 rows of x: the product with row lane % 4 is c0 + c3.
+
+    at: where row group // 2 of the four begins, and first_column(), and a step further if group is odd.
+    """
+    b = cuda.local.array((PAIRS, 4), uint32)
+    more_w = cuda.local.array((1, 2, 4), uint32)
+    more_b = cuda.local.array((1, 4), uint32)
+    behind = cuda.threadIdx.x % WARP // 4 % 2 * SHORT_STRIDE
+    col = first_column()
+    load_x(x, at, col + behind, 2 * SHORT_STRIDE, K, b)
+    c0, c1, c2, c3 = multiply(w, b, col, 2 * SHORT_STRIDE, K, float32(0), float32(0), float32(0), float32(0))
+    done = 2 * PAIRS * SHORT_STRIDE
+    while col - cuda.threadIdx.x % 4 * 8 + done < K:
+        load_short_weights(W, row0, col + done, N, K, more_w)
+        load_x(x, at + done, col + done + behind, 2 * SHORT_STRIDE, K, more_b)
+        c0, c1, c2, c3 = multiply(more_w, more_b, col + done, 2 * SHORT_STRIDE, K, c0, c1, c2, c3)
+        done += 2 * SHORT_STRIDE
+    return c0 + c3
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_residual(x, at, col, K, v, b):
+    """:func:`load_x` from float32, by way of v, (steps, 8) float32. Returns sum and sum of squares."""
+    for step in range(v.shape[0]):  # asked for all at once
+        inside = col + step * STRIDE < K
+        v[step, 0], v[step, 1], v[step, 2], v[step, 3] = load_float4_if(x, at + step * STRIDE, inside)
+        v[step, 4], v[step, 5], v[step, 6], v[step, 7] = load_float4_if(x, at + step * STRIDE + 4, inside)
     total = float32(0)
-    if cuda.threadIdx.x < TILE * ROWS_MAX:
-        for warp in range(WARPS):
-            total += sums[warp, cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX]
+    squares = float32(0)
+    for step in range(v.shape[0]):
+        for pair in range(4):
+            low, high = v[step, 2 * pair], v[step, 2 * pair + 1]
+            total += low + high
+            squares += low * low + high * high
+            b[step, pair] = pack_half2(low, high)
+    return total, squares
+
+
+@cuda.jit(device=True, forceinline=True)
+def multiply_residual(x, at, W, row0, N, K, w, moments):
+    """:func:`multiply_x` for x in float32; sum and sum of squares of its numbers go to ``moments``.
+
+    moments: (8, 8, 2) float32, shared: by warp and row of x.
+    """
+    v = cuda.local.array((STEPS, 8), float32)
+    b = cuda.local.array((STEPS, 4), uint32)
+    more_w = cuda.local.array((1, 2, 4), uint32)
+    more_v = cuda.local.array((1, 8), float32)
+    more_b = cuda.local.array((1, 4), uint32)
+    col = first_column()
+    total, squares = load_residual(x, at, col, K, v, b)
+    c0, c1, c2, c3 = multiply(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
+    done = STEPS * STRIDE
+    while col - cuda.threadIdx.x % 4 * 8 + done < K:
+        load_weights(W, row0, col + done, N, K, more_w)
+        more, more_squares = load_residual(x, at + done, col + done, K, more_v, more_b)
+        total += more
+        squares += more_squares
+        c0, c1, c2, c3 = multiply(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
+        done += STRIDE
+    for lane in (1, 2):  # the 4 lanes with the same row of x
+        total += cuda.shfl_xor_sync(FULL_WARP, total, lane)
+        squares += cuda.shfl_xor_sync(FULL_WARP, squares, lane)
+    if cuda.threadIdx.x % 4 == 0:
+        moments[cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, 0] = total
+        moments[cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, 1] = squares
+    return c0, c1, c2, c3
+
+
+@cuda.jit(device=True, forceinline=True)
+def share_sums(sums, rows, c0, c1, c2, c3):
+    """sums[warp, b, r] = this warp's part of the product of row r of the tile and row b of x. A barrier has to follow.
+
+    sums: (8, 8, 16) float32, shared.
+    """
+    warp = cuda.threadIdx.x // WARP
+    group = cuda.threadIdx.x % WARP // 4
+    two = cuda.threadIdx.x % 4 * 2
+    if two < rows:
+        sums[warp, two, group] = c0
+        sums[warp, two, group + 8] = c2
+    if two + 1 < rows:
+        sums[warp, two + 1, group] = c1
+        sums[warp, two + 1, group + 8] = c3
+
+
+@cuda.jit(device=True, forceinline=True)
+def sum_of_warps(sums, r, b):
+    """The product of row r of the tile and row b of x."""
+    total = float32(0)
+    for warp in range(sums.shape[0]):
+        total += sums[warp, b, r]
     return total
 
 
 @cuda.jit(device=True, forceinline=True)
-def stores(row0, tile, rows, N):
-    """Whether this thread has a result to store (:func:`sum_of_warps`): of a row of the tile, of W, and of x."""
-    r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
-    return r < tile and row0 + r < N and b < rows
+def norm_of(moments, b, d_model, eps):
+    """Mean of row b of x, and 1 / sqrt(variance + eps).
 
-
-@cuda.jit(device=True, forceinline=True)
-def tile_total(shared, stage, at, tile, rows, K, sums):
-    """The tile in ``stage`` times x, once both are there; what :func:`sum_of_warps` says. Copies must have arrived."""
-    cuda.syncthreads()  # W's tile and x are complete, and all have read sums
-    multiply_tile(shared, stage, at, tile, rows, K, sums)
-    cuda.syncthreads()
-    return sum_of_warps(sums)
-
-
-@cuda.jit(device=True, forceinline=True)
-def next_total(shared, stage, at, W, row0, tile, rows, N, K, sums):
-    """:func:`tile_total` while the block's next tile is on its way to the other stage."""
-    following = row0 + cuda.gridDim.x * tile
-    if following < N:
-        copy_weights(shared, 1 - stage, W, following, tile, N, K)
-        cp_async_wait(1)
-    else:
-        cp_async_wait(0)
-    return tile_total(shared, stage, at, tile, rows, K, sums)
-
-
-@cuda.jit(device=True, forceinline=True)
-def place_of_x(tile, N, K):
-    """Where in shared memory x begins: behind one tile of W, or two if the block has several."""
-    return tile * padded_depth(K) * (2 if cuda.gridDim.x * tile < N else 1)
+    In one pass: mean of squares less square of mean. Chapter 7 warns of that; here float16 has lost the digits first.
+    """
+    total = float32(0)
+    squares = float32(0)
+    for warp in range(WARPS):
+        total += moments[warp, b, 0]
+        squares += moments[warp, b, 1]
+    share = float32(1) / float32(d_model)
+    mean = total * share
+    variance = max(squares * share - mean * mean, float32(0))
+    return mean, libdevice.rsqrtf(variance + float32(eps))
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
+#
+# Thread b * tile + r stores the product of row r of the tile and row b of x: the first threads of a block do.
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def gemv_v5_tensor_core(x, W, out, rows, N, K, tile):
+@cuda.jit(launch_bounds=THREE_BLOCKS)
+def gemv_v5_tensor_core(x, W, out, rows, N, K):
     """out[b, n] = W[n] · x[b], rung 5: products of 16 x 8 x 16 on tensor cores, for 1 to 8 rows of x.
 
     x: (rows * K,) float16, flat. W: (N, K) float16. out: (rows, N) float32. All C-contiguous, W and x from a multiple
-    of 16 bytes on. rows, N, K: int32; K a multiple of 8. tile: int32, ``gemv_tile(N)``.
+    of 16 bytes on. rows, N, K: int32; K a multiple of 8.
     Launch: ``gemv_v5_tensor_core[gemv_tensor_launch(N, K, rows)](…)``, 256 threads; sm_75 or later.
     """
-    shared = cuda.shared.array(0, float16, alignment=16)
-    sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
-    r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
-    row0 = cuda.blockIdx.x * tile
-    at = place_of_x(tile, N, K)
-    stage = 0
+    sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
+    w = cuda.local.array((STEPS, 2, 4), uint32)
+    r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
+    row0 = cuda.blockIdx.x * TILE
     griddep_launch()
-    copy_weights(shared, stage, W, row0, tile, N, K)
+    load_weights(W, row0, first_column(), N, K, w)
+    at = x_row(rows) * K + first_column()
     griddep_wait()
-    copy_x(shared, at, x, rows, K)
-    while row0 < N:
-        total = next_total(shared, stage, at, W, row0, tile, rows, N, K, sums)
-        if stores(row0, tile, rows, N):
-            out[b, row0 + r] = total
-        row0 += cuda.gridDim.x * tile
-        stage = 1 - stage
+    c0, c1, c2, c3 = multiply_x(x, at, W, row0, N, K, w)
+    share_sums(sums, rows, c0, c1, c2, c3)
+    cuda.syncthreads()
+    if b < rows and row0 + r < N:
+        out[b, row0 + r] = sum_of_warps(sums, r, b)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def gemv_bias_residual(a, W, bias, x, rows, N, K, tile):
+@cuda.jit(launch_bounds=ONE_BLOCK)
+def gemv_bias_residual(a, W, bias, x, rows, N, K):
     """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
 
-    a: (rows * K,) float16, flat. W: (N, K) float16. bias: (N,), x: (rows, N) float32. All C-contiguous, a and W from a
-    multiple of 16 bytes on. rows, N, K: int32, K a multiple of 8. tile: int32, ``gemv_tile(N)``.
-    Launch: ``gemv_bias_residual[gemv_block_launch(N, K, rows)](…)``.
+    a: (rows * K,) float16, W: (N, K) float16. bias: (N,), x: (rows * N,) float32; a and x flat. All C-contiguous, a and
+    W from a multiple of 16 bytes on. rows, N, K: int32, K a multiple of 8.
+    Launch: ``gemv_bias_residual[gemv_residual_launch(N, K, rows)](…)``, 512 threads; sm_75 or later.
     """
-    shared = cuda.shared.array(0, float16, alignment=16)
-    sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
-    r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
-    row0 = cuda.blockIdx.x * tile
-    at = tile * padded_depth(K)
+    sums = cuda.shared.array((MANY_WARPS, ROWS_MAX, SHORT_TILE), float32)
+    w = cuda.local.array((PAIRS, 2, 4), uint32)
+    r, b = cuda.threadIdx.x % SHORT_TILE, cuda.threadIdx.x // SHORT_TILE
+    warp, group, of_four = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, cuda.threadIdx.x % 4
+    row0 = cuda.blockIdx.x * SHORT_TILE
     griddep_launch()
-    copy_weights(shared, 0, W, row0, tile, N, K)
+    load_short_weights(W, row0, first_column(), N, K, w)
     row_bias = bias[min(row0 + r, N - 1)]  # asked for now, it is there when the sum is
+    column = first_column() + group % 2 * SHORT_STRIDE
+    at = min(group // 2, rows - 1) * K + column
     griddep_wait()
-    copy_x(shared, at, a, rows, K)
-    before = x[b, row0 + r] if stores(row0, tile, rows, N) else float32(0)
-    cp_async_wait(0)
-    total = tile_total(shared, 0, at, tile, rows, K, sums)
-    if stores(row0, tile, rows, N):
-        x[b, row0 + r] = before + (total + row_bias)
+    before = x[b * N + row0 + r] if b < rows and row0 + r < N else float32(0)
+    total = multiply_short_x(a, at, W, row0, N, K, w)
+    if of_four < rows:
+        sums[warp, of_four, group] = total
+    if rows > 4:
+        at = min(4 + group // 2, rows - 1) * K + column
+        total = multiply_short_x(a, at, W, row0, N, K, w)
+        if 4 + of_four < rows:
+            sums[warp, 4 + of_four, group] = total
+    cuda.syncthreads()
+    if b < rows and row0 + r < N:
+        x[b * N + row0 + r] = before + (sum_of_warps(sums, r, b) + row_bias)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def gemv_ln(x, ln_weight, ln_bias, W, bias, out, rows, N, d_model, tile, eps):
-    """out[b] = W @ layernorm(x[b]) + bias for 1 to 8 rows, in float16.
+@cuda.jit(launch_bounds=THREE_BLOCKS)
+def gemv_ln(x, W, row_sums, bias, out, rows, N, d_model, eps):
+    """out[b] = W @ (x[b] - mean) * scale + bias for 1 to 8 rows, in float16: a linear layer behind a layer norm.
 
-    x: (rows, d_model) float32. ln_weight, ln_bias: (d_model,) float32. W: (N, d_model) float16. bias: (N,) float32.
-    out: (rows, N) float16. All C-contiguous, from a multiple of 16 bytes on. rows, N, d_model: int32. tile: int32,
-    ``gemv_tile(N)``. eps: float32. Launch: ``gemv_ln[gemv_ln_launch(N, d_model, rows)](…)``.
+    mean and scale are those of the layer norm, whose weight and bias are in W, row_sums and bias: see
+    :func:`fold_norm`. x: (rows * d_model,) float32, flat, within 65504. W: (N, d_model) float16. row_sums, bias: (N,)
+    float32. out: (rows, N) float16. All C-contiguous, x and W from a multiple of 16 bytes on. rows, N, d_model: int32,
+    d_model a multiple of 8. eps: float32. Launch: ``gemv_ln[gemv_tensor_launch(N, d_model, rows)](…)``.
     """
-    shared = cuda.shared.array(0, float16, alignment=16)
-    norm = cuda.shared.array(0, float32, alignment=16)
-    sums = cuda.shared.array((WARPS, TILE, ROWS_MAX), float32)
-    partial = cuda.shared.array((WARPS, 2), float32)
-    r, b = cuda.threadIdx.x // ROWS_MAX, cuda.threadIdx.x % ROWS_MAX
-    row0 = cuda.blockIdx.x * tile
-    at = tile * padded_depth(d_model)
-    norm_at = (at + rows * (padded_depth(d_model) + 8)) // 2
+    sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
+    moments = cuda.shared.array((WARPS, ROWS_MAX, 2), float32)
+    w = cuda.local.array((STEPS, 2, 4), uint32)
+    r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
+    row0 = cuda.blockIdx.x * TILE
     griddep_launch()
-    copy_norm(norm, norm_at, ln_weight, ln_bias, d_model)
-    copy_weights(shared, 0, W, row0, tile, N, d_model)
-    row_bias = bias[min(row0 + r, N - 1)]
-    normalise_x(x, 0, norm, norm_at, shared, at, rows, d_model, eps, partial)
-    cp_async_wait(0)
-    total = tile_total(shared, 0, at, tile, rows, d_model, sums)
-    if stores(row0, tile, rows, N):
-        out[b, row0 + r] = total + row_bias
+    load_weights(W, row0, first_column(), N, d_model, w)
+    row_sum, row_bias = row_sums[min(row0 + r, N - 1)], bias[min(row0 + r, N - 1)]
+    at = x_row(rows) * d_model + first_column()
+    griddep_wait()
+    c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
+    share_sums(sums, rows, c0, c1, c2, c3)
+    cuda.syncthreads()
+    if b < rows and row0 + r < N:
+        mean, scale = norm_of(moments, b, d_model, eps)
+        out[b, row0 + r] = (sum_of_warps(sums, r, b) - mean * row_sum) * scale + row_bias
+
+
+def fold_norm_launch(N):
+    """Launch configuration of :func:`fold_norm`: a warp for each row of W. Raises ValueError if N is not positive."""
+    if N <= 0:
+        raise ValueError(f"N = {N}: a launch needs at least 1 row of W")
+    return (N + WARPS - 1) // WARPS, THREADS
+
+
+@cuda.jit
+def fold_norm(W, bias, ln_weight, ln_bias, folded, row_sums, folded_bias, N, d_model):
+    """Move weight and bias of a layer norm into the linear layer behind it: W layernorm(x) + bias, see ``gemv_ln``.
+
+    folded[n] = W[n] * ln_weight, row_sums[n] = the sum of folded[n] as float16 has it, folded_bias[n] = bias[n] +
+    W[n] · ln_bias. W, folded: (N, d_model) float16, which may be the same. bias, row_sums, folded_bias: (N,) float32;
+    bias and folded_bias may be the same. ln_weight, ln_bias: (d_model,) float32. N, d_model: int32.
+    Launch: ``fold_norm[fold_norm_launch(N)](…)``.
+    """
+    row = cuda.grid(1) // WARP
+    if row < N:
+        total = float32(0)
+        shift = float32(0)
+        for col in range(cuda.threadIdx.x % WARP, d_model, WARP):
+            weight = float32(W[row, col])
+            folded[row, col] = weight * ln_weight[col]
+            total += float32(folded[row, col])
+            shift += weight * ln_bias[col]
+        total = warp_sum(total)
+        shift = warp_sum(shift)
+        if cuda.threadIdx.x % WARP == 0:
+            row_sums[row] = total
+            folded_bias[row] = bias[row] + shift
 
 
 # --- references ------------------------------------------------------------------------------------------------------
-
-
-def layernorm_half_reference(x, weight, bias, eps):
-    """NumPy reference of :func:`normalise_x`: (rows, d_model) float32; returns float16."""
-    x = x.astype(np.float64)
-    centred = x - x.mean(axis=1, keepdims=True)
-    return (centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps) * weight + bias).astype(np.float16)
 
 
 def gemv_tensor_reference(x, W):
@@ -418,7 +429,16 @@ def gemv_bias_residual_reference(a, W, bias, x):
     return (x + (a.astype(np.float64) @ W.astype(np.float64).T + bias)).astype(np.float32)
 
 
-def gemv_ln_reference(x, ln_weight, ln_bias, W, bias, eps):
-    """NumPy reference of :func:`gemv_ln`: the layer norm rounded to float16, then float64; (rows, N) float16."""
-    hidden = layernorm_half_reference(x, ln_weight, ln_bias, eps).astype(np.float64)
-    return (hidden @ W.astype(np.float64).T + bias).astype(np.float16)
+def fold_norm_reference(W, bias, ln_weight, ln_bias):
+    """NumPy reference of :func:`fold_norm`: (folded, row_sums, folded_bias), summed in float64."""
+    folded = (W.astype(np.float32) * ln_weight).astype(np.float16)
+    shift = W.astype(np.float64) @ ln_bias
+    return folded, folded.astype(np.float64).sum(axis=1).astype(np.float32), (bias + shift).astype(np.float32)
+
+
+def gemv_ln_reference(x, W, bias, eps):
+    """NumPy reference of :func:`gemv_ln`: x - mean times scale, in float64; returns (rows, N) float16."""
+    x = x.astype(np.float64)
+    centred = x - x.mean(axis=1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + eps)
+    return (normal @ W.astype(np.float64).T + bias).astype(np.float16)

@@ -7,14 +7,22 @@ kernel                     what it changes                                     w
 ``decode_v3_chunks``       float16; a block takes a chunk of fixed length and  a fence and an atomic for each block, if
                            loads it in one go; the last block of a head to     there is more than one chunk
                            arrive combines; the length is in device memory
+``decode_v4_parts``        nobody combines: the matrix product behind it does  each of its blocks reads all parts
+                           as it loads its input
 =========================  ==================================================  ========================================
 
 **A chunk is what a block can ask for at once**: each thread loads 4 pieces of 16 bytes of keys and 4 of values, and
 waits for memory once. With head_dim 64 that is 128 tokens a chunk. The grid has blocks for the longest sequence; those
 behind its end leave at once.
 
-**The last one combines.** Each block leaves its pair and sum as a split of v2 does, then counts itself in. Who counts
-last knows that all others are done, and combines their results, in the order of the chunks: the same bits in each run.
+**The last one combines.** Each block of v3 leaves its pair and sum as a split of v2 does, then counts itself in. Who
+counts last knows that all others are done, and combines their results, in the order of the chunks: the same bits in
+each run. But to be sure that the others' results are there, it waits for a fence, an atomic and two trips to memory,
+one after the other.
+
+**Or the next kernel does.** Behind attention stands a matrix product, whose blocks read all of its result anyway. v4
+leaves each chunk's result as it is, with the logarithm of its sum of weights, and :func:`load_combined` weighs the
+chunks together where they are loaded.
 
 **The length is read, not passed**: ``pos[0]`` tokens came before this one. A CUDA graph replays a launch with the
 arguments it was captured with; what is in memory may change. Keys and values of earlier tokens are there before the
@@ -23,19 +31,31 @@ kernel before has ended, so they are asked for before ``griddep_wait`` (see ``co
 Sources: Dao et al. 2023, "Flash-Decoding"; the counting: NVIDIA's CUDA sample threadFenceReduction.
 """
 
+import math
+
 import numpy as np
 from numba import cuda, float32, int32, uint32
 
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
 from chapters.ch09_gemm.gemv_half import dot8
 from chapters.ch10_softmax.kernels import LOWEST
-from common.ptx import exp2_approx, griddep_launch, griddep_wait, load_half8, store_float4, unpack_half2
+from common.ptx import (
+    exp2_approx,
+    griddep_launch,
+    griddep_wait,
+    load_float4,
+    load_half8,
+    pack_half2,
+    store_float4,
+    unpack_half2,
+)
 
 THREADS = 256
 FOUR_BLOCKS = (THREADS, 4)  # on a multiprocessor: 64 registers a thread, so that blocks can wait there for their turn
 WARPS = THREADS // WARP
 PIECES = 4  # loads of 8 numbers of keys, and as many of values, that a lane has under way
-PIECES_BITS = 10  # 2 ** 10 = THREADS * PIECES
+CHUNK_BITS = 13  # 2 ** 13 = 8 * THREADS * PIECES, the numbers that a chunk has of keys
+TOGETHER = 4  # chunks that load_combined loads at a time
 LOG2_E = 1.4426950408889634
 HEAD_DIMS = (8, 16, 32, 64, 128, 256)
 HEAD_DIM_MAX = 256
@@ -71,19 +91,34 @@ def chunks_workspace(max_tokens, n_head, head_dim):
     return (n_head, n_chunks, 2), (n_head, n_chunks, head_dim), (n_head,)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
-def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_dim, scale):
-    """out[head] = softmax(scale * q[head] · k_cache[head, :n]) @ v_cache[head, :n] with n = pos[0] + 1 tokens.
+def lse_stride_of(n_chunks):
+    """Places of a head in ``lse``: n_chunks, rounded up to fours, which are loaded together."""
+    return (n_chunks + TOGETHER - 1) // TOGETHER * TOGETHER
 
-    q, out: (n_head * head_dim,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16; nothing from token
-    n on is read. pairs, sums, arrived: see :func:`chunks_workspace`; ``arrived`` is 0 before and after. pos: (1,)
-    int32, from 0 to max_tokens - 1; in a graph of dependent launches, no kernel in front of this one writes it. All
-    C-contiguous, from a multiple of 16 bytes on. head_dim: int32, one of HEAD_DIMS. scale: float32.
-    Launch: ``decode_v3_chunks[chunks_launch(max_tokens, n_head, head_dim)](…)``, 256 threads exactly.
+
+def parts_workspace(max_tokens, n_head, head_dim):
+    """Lengths of ``parts`` (float16) and ``lse`` (float32) of :func:`decode_v4_parts`.
+
+    Raises ValueError as :func:`chunks_launch`.
     """
-    warp_pairs = cuda.shared.array((WARPS, 2), float32)
-    warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32, alignment=16)
-    last = cuda.shared.array(1, int32)
+    (n_chunks, _), _ = chunks_launch(max_tokens, n_head, head_dim)
+    return n_chunks * n_head * head_dim, n_head * lse_stride_of(n_chunks)
+
+
+@cuda.jit(device=True, forceinline=True)
+def active_chunks(before, head_dim):
+    """Chunks that hold one of the first before + 1 tokens."""
+    return (before * head_dim >> CHUNK_BITS) + 1
+
+
+@cuda.jit(device=True, forceinline=True)
+def attend_to_chunk(q, k_cache, v_cache, before, head_dim, scale, warp_pairs, warp_sums):
+    """Attention of head blockIdx.y over chunk blockIdx.x, which holds a token: (largest score, sum of weights, share).
+
+    Scores are scaled by log2(e), weights relative to the largest score; share: element threadIdx.x of the weighted sum
+    of values. Before it reads q and token number ``before`` it calls ``griddep_wait``. warp_pairs: (8, 2), warp_sums:
+    (8, 256) float32, shared.
+    """
     k = cuda.local.array((PIECES, 4), uint32)
     v = cuda.local.array((PIECES, 4), uint32)
     scores = cuda.local.array(PIECES, float32)
@@ -94,10 +129,7 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
     lanes = 1 << bits  # that share a key: head_dim // 8
     dim = (tid & (lanes - 1)) * 8  # the first of this thread's elements of a head
     together = THREADS >> bits  # keys that the block loads with one piece a thread
-    before = pos[0]
     first = cuda.blockIdx.x * PIECES * together + (tid >> bits)
-    n_active = (before >> (PIECES_BITS - bits)) + 1  # chunks that hold a token
-    griddep_launch()
     for j in range(PIECES):
         token = first + j * together
         if token < before:
@@ -106,8 +138,6 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
         else:
             k[j, 0] = k[j, 1] = k[j, 2] = k[j, 3] = v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = uint32(0)
     griddep_wait()
-    if cuda.blockIdx.x >= n_active:
-        return
     q0, q1, q2, q3 = load_half8(q, head * head_dim + dim)
     factor = scale * float32(LOG2_E)
     for j in range(PIECES):
@@ -162,6 +192,30 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
         weight = exp2_approx(warp_pairs[w, 0] - largest)
         total += weight * warp_pairs[w, 1]
         share += weight * warp_sums[w, min(tid, head_dim - 1)]
+    return largest, total, share
+
+
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
+def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_dim, scale):
+    """out[head] = softmax(scale * q[head] · k_cache[head, :n]) @ v_cache[head, :n] with n = pos[0] + 1 tokens.
+
+    q, out: (n_head * head_dim,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim) float16; nothing from token
+    n on is read. pairs, sums, arrived: see :func:`chunks_workspace`; ``arrived`` is 0 before and after. pos: (1,)
+    int32, from 0 to max_tokens - 1; in a graph of dependent launches, no kernel in front of this one writes it. All
+    C-contiguous, from a multiple of 16 bytes on. head_dim: int32, one of HEAD_DIMS. scale: float32.
+    Launch: ``decode_v3_chunks[chunks_launch(max_tokens, n_head, head_dim)](…)``, 256 threads exactly.
+    """
+    warp_pairs = cuda.shared.array((WARPS, 2), float32)
+    warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32, alignment=16)
+    last = cuda.shared.array(1, int32)
+    tid = cuda.threadIdx.x
+    head = cuda.blockIdx.y
+    before = pos[0]
+    n_active = active_chunks(before, head_dim)
+    griddep_launch()
+    if cuda.blockIdx.x >= n_active:
+        return
+    largest, total, share = attend_to_chunk(q, k_cache, v_cache, before, head_dim, scale, warp_pairs, warp_sums)
     if tid < head_dim:
         if n_active == 1:
             out[head * head_dim + tid] = share / total
@@ -193,6 +247,73 @@ def decode_v3_chunks(q, k_cache, v_cache, out, pairs, sums, arrived, pos, head_d
             total += weight * pairs[head, chunk, 1]
             share += weight * sums[head, chunk, tid]
         out[head * head_dim + tid] = share / total
+
+
+@cuda.jit(launch_bounds=FOUR_BLOCKS)
+def decode_v4_parts(q, k_cache, v_cache, parts, lse, pos, head_dim, scale):
+    """Attention over each chunk by itself: parts, chunk by chunk, as ``out`` of v3, and lse, which combines them.
+
+    parts: (n_chunks * n_head * head_dim,) float16, flat. lse: float32, flat, head by head with
+    ``lse_stride_of(n_chunks)`` places each: log2 of the sum of exp(scale * score) over the chunk. Only chunks with
+    tokens are written, pos[0] * head_dim // 8192 + 1 of them. All else as v3. Who reads them: :func:`load_combined`.
+    Launch: ``decode_v4_parts[chunks_launch(max_tokens, n_head, head_dim)](…)``, 256 threads exactly.
+    """
+    warp_pairs = cuda.shared.array((WARPS, 2), float32)
+    warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32, alignment=16)
+    tid = cuda.threadIdx.x
+    head = cuda.blockIdx.y
+    before = pos[0]
+    griddep_launch()
+    if cuda.blockIdx.x >= active_chunks(before, head_dim):
+        return
+    largest, total, share = attend_to_chunk(q, k_cache, v_cache, before, head_dim, scale, warp_pairs, warp_sums)
+    if tid < head_dim:
+        parts[(cuda.blockIdx.x * cuda.gridDim.y + head) * head_dim + tid] = share / total
+    if tid == 0:
+        stride = (cuda.gridDim.x + TOGETHER - 1) // TOGETHER * TOGETHER
+        lse[head * stride + cuda.blockIdx.x] = largest + math.log2(total)
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_combined(parts, lse, n_active, col, head, lse_stride, width):
+    """8 elements of the attention's result from column ``col`` on, of head ``head``, as 4 pairs: all chunks together.
+
+    parts, lse: from :func:`decode_v4_parts`, n_active chunks of them, width = n_head * head_dim, lse_stride: a head's
+    places in lse. Four chunks are loaded at a time.
+    """
+    p = cuda.local.array((TOGETHER, 4), uint32)
+    tops = cuda.local.array(TOGETHER, float32)
+    acc = cuda.local.array(8, float32)
+    largest = LOWEST
+    total = float32(0)
+    for e in range(8):
+        acc[e] = float32(0)
+    chunk = 0
+    while chunk < n_active:
+        tops[0], tops[1], tops[2], tops[3] = load_float4(lse, head * lse_stride + chunk)
+        for j in range(TOGETHER):
+            place = min(chunk + j, n_active - 1)
+            p[j, 0], p[j, 1], p[j, 2], p[j, 3] = load_half8(parts, int32(place * width + col))
+            tops[j] = tops[j] if chunk + j < n_active else float32(-np.inf)
+        before = largest
+        for j in range(TOGETHER):
+            largest = max(largest, tops[j])
+        shrink = exp2_approx(before - largest)
+        total *= shrink
+        for e in range(8):
+            acc[e] *= shrink
+        for j in range(TOGETHER):
+            weight = exp2_approx(tops[j] - largest)
+            total += weight
+            for e in range(0, 8, 2):
+                low, high = unpack_half2(p[j, e // 2])
+                acc[e] += weight * low
+                acc[e + 1] += weight * high
+        chunk += TOGETHER
+    share = float32(1) / total
+    p0, p1 = pack_half2(acc[0] * share, acc[1] * share), pack_half2(acc[2] * share, acc[3] * share)
+    p2, p3 = pack_half2(acc[4] * share, acc[5] * share), pack_half2(acc[6] * share, acc[7] * share)
+    return p0, p1, p2, p3
 
 
 def decode_half_reference(q, k_cache, v_cache, n_tokens, scale):

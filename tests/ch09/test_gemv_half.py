@@ -40,23 +40,34 @@ def product(x, W):
     """gemv_v5_tensor_core on the device; x: (rows, K)."""
     (rows, K), N = x.shape, len(W)
     launch, out = gemv_tensor.gemv_tensor_launch(N, K, rows), np.full((rows, N), np.nan, np.float32)
-    inputs = x.ravel(), W
-    return launched(gemv_tensor.gemv_v5_tensor_core, launch, inputs, out, rows, N, K, gemv_tensor.gemv_tile(N))
+    return launched(gemv_tensor.gemv_v5_tensor_core, launch, (x.ravel(), W), out, rows, N, K)
 
 
 def with_residual(a, W, bias, x):
     """x after gemv_bias_residual on the device; a: (rows, K)."""
     (rows, K), N = a.shape, len(W)
-    launch, inputs = gemv_tensor.gemv_block_launch(N, K, rows), (a.ravel(), W, bias)
-    return launched(gemv_tensor.gemv_bias_residual, launch, inputs, x, rows, N, K, gemv_tensor.gemv_tile(N))
+    launch, inputs = gemv_tensor.gemv_residual_launch(N, K, rows), (a.ravel(), W, bias)
+    return launched(gemv_tensor.gemv_bias_residual, launch, inputs, x.ravel(), rows, N, K).reshape(x.shape)
 
 
-def normalised(x, ln_weight, ln_bias, W, bias, eps=EPS):
+def folded(W, bias, ln_weight, ln_bias):
+    """fold_norm on the device: (folded, row_sums, folded_bias)."""
+    N, d_model = W.shape
+    inputs = [with_tail(array, np.nan)[1] for array in (W, bias, ln_weight, ln_bias)]
+    outs = [np.full_like(W, np.nan), np.full(N, np.nan, np.float32), np.full(N, np.nan, np.float32)]
+    buffers, views = zip(*[with_tail(out, 7) for out in outs])
+    gemv_tensor.fold_norm[gemv_tensor.fold_norm_launch(N)](*inputs, *views, N, d_model)
+    for buffer, out in zip(buffers, outs):
+        np.testing.assert_array_equal(buffer.copy_to_host()[out.size :], 7)
+    return [view.copy_to_host() for view in views]
+
+
+def normalised(x, W, row_sums, bias, eps=EPS):
     """gemv_ln on the device."""
     (rows, d_model), N = x.shape, len(W)
-    launch, out = gemv_tensor.gemv_ln_launch(N, d_model, rows), np.full((rows, N), np.nan, np.float16)
-    inputs, sizes = (x, ln_weight, ln_bias, W, bias), (rows, N, d_model, gemv_tensor.gemv_tile(N))
-    return launched(gemv_tensor.gemv_ln, launch, inputs, out, *sizes, np.float32(eps))
+    launch, out = gemv_tensor.gemv_tensor_launch(N, d_model, rows), np.full((rows, N), np.nan, np.float16)
+    inputs = x.ravel(), W, row_sums, bias
+    return launched(gemv_tensor.gemv_ln, launch, inputs, out, rows, N, d_model, np.float32(eps))
 
 
 def whole(rng, dtype, *shape):
@@ -79,7 +90,7 @@ def test_gemv_is_exact_on_whole_numbers(rng, N, K):
 
 @pytest.mark.parametrize("N, K", SIZES)
 def test_rows_are_exact_on_whole_numbers(rng, N, K):
-    rows = 3 if K < 9000 else 1  # of that length shared memory has room for one
+    rows = 5  # of which gemv_bias_residual takes four at a time
     x, W, bias = whole(rng, np.float16, rows, K), whole(rng, np.float16, N, K), whole(rng, np.float32, N)
     np.testing.assert_array_equal(product(x, W), gemv_tensor.gemv_tensor_reference(x, W))
     before = rng.integers(-(1 << 20), 1 << 20, (rows, N)).astype(np.float32)  # float16 holds none of the sums
@@ -103,64 +114,104 @@ def test_rounding_stays_within_the_bound_of_a_float32_sum(rng, K):
 # --- behind a layer norm ---------------------------------------------------------------------------------------------
 
 
-def whole_rows(rng, rows, d_model):
-    """Rows whose layer norm, with eps 0, is 1 and -1, half of each: as whole numbers of several sizes."""
-    signs = rng.permuted(np.tile(np.int8([1, -1]), (rows, d_model // 2)), axis=1)
-    return (rng.integers(-5, 6, (rows, 1)) + 2.0 ** rng.integers(-2, 4, (rows, 1)) * signs).astype(np.float32)
-
-
-def whole_norm(rng, d_model):
-    """Weight and bias that make odd numbers of 1 and -1: never 0, so float16 hides whatever float32 has rounded."""
-    odd, even = 2 * rng.integers(-4, 4, d_model) + 1, 2 * rng.integers(-4, 5, d_model)
-    return odd.astype(np.float32), even.astype(np.float32)
-
-
 @pytest.mark.parametrize("N, d_model", NORM_SIZES)
-def test_behind_a_layer_norm_it_is_exact_on_whole_numbers(rng, N, d_model):
-    """Behind the layer norm nothing is rounded but the result; with such a bias few results are float16."""
-    x, W = whole_rows(rng, 3, d_model), whole(rng, np.float16, N, d_model)
-    norm, bias = whole_norm(rng, d_model), 700 * whole(rng, np.float32, N) + 1
-    found = normalised(x, *norm, W, bias, eps=0)
-    np.testing.assert_array_equal(found, gemv_tensor.gemv_ln_reference(x, *norm, W, bias, 0))
+def test_fold_norm(rng, N, d_model):
+    """Exact where float16 holds the products; with other numbers rounded once, and summed in float32."""
+    W, bias, ln_weight, ln_bias = (whole(rng, dtype, *shape) for dtype, shape in [
+        (np.float16, (N, d_model)), (np.float32, (N,)), (np.float32, (d_model,)), (np.float32, (d_model,))
+    ])  # fmt: skip
+    for found, expected in zip(
+        folded(W, bias, ln_weight, ln_bias), gemv_tensor.fold_norm_reference(W, bias, ln_weight, ln_bias)
+    ):
+        np.testing.assert_array_equal(found, expected)
+    W, ln_weight, ln_bias = normals(rng, N, d_model).astype(np.float16), normals(rng, d_model), normals(rng, d_model)
+    found, (into, sums, shift) = (
+        folded(W, bias, ln_weight, ln_bias),
+        gemv_tensor.fold_norm_reference(W, bias, ln_weight, ln_bias),
+    )
+    np.testing.assert_array_equal(found[0], into)
+    allowed = d_model * UNIT * np.abs(into.astype(np.float64)).sum(axis=1)
+    assert np.all(np.abs(found[1] - sums) <= allowed + UNIT * np.abs(sums))
+    allowed = (d_model + 1) * UNIT * (np.abs(W.astype(np.float64)) @ np.abs(ln_bias) + np.abs(bias))
+    assert np.all(np.abs(found[2] - shift) <= allowed + UNIT * np.abs(shift))
+
+
+def test_fold_norm_in_place(rng):
+    """W and bias may be what they become."""
+    W, bias, norm = normals(rng, 33, 264).astype(np.float16), normals(rng, 33), normals(rng, 2, 264)
+    device_W, device_bias, row_sums = cuda.to_device(W), cuda.to_device(bias), cuda.device_array(33, np.float32)
+    outs = device_W, row_sums, device_bias
+    kernel = gemv_tensor.fold_norm[gemv_tensor.fold_norm_launch(33)]
+    kernel(device_W, device_bias, *map(cuda.to_device, norm), *outs, 33, 264)
+    for found, expected in zip(outs, folded(W, bias, *norm)):
+        np.testing.assert_array_equal(found.copy_to_host(), expected)
+
+
+def assert_normalised(x, W, bias, eps):
+    """gemv_ln within what its roundings can do: of x to float16, and of the sums, mean and scale in float32.
+
+    The mean is as wrong as a sum of x; so is the variance, as a difference of mean square and squared mean, relative to
+    both; the scale half of that, relative to itself.
+    """
+    x64, W64, d_model = x.astype(np.float64), W.astype(np.float64), x.shape[1]
+    row_sums = W64.sum(axis=1).astype(np.float32)
+    mean = x64.mean(axis=1, keepdims=True)
+    variance = ((x64 - mean) ** 2).mean(axis=1, keepdims=True)
+    scale = 1 / np.sqrt(variance + eps)
+    exact = (x64 - mean) * scale @ W64.T + bias
+    rounded = np.abs(x64.astype(np.float16).astype(np.float64) - x64) @ np.abs(W64).T
+    added = d_model * TENSOR_UNIT * (np.abs(x64) @ np.abs(W64).T)
+    wrong_mean = (d_model + 2) * UNIT * np.abs(x64).mean(axis=1, keepdims=True) * np.abs(row_sums)
+    wrong_scale = (d_model + 8) * UNIT * (1 + (x64**2).mean(axis=1, keepdims=True) * scale**2)
+    allowed = (rounded + added + wrong_mean) * scale * (1 + wrong_scale) + wrong_scale * np.abs(exact - bias)
+    allowed += 4 * UNIT * (np.abs(exact) + np.abs(bias)) + HALF_UNIT * (np.abs(exact) + allowed) + 2.0**-25
+    assert np.all(np.abs(normalised(x, W, row_sums, bias, eps) - exact) <= 1.01 * allowed)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("N, d_model", NORM_SIZES)
+def test_behind_a_layer_norm(rng, N, d_model, rows):
+    """Small whole numbers, which float16 holds: what is wrong is float32's alone, and the last rounding."""
+    x, W, bias = whole(rng, np.float32, rows, d_model), whole(rng, np.float16, N, d_model), whole(rng, np.float32, N)
+    assert_normalised(x, W, bias, EPS)
 
 
 @pytest.mark.parametrize("d_model", [264, 2048])
-def test_layer_norm_rounds_once_to_float16(rng, d_model):
-    """W is the identity. Rows so small that eps counts, large, far from 0, constant, and with one far larger number."""
+def test_layer_norm_of_rows_of_all_kinds(rng, d_model):
+    """Rows so small that eps counts, large, far from 0, constant, and with one far larger number."""
     x = normals(rng, 6, d_model)
     x[0] *= 1e-3
     x[1] *= 1e4
     x[2] += 300
     x[3] = 17.3
-    x[4, 0] = 3000  # in front, where the kernel takes the distance from
+    x[4, 0] = 3000
     x[5, 9] = -3000
-    ln_weight, ln_bias = normals(rng, d_model), normals(rng, d_model)
-    mean, deviation = (f(x, axis=1, dtype=np.float64, keepdims=True) for f in (np.mean, np.std))
-    deviation = np.sqrt(deviation**2 + np.float64(EPS))
-    scaled = (x - mean) / deviation * ln_weight
-    # In float32: a scale made of two sums, whose difference is as exact as 1 is to (mean / deviation)^2 of the
-    # distances to the row's first number, at most d_model; a distance as exact as that number; and the two operations.
-    distance = np.abs(x[:, :1] - mean)
-    before = (16 + 8 * (distance / deviation) ** 2) * UNIT * np.abs(scaled)
-    before += 4 * UNIT * (np.abs(ln_weight) * (distance + np.abs(x)) / deviation + np.abs(ln_bias))
-    expected = scaled + ln_bias
-    allowed = 1.01 * (HALF_UNIT * np.abs(expected) + 2.0**-25 + before)
-    found = normalised(x, ln_weight, ln_bias, np.eye(d_model, dtype=np.float16), np.zeros(d_model, np.float32))
-    assert np.all(np.abs(found - expected) <= allowed)
+    assert_normalised(x, np.eye(d_model, dtype=np.float16), normals(rng, d_model), EPS)
+    assert_normalised(x, normals(rng, 40, d_model).astype(np.float16), normals(rng, 40), EPS)
+
+
+def test_folded_it_is_the_layer_norm_and_the_matrix(rng):
+    """The parts together: against chapter 7's order, layer norm first, with weight and bias."""
+    x, W, bias = normals(rng, 2, 264), normals(rng, 33, 264).astype(np.float16), normals(rng, 33)
+    ln_weight, ln_bias = normals(rng, 2, 264)
+    normal = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + EPS) * ln_weight + ln_bias
+    expected = normal.astype(np.float64) @ W.astype(np.float64).T + bias
+    found = normalised(x, *folded(W, bias, ln_weight, ln_bias))
+    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("op", ["product", "residual", "norm"])
 def test_a_row_does_not_depend_on_the_others(rng, op):
     """1 to 8 rows, in either order, beside NaN, and again: the same bits for the same row."""
     W, bias = normals(rng, 40, 776).astype(np.float16), normals(rng, 40)
-    x, before, (ln_weight, ln_bias) = normals(rng, 8, 776), normals(rng, 8, 40), normals(rng, 2, 776)
+    x, before, row_sums = normals(rng, 8, 776), normals(rng, 8, 40), W.astype(np.float32).sum(axis=1)
 
     def run(rows):
         if op == "product":
             return product(x[rows].astype(np.float16), W)
         if op == "residual":
             return with_residual(x[rows].astype(np.float16), W, bias, before[rows])
-        return normalised(x[rows], ln_weight, ln_bias, W, bias)
+        return normalised(x[rows], W, row_sums, bias)
 
     together = run(np.arange(8))
     np.testing.assert_array_equal(run(np.arange(8)), together)
@@ -200,10 +251,7 @@ def test_no_index_outside_the_arrays(rng, monkeypatch, N, K, rows):
 
 # --- launches --------------------------------------------------------------------------------------------------------
 
-TENSOR_LAUNCHES = [
-    gemv_tensor.gemv_tensor_launch, gemv_tensor.gemv_block_launch,
-    gemv_tensor.gemv_ln_launch, gemv_tensor.gemv_ln_tensor_launch,
-]  # fmt: skip
+TENSOR_LAUNCHES = [gemv_tensor.gemv_tensor_launch, gemv_tensor.gemv_residual_launch]
 
 
 @pytest.mark.parametrize(
@@ -219,13 +267,10 @@ def test_warps_that_share_a_row(N, K, split, grid):
 
 
 def test_tiles():
-    assert [gemv_tensor.gemv_tile(N) for N in (1, 2111, 2112)] == [8, 8, 16]
-    for launch in TENSOR_LAUNCHES:
-        assert launch(9, 8)[:3] == (2, 256, 0)
-        assert launch(2111, 8, 8)[0] == 264 and launch(2113, 8)[0] == 133
-        in_turn = launch in (gemv_tensor.gemv_tensor_launch, gemv_tensor.gemv_ln_tensor_launch)
-        assert launch(50257, 768)[0] == (gemv_tensor.BLOCKS_MAX if in_turn else 3142)
-        assert launch(9, 2048, 8)[3] > launch(9, 2048, 1)[3] > launch(9, 1024, 1)[3] > 2 * (8 + 1) * 1024  # W's tile, x
+    assert gemv_tensor.gemv_tensor_launch(17, 8) == (2, 256) == gemv_tensor.gemv_tensor_launch(32, 9000, 8)
+    assert gemv_tensor.gemv_residual_launch(17, 8) == (3, 512) == gemv_tensor.gemv_residual_launch(24, 9000, 8)
+    assert gemv_tensor.gemv_tensor_launch(50257, 768)[0] == 3142
+    assert gemv_tensor.fold_norm_launch(17) == (3, 256)
 
 
 @pytest.mark.parametrize("launch", [gemv_half.gemv_half_launch, gemv_half.gemv_split, *TENSOR_LAUNCHES])
@@ -245,16 +290,6 @@ def test_launches_refuse_rows(launch, rows):
         launch(8, 8, rows)
 
 
-def test_launch_refuses_what_is_too_long():
-    for launch in (gemv_tensor.gemv_ln_launch, gemv_tensor.gemv_ln_tensor_launch):
-        assert launch(8, 2048, 8)
-        with pytest.raises(ValueError, match="d_model = 2056: .*at most 2048; .*layernorm_row first"):
-            launch(8, 2056)
-    for launch in TENSOR_LAUNCHES:
-        with pytest.raises(ValueError, match="K = 9000, rows = 3: .* of shared memory, of 163840; .*gemv_v4_half"):
-            launch(8, 9000, 3)
-    assert gemv_tensor.gemv_ln_launch(50257, 2048, 8)
-    with pytest.raises(ValueError, match="K = 2048, rows = 8: "):  # two tiles of 16 rows
-        gemv_tensor.gemv_ln_tensor_launch(50257, 2048, 8)
-    with pytest.raises(ValueError, match="N = 0: .*at least 1"):
-        gemv_tensor.gemv_tile(0)
+def test_fold_norm_refuses_no_rows():
+    with pytest.raises(ValueError, match="N = 0: .*at least 1 row"):
+        gemv_tensor.fold_norm_launch(0)

@@ -5,6 +5,7 @@ import pytest
 from numba import cuda
 
 from chapters.ch12_flash import decode_half as decoding
+from common.ptx import store_half8
 
 LENGTHS = [1, 2, 31, 33, 127, 128, 129, 257, 300]
 SIZES = [(head_dim, length) for head_dim in (8, 32, 64, 128, 256) for length in LENGTHS]
@@ -58,8 +59,38 @@ class Step:
         return out.copy_to_host().reshape(self.shape)
 
 
-def decode(q, k, v, spare=5):
-    step = Step(q, k.shape[1] + spare)
+@cuda.jit
+def combine(parts, lse, n_active, out, head_dim, lse_stride, width):
+    """What a kernel does with load_combined: 8 elements a thread."""
+    col = cuda.grid(1) * 8
+    if col < width:
+        p0, p1, p2, p3 = decoding.load_combined(parts, lse, n_active, col, col // head_dim, lse_stride, width)
+        store_half8(out, col, p0, p1, p2, p3)
+
+
+class PartsStep(Step):
+    """The same for decode_v4_parts, whose parts are combined by a kernel of this file."""
+
+    def __init__(self, q, max_tokens):
+        super().__init__(q, max_tokens)
+        work = decoding.parts_workspace(max_tokens, *self.shape)
+        self.parts, self.lse = (cuda.to_device(np.full(n, np.nan, t)) for n, t in zip(work, (np.float16, np.float32)))
+
+    def run(self):
+        pos, width = self.pos.copy_to_host(), int(np.prod(self.shape))
+        buffer, out = with_tail(np.full(width, np.nan, np.float16), 7)
+        decoding.decode_v4_parts[self.launch](
+            self.q, self.k, self.v, self.parts, self.lse, self.pos, self.head_dim, self.scale
+        )
+        n_active, stride = int(pos[0]) * self.head_dim // 8192 + 1, decoding.lse_stride_of(self.launch[0][0])
+        combine[(width // 8 + 63) // 64, 64](self.parts, self.lse, n_active, out, self.head_dim, stride, width)
+        np.testing.assert_array_equal(buffer.copy_to_host()[-TAIL:], 7)
+        np.testing.assert_array_equal(self.pos.copy_to_host(), pos)
+        return out.copy_to_host().reshape(self.shape)
+
+
+def decode(q, k, v, spare=5, step=Step):
+    step = step(q, k.shape[1] + spare)
     step.set(k, v)
     return step.run()
 
@@ -69,7 +100,7 @@ def randoms(rng, n_head, n_tokens, head_dim):
     return rng.standard_normal((n_head, head_dim)).astype(np.float16), k, v
 
 
-def assert_right(out, q, k, v):
+def assert_right(out, q, k, v, parts=0):
     """``out`` within what roundings can do, on top of the one to float16.
 
     A score is a float32 sum of head_dim products, of which each addition may round (Higham 2002, section 3.1); an error
@@ -83,6 +114,7 @@ def assert_right(out, q, k, v):
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
     wrong = 2 * (head_dim + 4) * 2.0**-24 * sizes.max(axis=1) + 4 * 2.0**-22 + (n_tokens + 8) * 2.0**-24
+    wrong += 2.0**-11 * parts  # each part in float16
     expected = np.einsum("hk,hki->hi", weights, v)
     allowed = 2 * wrong[:, None] * np.einsum("hk,hki->hi", weights, np.abs(v))
     assert (np.abs(out - expected) <= 1.01 * (allowed + 2.0**-11 * np.abs(expected) + 2.0**-25)).all()
@@ -95,14 +127,22 @@ def test_decode(rng, head_dim, n_tokens):
     assert_right(decoding.decode_half_reference(q, k, v, n_tokens, scale_of(q)), q, k, v)
 
 
+@pytest.mark.parametrize("head_dim, n_tokens", SIZES)
+def test_decode_in_parts(rng, head_dim, n_tokens):
+    q, k, v = randoms(rng, 3, n_tokens, head_dim)
+    assert_right(decode(q, k, v, step=PartsStep), q, k, v, parts=1)
+
+
+@pytest.mark.parametrize("kind", [Step, PartsStep])
 @pytest.mark.parametrize("head_dim", [8, 64, 256])
-def test_one_launch_serves_every_length(rng, head_dim):
+def test_one_launch_serves_every_length(rng, head_dim, kind):
     """Arguments and grid stay, only ``pos`` and the cache change; blocks behind the end change no bit."""
     q, k, v = randoms(rng, 2, 300, head_dim)
-    step = Step(q, 3 * decoding.chunk_tokens(head_dim) + 300)
+    step = kind(q, 3 * decoding.chunk_tokens(head_dim) + 300)
     for length in LENGTHS + LENGTHS[::-1]:
         step.set(k[:, :length], v[:, :length])
-        np.testing.assert_array_equal(step.run(), decode(q, k[:, :length], v[:, :length], spare=0))
+        alone = decode(q, k[:, :length], v[:, :length], spare=0, step=kind)
+        np.testing.assert_array_equal(step.run(), alone)
 
 
 @pytest.mark.parametrize("n_tokens", [33, 300])
@@ -156,9 +196,11 @@ def test_launch_and_workspace():
     assert decoding.chunks_launch(1, 12, 64) == ((1, 12), 256)
     assert decoding.chunks_launch(128, 1, 64)[0] == (1, 1) and decoding.chunks_launch(129, 1, 64)[0] == (2, 1)
     assert decoding.chunks_workspace(1024, 12, 64) == ((12, 8, 2), (12, 8, 64), (12,))
+    assert decoding.parts_workspace(1024, 12, 64) == (8 * 768, 12 * 8)
+    assert decoding.parts_workspace(129, 12, 64) == (2 * 768, 12 * 4)
 
 
-@pytest.mark.parametrize("launch", [decoding.chunks_launch, decoding.chunks_workspace])
+@pytest.mark.parametrize("launch", [decoding.chunks_launch, decoding.chunks_workspace, decoding.parts_workspace])
 @pytest.mark.parametrize(
     "sizes, named",
     [
