@@ -36,9 +36,9 @@ elif BACKEND == "gpu":
 
     _install()
 elif BACKEND == "ptx":
-    from .gpu import tell_ranges as _tell_ranges
+    from .gpu import tell_compiler as _tell_compiler
 
-    _tell_ranges()
+    _tell_compiler()
 
 
 def __getattr__(name):

@@ -1,5 +1,5 @@
-"""What numba-cuda leaves to do on a GPU: indices known to be positive, more than 48 KiB of shared memory, and compiled
-kernels kept on disk."""
+"""What numba-cuda leaves to do on a GPU: indices known to be positive, integers that wrap round, more than 48 KiB of
+shared memory, and compiled kernels kept on disk."""
 
 import functools
 import hashlib
@@ -40,6 +40,23 @@ def tell_ranges():
     nvvmutils.call_sreg = call_sreg
 
 
+def wrap_integers():
+    """Have signed integers wrap round when they overflow, as on the CPU backend and in NumPy.
+
+    Numba tells the compiler that they never do, and a compiler that also knows the range of an index takes it at its
+    word: ``np.int64(i) * 6364136223846793005 % n``, a hash, was taken to be positive (found by the random kernels).
+    """
+    from numba.cuda.cpython import numbers
+
+    numbers._int_arith_flags = lambda result_type: []
+
+
+def tell_compiler():
+    """What changes the code of a kernel: :func:`tell_ranges` and :func:`wrap_integers`."""
+    tell_ranges()
+    wrap_integers()
+
+
 def install():
     """All of this; and let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
 
@@ -47,7 +64,7 @@ def install():
     """
     from numba.cuda.dispatcher import _Kernel
 
-    tell_ranges()
+    tell_compiler()
     keep_compiled()
     original = _Kernel.launch
 

@@ -141,7 +141,7 @@ def load_x(x, at, col, advance, K, b):
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply(w, b, col, advance, K, c0, c1, c2, c3):
+def multiply_steps(w, b, col, advance, K, c0, c1, c2, c3):
     """c + the tile's weights in ``w`` times x in ``b``: the product's four sums of this lane."""
     d0 = d1 = d2 = d3 = float32(0)
     col -= cuda.threadIdx.x % 4 * 8
@@ -172,12 +172,12 @@ def multiply_x(x, at, W, row0, N, K, w):
     more_b = cuda.local.array((1, 4), uint32)
     col = first_column()
     load_x(x, at, col, STRIDE, K, b)
-    c0, c1, c2, c3 = multiply(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
+    c0, c1, c2, c3 = multiply_steps(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
     done = STEPS * STRIDE
     while col - cuda.threadIdx.x % 4 * 8 + done < K:  # K is longer than registers hold
         load_weights(W, row0, col + done, N, K, more_w)
         load_x(x, at + done, col + done, STRIDE, K, more_b)
-        c0, c1, c2, c3 = multiply(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
+        c0, c1, c2, c3 = multiply_steps(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
         done += STRIDE
     return c0, c1, c2, c3
 
@@ -194,12 +194,12 @@ def multiply_short_x(x, at, W, row0, N, K, w):
     behind = cuda.threadIdx.x % WARP // 4 % 2 * SHORT_STRIDE
     col = first_column()
     load_x(x, at, col + behind, 2 * SHORT_STRIDE, K, b)
-    c0, c1, c2, c3 = multiply(w, b, col, 2 * SHORT_STRIDE, K, float32(0), float32(0), float32(0), float32(0))
+    c0, c1, c2, c3 = multiply_steps(w, b, col, 2 * SHORT_STRIDE, K, float32(0), float32(0), float32(0), float32(0))
     done = 2 * PAIRS * SHORT_STRIDE
     while col - cuda.threadIdx.x % 4 * 8 + done < K:
         load_short_weights(W, row0, col + done, N, K, more_w)
         load_x(x, at + done, col + done + behind, 2 * SHORT_STRIDE, K, more_b)
-        c0, c1, c2, c3 = multiply(more_w, more_b, col + done, 2 * SHORT_STRIDE, K, c0, c1, c2, c3)
+        c0, c1, c2, c3 = multiply_steps(more_w, more_b, col + done, 2 * SHORT_STRIDE, K, c0, c1, c2, c3)
         done += 2 * SHORT_STRIDE
     return c0 + c3
 
@@ -235,14 +235,14 @@ def multiply_residual(x, at, W, row0, N, K, w, moments):
     more_b = cuda.local.array((1, 4), uint32)
     col = first_column()
     total, squares = load_residual(x, at, col, K, v, b)
-    c0, c1, c2, c3 = multiply(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
+    c0, c1, c2, c3 = multiply_steps(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
     done = STEPS * STRIDE
     while col - cuda.threadIdx.x % 4 * 8 + done < K:
         load_weights(W, row0, col + done, N, K, more_w)
         more, more_squares = load_residual(x, at + done, col + done, K, more_v, more_b)
         total += more
         squares += more_squares
-        c0, c1, c2, c3 = multiply(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
+        c0, c1, c2, c3 = multiply_steps(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
         done += STRIDE
     for lane in (1, 2):  # the 4 lanes with the same row of x
         total += cuda.shfl_xor_sync(FULL_WARP, total, lane)

@@ -45,8 +45,8 @@ from chapters.ch09_gemm.gemv_tensor import (
     first_column,
     load_short_weights,
     load_weights,
-    multiply,
     multiply_residual,
+    multiply_steps,
     norm_of,
     share_sums,
     sum_of_warps,
@@ -202,7 +202,7 @@ def gemv_parts_residual(parts, lse, W, bias, x, pos, d_model, head_dim, lse_stri
         if at < d_model:
             p0, p1, p2, p3 = load_combined(parts, lse, n_active, at, at >> bits, lse_stride, d_model)
             a[0, 0], a[0, 1], a[0, 2], a[0, 3] = p0, p1, p2, p3
-        c0, c1, c2, c3 = multiply(w, a, col, 2 * SHORT_STRIDE, d_model, c0, c1, c2, c3)
+        c0, c1, c2, c3 = multiply_steps(w, a, col, 2 * SHORT_STRIDE, d_model, c0, c1, c2, c3)
         col += 2 * SHORT_STRIDE
         at += 2 * SHORT_STRIDE
         if col - cuda.threadIdx.x % 4 * 8 >= d_model:

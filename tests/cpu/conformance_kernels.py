@@ -614,6 +614,13 @@ def wraps_around(x, out):
 
 
 @cuda.jit
+def hashes_its_index(out):
+    """What an index that is known to be positive may not be taken to make: a product that overflows has any sign."""
+    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    out[i] = (np.int64(i) * 6364136223846793005 + 1442695040888963407 >> 40) % 13
+
+
+@cuda.jit
 def mixed_types(b, i8, u8, i64, f64, out):
     i = cuda.grid(1)
     flag = b[i]

@@ -74,7 +74,7 @@ def hashes_by_overflow(out):
 
 
 def test_signed_integers_wrap_round():
-    """numba-cuda leaves signed overflow undefined (hashes usually wrap there too); here it is defined."""
+    """Numba leaves signed overflow undefined; here it is defined, on a GPU too (``common.gpu.wrap_integers``)."""
     out, expected = np.zeros((33, 3), np.int64), np.zeros((33, 3), np.int64)
     hashes_by_overflow[1, 33](out)
     tid = np.arange(33, dtype=np.int64)

@@ -101,6 +101,7 @@ for dtype in (np.int32, np.int64):
     )
 case(k.negative_index, 1, 40, ints(50), zeros(40))
 case(k.wraps_around, 1, 40, ints(40), zeros(40))
+case(k.hashes_its_index, 2, 64, zeros(128))
 case(k.mixed_types, 1, 40, ints(40, 0, 2).astype(bool), ints(40, dtype=np.int8), ints(40, 0, 200, np.uint8),
      ints(40, dtype=np.int64), floats(40, np.float64), zeros(40, 5, dtype=np.float64))  # fmt: skip
 case(k.half_precision, 1, 40, ints(40).astype(np.float16) / np.float16(4), ints(40, seed=3).astype(np.float16),
