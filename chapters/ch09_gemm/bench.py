@@ -66,7 +66,8 @@ def _gemv_half(rng, size):
     rows, cols = size
     W = rng.standard_normal((rows, cols), dtype=np.float32).astype(np.float16)
     x = rng.standard_normal(cols, dtype=np.float32).astype(np.float16)
-    return {"x": x, "W": W, "out": np.zeros((1, rows), np.float32), "rows": rows, "cols": cols}
+    bias, out = np.zeros(rows, np.float32), np.zeros((1, rows), np.float32)
+    return {"x": x, "W": W, "bias": bias, "out": out, "rows": rows, "cols": cols}
 
 
 def _gemv_v4(a):
@@ -78,6 +79,12 @@ def _gemv_v4(a):
 def _gemv_v5(a):
     launch = gemv_tensor.gemv_tensor_launch(a.rows, a.cols)
     gemv_tensor.gemv_v5_tensor_core[launch](a.x, a.W, a.out, 1, a.rows, a.cols)
+
+
+def _gemv_residual(a):
+    launch = gemv_tensor.gemv_residual_launch(a.rows, a.cols)
+    out = a.out.reshape(a.rows)
+    gemv_tensor.gemv_bias_residual[launch](a.x, a.W, a.bias, out, 1, a.rows, a.cols)
 
 
 def _numpy_gemv_half(a):
@@ -165,7 +172,11 @@ LADDERS = [
         },
         make=_gemv_half,
         work=lambda s: 2 * s[0] * s[1],
-        versions={"gemv_v4_half": _gemv_v4, "gemv_v5_tensor_core": _gemv_v5},
+        versions={
+            "gemv_v4_half": _gemv_v4,
+            "gemv_v5_tensor_core": _gemv_v5,
+            "gemv_bias_residual": _gemv_residual,  # adds to out, which is 0 when the result is looked at
+        },
         expected=lambda a: gemv_half.gemv_half_reference(a.x, a.W)[None],
         library={"cpu": ("NumPy, by way of float32", _numpy_gemv_half), "gpu": ("cuBLAS (torch)", _torch_gemv_half)},
         tolerance=2e-3,

@@ -6,9 +6,11 @@ Sizes are GPT-2 small's (768 and 3072 wide, 12 heads of 64, 50257 tokens) and th
 
 import numpy as np
 
+from chapters.ch09_gemm.gemv_tensor import gemv_bias_residual, gemv_residual_launch
+from chapters.ch12_flash import decode_half
+from chapters.ch13_llm_ops import fused, rope, sampling
 from chapters.ch13_llm_ops import kernels as ch13
 from chapters.ch13_llm_ops import kv_cache as kv
-from chapters.ch13_llm_ops import rope, sampling
 from common.bench import Ladder
 
 D_FF = 3072  # GPT-2 small's
@@ -236,6 +238,61 @@ def _library_read(a):
     a.out[...] = a.cache[:, : a.T]
 
 
+# --- attention and the matrix behind it --------------------------------------------------------------------------------
+
+
+def _projection_inputs(rng, size):
+    """A query a head in float16, a cache that is just full, the projection, and room for both ways to combine."""
+    n_head, n_tokens, head_dim = size
+    d_model = n_head * head_dim
+    q, k, v = (_normal(rng, *shape).astype(np.float16) for shape in ((d_model,), size, size))
+    shapes = decode_half.chunks_workspace(n_tokens, n_head, head_dim)
+    work = dict(zip(("pairs", "sums", "arrived"), map(np.zeros, shapes, (np.float32, np.float32, np.int32))))
+    lengths = decode_half.parts_workspace(n_tokens, n_head, head_dim)
+    work |= dict(zip(("parts", "lse"), map(np.zeros, lengths, (np.float16, np.float32))))
+    work |= {"attention": np.zeros(d_model, np.float16), "pos": np.array([n_tokens - 1], np.int32)}
+    W, bias = (_normal(rng, d_model, d_model) / 32).astype(np.float16), _normal(rng, d_model)
+    sizes = {"n_head": n_head, "n_tokens": n_tokens, "head_dim": head_dim, "scale": np.float32(head_dim**-0.5)}
+    # both ways add to out, which is 0 when the result is looked at
+    return {"q": q, "k": k, "v": v, "W": W, "bias": bias, "out": np.zeros(d_model, np.float32), **work, **sizes}
+
+
+def _combined_by_attention(a):
+    d_model, attend = a.n_head * a.head_dim, decode_half.chunks_launch(a.n_tokens, a.n_head, a.head_dim)
+    work = a.pairs, a.sums, a.arrived, a.pos
+    decode_half.decode_v3_chunks[attend](a.q, a.k, a.v, a.attention, *work, a.head_dim, a.scale)
+    gemv_bias_residual[gemv_residual_launch(d_model, d_model)](a.attention, a.W, a.bias, a.out, 1, d_model, d_model)
+
+
+def _combined_by_the_product(a):
+    d_model, attend = a.n_head * a.head_dim, decode_half.chunks_launch(a.n_tokens, a.n_head, a.head_dim)
+    decode_half.decode_v4_parts[attend](a.q, a.k, a.v, a.parts, a.lse, a.pos, a.head_dim, a.scale)
+    kernel, stride = fused.gemv_parts_residual, decode_half.lse_stride_of(attend[0][0])
+    launch = gemv_residual_launch(d_model, d_model)
+    kernel[launch](a.parts, a.lse, a.W, a.bias, a.out, a.pos, d_model, a.head_dim, stride)
+
+
+def _projection_expected(a):
+    attention = decode_half.decode_half_reference(a.q.reshape(a.n_head, a.head_dim), a.k, a.v, a.n_tokens, a.scale)
+    return (a.W.astype(np.float64) @ attention.ravel().astype(np.float64) + a.bias).astype(np.float32)
+
+
+def _numpy_projection(a):
+    q, k, v = (x.astype(np.float32) for x in (a.q.reshape(a.n_head, a.head_dim), a.k, a.v))
+    scores = np.matmul(k, q[:, :, None])[:, :, 0] * a.scale
+    e = np.exp(scores - scores.max(1, keepdims=True))
+    attention = np.matmul((e / e.sum(1, keepdims=True))[:, None], v).ravel()
+    a.out[...] = a.W.astype(np.float32) @ attention + a.bias
+
+
+def _torch_projection(a):
+    import torch
+
+    q = a.q.view(1, a.n_head, 1, a.head_dim)
+    attention = torch.nn.functional.scaled_dot_product_attention(q, a.k[None], a.v[None])
+    a.out = torch.mv(a.W, attention.reshape(-1)) + a.bias
+
+
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 SETTINGS = {
@@ -374,6 +431,21 @@ LADDERS = [
         tolerance=0,
     ),
     Ladder(
+        name="projection",
+        title="Attention of one query a head over a cache in float16, and the matrix behind it, heads × tokens × head_dim",
+        unit="GB/s",
+        sizes={"cpu": [(12, 100, 64)], "gpu": [(12, 100, 64), (12, 400, 64), (12, 1024, 64)]},
+        make=_projection_inputs,
+        work=lambda size: 2 * (2 * size[0] * size[1] * size[2] + (size[0] * size[2]) ** 2),
+        versions={
+            "decode_v3_chunks, gemv_bias_residual": _combined_by_attention,
+            "decode_v4_parts, gemv_parts_residual": _combined_by_the_product,
+        },
+        expected=_projection_expected,
+        library={"cpu": ("NumPy, by way of float32", _numpy_projection), "gpu": ("`torch`", _torch_projection)},
+        tolerance=4e-3,
+    ),
+    Ladder(
         name="sampling",
         title=f"Sampling one of {VOCAB_SIZE} tokens, logits a second",
         unit="M/s",
@@ -396,5 +468,6 @@ QUICK = {  # for the demo
     "rope_halves": [(12, 256, 64)],
     "kv_append": [(12, 1, 64), (12, 256, 64)],
     "kv_read": [(12, 256, 64)],
+    "projection": [(12, 100, 64)],
     "sampling": ["temperature", "top-k 50, top-p 0.9"],
 }
