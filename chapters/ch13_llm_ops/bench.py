@@ -238,7 +238,7 @@ def _library_read(a):
     a.out[...] = a.cache[:, : a.T]
 
 
-# --- attention and the matrix behind it --------------------------------------------------------------------------------
+# --- attention and the matrix behind it ------------------------------------------------------------------------------
 
 
 def _projection_inputs(rng, size):
@@ -432,7 +432,7 @@ LADDERS = [
     ),
     Ladder(
         name="projection",
-        title="Attention of one query a head over a cache in float16, and the matrix behind it, heads × tokens × head_dim",
+        title="Attention of one query a head in float16, and the matrix behind it, heads × tokens × head_dim",
         unit="GB/s",
         sizes={"cpu": [(12, 100, 64)], "gpu": [(12, 100, 64), (12, 400, 64), (12, 1024, 64)]},
         make=_projection_inputs,
