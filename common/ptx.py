@@ -19,6 +19,7 @@ function                                    on the GPU                          
 ``store_half8_once(x, i, a, b, c, d)``      ``st.global.cs.v4.u32``                     8 float16        any GPU
 ``pack_half2(low, high)``                   ``cvt.rn.f16x2.f32``                        registers        any GPU
 ``unpack_half2(pair)``                      ``cvt.f32.f16`` twice                       registers        any GPU
+``add_same(a, b)``                          ``add``                                     registers        any GPU
 ``exp2_approx(x)``                          ``ex2.approx.ftz.f32``                      registers        any GPU
 ``cp_async_half8(tile, j, x, i, inside)``   ``cp.async.cg.shared.global``               8 float16        sm_80, or see
 ``cp_async_float4(tile, j, x, i, inside)``  ``cp.async.cg.shared.global``               4 float32        the same
@@ -307,6 +308,21 @@ def unpack_half2(typingctx, pair):
 
 
 @intrinsic
+def add_same(typingctx, a, b):
+    """a + b of two numbers of one type, in that type: Numba makes int64 of the sum of two int32.
+
+    A shuffle of an int64 is two shuffles, and a local variable takes two registers.
+    """
+    if a != b or not isinstance(a, (types.Integer, types.Float)):
+        raise TypingError(f"add_same takes two numbers of the same type, not {a} and {b}")
+
+    def codegen(context, builder, sig, args):
+        return builder.fadd(*args) if isinstance(a, types.Float) else builder.add(*args)
+
+    return signature(a, a, b), codegen
+
+
+@intrinsic
 def exp2_approx(typingctx, x):
     """2 ** x for a float32, by the GPU's own instruction: right to 2 ^ -22 relative; results below 2 ^ -126 are 0.
 
@@ -334,7 +350,7 @@ def _exp2_on_cpu(x):
 for _function, _elements in ((load_float4, 4), (store_float4, 4), (load_half8, 8), (store_half8, 8), (load_half2, 2),
                              (store_half2, 2), (load_float4_once, 4), (store_float4_once, 4), (load_half8_once, 8),
                              (load_half8_now, 8), (store_half8_once, 8), (pack_half2, 0), (unpack_half2, 0),
-                             (exp2_approx, 0)):  # fmt: skip
+                             (add_same, 0), (exp2_approx, 0)):  # fmt: skip
     _writes = _function in (store_float4, store_half8, store_half2, store_float4_once, store_half8_once)
     cpu_equivalent(_function, elements=_elements, writes=_writes)(_function)
 

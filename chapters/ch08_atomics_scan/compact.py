@@ -22,8 +22,8 @@ import numpy as np
 from numba import cuda, float32, int32
 
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
+from common.ptx import add_same
 
-from .scan import add
 from .scan_array import TILE, scan_launch, scan_offsets_launch, scan_tile_offsets, tiles_of
 
 COMPACT_THREADS = 256
@@ -131,7 +131,7 @@ def compact_v3_count(x, counts, n, threshold):
                 mine += 1
         kept = int32(mine)  # mine is an int64, as every sum of Numba's: shuffles of 32 bits take half as long
         for step in range(5):
-            kept = add(kept, cuda.shfl_xor_sync(FULL_WARP, kept, 16 >> step))
+            kept = add_same(kept, cuda.shfl_xor_sync(FULL_WARP, kept, 16 >> step))
         if lane == 0:
             counts[tile] = kept
 

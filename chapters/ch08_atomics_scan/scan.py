@@ -22,9 +22,10 @@ v1 does log n times the additions needed; v2 hardly more than needed, but half o
 """
 
 import numpy as np
-from numba import cuda, float32, float64, int32, int64
+from numba import cuda, int32
 
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
+from common.ptx import add_same
 
 TILE = 1024  # elements that a block scans
 TILE_PADDED = TILE + TILE // WARP
@@ -32,12 +33,6 @@ PARTIAL = WARP + 1  # length of the array ``partial`` of block_exclusive_scan: a
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
-
-
-@cuda.jit([int32(int32, int32), int64(int64, int64), float32(float32, float32), float64(float64, float64)], device=True)
-def add(a, b):
-    """a + b in their own type: Numba makes int64 of the sum of two int32, and a shuffle of that is two shuffles."""
-    return a + b
 
 
 @cuda.jit(device=True)
@@ -51,7 +46,7 @@ def warp_inclusive_scan(value):
     for step in range(5):
         lower = cuda.shfl_up_sync(FULL_WARP, value, 1 << step)
         if lane >= 1 << step:
-            value = add(lower, value)
+            value = add_same(lower, value)
     return value
 
 
@@ -81,7 +76,7 @@ def block_exclusive_scan(value, partial):
     before = cuda.shfl_up_sync(FULL_WARP, through, 1)  # not through - value, which would round, and make NaN of inf
     if lane == 0:
         before = partial[0]
-    before = add(partial[warp], before)
+    before = add_same(partial[warp], before)
     total = partial[n_warps]
     cuda.syncthreads()  # all have read partial: from here on the next call may write it
     return before, total

@@ -22,8 +22,9 @@ may be an ulp or so less than the one before it even if no x is negative.
 from numba import cuda
 
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
+from common.ptx import add_same
 
-from .scan import add, warp_inclusive_scan
+from .scan import warp_inclusive_scan
 
 TILE = 1024  # elements that a warp scans
 SCAN_THREADS = 256
@@ -76,7 +77,7 @@ def warp_range_sum(x, begin, end):
     first = begin + cuda.threadIdx.x % WARP
     total = x[min(first, end - 1)]  # a lane past the end holds a number too, but a scan hands it to no lane below
     for i in range(first + WARP, end, WARP):
-        total = add(total, x[i])
+        total = add_same(total, x[i])
     total = warp_inclusive_scan(total)
     return cuda.shfl_sync(FULL_WARP, total, min(end - begin, WARP) - 1)
 
@@ -99,7 +100,7 @@ def warp_range_scan(x, out, begin, end, carry, exclusive):
         d = x[min(first + 3 * WARP, last)]
         cuda.syncwarp()  # all lanes have read, also x[last], before one of them writes: ``out`` may be ``x``
         for row in range(ROWS):
-            through = add(carry, warp_inclusive_scan(pick(row, a, b, c, d)))
+            through = add_same(carry, warp_inclusive_scan(pick(row, a, b, c, d)))
             before = cuda.shfl_up_sync(FULL_WARP, through, 1)
             if lane == 0:
                 before = carry
