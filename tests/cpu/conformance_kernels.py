@@ -617,7 +617,7 @@ def wraps_around(x, out):
 def hashes_its_index(out):
     """What an index that is known to be positive may not be taken to make: a product that overflows has any sign."""
     i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    out[i] = (np.int64(i) * 6364136223846793005 + 1442695040888963407 >> 40) % 13
+    out[i] = (int64(i) * 6364136223846793005 + 1442695040888963407 >> 40) % 13
 
 
 @cuda.jit
