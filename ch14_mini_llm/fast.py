@@ -83,7 +83,7 @@ class FastGPT2(Model):
         caches = [cuda.device_array((n_head, T, head_dim), np.float16) for _ in range(2 * config.n_layer)]
         self.k_cache, self.v_cache = caches[: config.n_layer], caches[config.n_layer :]
         parts, lse = parts_workspace(T, n_head, head_dim)
-        self._parts, self._parts_lse = cuda.device_array(parts, np.float16), cuda.device_array(lse, np.float32)
+        self._parts, self._parts_lse = cuda.device_array(parts, np.float16), cuda.to_device(np.zeros(lse, np.float32))
 
         self.logits = cuda.device_array(config.vocab_size, np.float32)
         self._head = gemv_tensor_launch(config.vocab_size, d)

@@ -97,7 +97,7 @@ def lse_stride_of(n_chunks):
 
 
 def parts_workspace(max_tokens, n_head, head_dim):
-    """Lengths of ``parts`` (float16) and ``lse`` (float32) of :func:`decode_v4_parts`.
+    """Lengths of ``parts`` (float16) and ``lse`` (float32, filled with anything) of :func:`decode_v4_parts`.
 
     Raises ValueError as :func:`chunks_launch`.
     """
