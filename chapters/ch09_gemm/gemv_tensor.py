@@ -296,6 +296,13 @@ def norm_of(moments, b, d_model, eps):
     return mean, libdevice.rsqrtf(variance + float32(eps))
 
 
+@cuda.jit(device=True, forceinline=True)
+def behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps):
+    """W[r] layernorm(x[b]) + bias, of what the warps have left in ``sums`` and ``moments``."""
+    mean, scale = norm_of(moments, b, d_model, eps)
+    return (sum_of_warps(sums, r, b) - mean * row_sum) * scale + row_bias
+
+
 # --- kernels ---------------------------------------------------------------------------------------------------------
 #
 # Thread b * tile + r stores the product of row r of the tile and row b of x: the first threads of a block do.
@@ -380,8 +387,7 @@ def gemv_ln(x, W, row_sums, bias, out, rows, N, d_model, eps):
     share_sums(sums, rows, c0, c1, c2, c3)
     cuda.syncthreads()
     if b < rows and row0 + r < N:
-        mean, scale = norm_of(moments, b, d_model, eps)
-        out[b, row0 + r] = (sum_of_warps(sums, r, b) - mean * row_sum) * scale + row_bias
+        out[b, row0 + r] = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
 
 
 def fold_norm_launch(N):

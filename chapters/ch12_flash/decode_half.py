@@ -91,9 +91,15 @@ def chunks_workspace(max_tokens, n_head, head_dim):
     return (n_head, n_chunks, 2), (n_head, n_chunks, head_dim), (n_head,)
 
 
-def lse_stride_of(n_chunks):
-    """Places of a head in ``lse``: n_chunks, rounded up to fours, which are loaded together."""
+@cuda.jit(device=True, forceinline=True)
+def whole_fours(n_chunks):
+    """n_chunks rounded up to whole groups of chunks that are loaded together."""
     return (n_chunks + TOGETHER - 1) // TOGETHER * TOGETHER
+
+
+def lse_stride_of(n_chunks):
+    """Places of a head in ``lse``: :func:`whole_fours`."""
+    return whole_fours.py_func(n_chunks)
 
 
 def parts_workspace(max_tokens, n_head, head_dim):
@@ -270,8 +276,7 @@ def decode_v4_parts(q, k_cache, v_cache, parts, lse, pos, head_dim, scale):
     if tid < head_dim:
         parts[(cuda.blockIdx.x * cuda.gridDim.y + head) * head_dim + tid] = share / total
     if tid == 0:
-        stride = (cuda.gridDim.x + TOGETHER - 1) // TOGETHER * TOGETHER
-        lse[head * stride + cuda.blockIdx.x] = largest + math.log2(total)
+        lse[head * whole_fours(cuda.gridDim.x) + cuda.blockIdx.x] = largest + math.log2(total)
 
 
 @cuda.jit(device=True, forceinline=True)

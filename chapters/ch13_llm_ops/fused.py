@@ -42,14 +42,13 @@ from chapters.ch09_gemm.gemv_tensor import (
     THREE_BLOCKS,
     TILE,
     WARPS,
+    behind_norm,
     first_column,
     load_short_weights,
     load_weights,
     multiply_residual,
     multiply_steps,
-    norm_of,
     share_sums,
-    sum_of_warps,
     x_row,
 )
 from chapters.ch09_gemm.pipeline import (
@@ -119,8 +118,7 @@ def gemv_ln_gelu(x, W, row_sums, bias, out, rows, N, d_model, eps):
     share_sums(sums, rows, c0, c1, c2, c3)
     cuda.syncthreads()
     if b < rows and row0 + r < N:
-        mean, scale = norm_of(moments, b, d_model, eps)
-        out[b * N + row0 + r] = gelu_of((sum_of_warps(sums, r, b) - mean * row_sum) * scale + row_bias)
+        out[b * N + row0 + r] = gelu_of(behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps))
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -163,8 +161,7 @@ def gemv_ln_qkv(x, W, row_sums, bias, q, k_cache, v_cache, pos, d_model, head_di
     share_sums(sums, 1, c0, c1, c2, c3)
     cuda.syncthreads()
     if cuda.threadIdx.x < TILE and row < N:
-        mean, scale = norm_of(moments, 0, d_model, eps)
-        y = (sum_of_warps(sums, r, 0) - mean * row_sum) * scale + row_bias
+        y = behind_norm(sums, moments, r, 0, row_sum, row_bias, d_model, eps)
         if row < d_model:
             q[row] = y
         elif row < 2 * d_model:
@@ -245,8 +242,7 @@ def gemv_ln_logits(x, at_row, W, row_sums, bias, logits, best, best_token, vocab
         largest = float32(-np.inf)
         token = int32(vocab_size)  # stands for "none yet"
         if cuda.threadIdx.x < TILE and row < vocab_size:
-            mean, scale = norm_of(moments, 0, d_model, eps)
-            y = (sum_of_warps(sums, r, 0) - mean * row_sum) * scale + row_bias
+            y = behind_norm(sums, moments, r, 0, row_sum, row_bias, d_model, eps)
             logits[row] = y
             if y >= largest:  # not NaN
                 largest = y
