@@ -6,6 +6,7 @@ function                                    on the GPU                          
 ==========================================  ==========================================  ===============  ==============
 ``load_float4(x, i)``                       ``ld.v4.f32``                               4 float32        any GPU
 ``store_float4(x, i, a, b, c, d)``          ``st.v4.f32``                               4 float32        any GPU
+``store_float2(x, i, a, b)``                ``st.v2.f32``                               2 float32        any GPU
 ``load_half8(x, i)``                        ``ld.v4.u32``                               8 float16        any GPU
 ``store_half8(x, i, a, b, c, d)``           ``st.v4.u32``                               8 float16        any GPU
 ``load_half2(x, i)``                        ``ld.u32``                                  2 float16        any GPU
@@ -126,7 +127,7 @@ def _store(context, builder, address, values, align):
     vector = ir.Constant(kind, ir.Undefined)
     for i, value in enumerate(values):
         vector = builder.insert_element(vector, value, U32(i))
-    builder.store(vector, builder.bitcast(address, kind.as_pointer()), align=16)
+    builder.store(vector, builder.bitcast(address, kind.as_pointer()), align=4 * len(values))
 
 
 def _assembly(builder, text, constraints, result, arguments):
@@ -208,6 +209,12 @@ def load_float4(typingctx, array, index):
 def store_float4(typingctx, array, index, a, b, c, d):
     """``array[index : index + 4] = a, b, c, d`` (float32). 16-byte aligned."""
     return _storer("store_float4", array, index, (a, b, c, d), types.float32, types.float32)
+
+
+@intrinsic
+def store_float2(typingctx, array, index, a, b):
+    """``array[index : index + 2] = a, b`` (float32). 8-byte aligned."""
+    return _storer("store_float2", array, index, (a, b), types.float32, types.float32)
 
 
 @intrinsic
@@ -347,11 +354,11 @@ def _exp2_on_cpu(x):
 
 
 # On the CPU these are what they are on a GPU: `intrinsic` above is Numba's for the CPU there, called once a lane.
-for _function, _elements in ((load_float4, 4), (store_float4, 4), (load_half8, 8), (store_half8, 8), (load_half2, 2),
-                             (store_half2, 2), (load_float4_once, 4), (store_float4_once, 4), (load_half8_once, 8),
-                             (load_half8_now, 8), (store_half8_once, 8), (pack_half2, 0), (unpack_half2, 0),
-                             (add_same, 0), (exp2_approx, 0)):  # fmt: skip
-    _writes = _function in (store_float4, store_half8, store_half2, store_float4_once, store_half8_once)
+for _function, _elements in ((load_float4, 4), (store_float4, 4), (store_float2, 2), (load_half8, 8), (store_half8, 8),
+                             (load_half2, 2), (store_half2, 2), (load_float4_once, 4), (store_float4_once, 4),
+                             (load_half8_once, 8), (load_half8_now, 8), (store_half8_once, 8), (pack_half2, 0),
+                             (unpack_half2, 0), (add_same, 0), (exp2_approx, 0)):  # fmt: skip
+    _writes = _function in (store_float4, store_float2, store_half8, store_half2, store_float4_once, store_half8_once)
     cpu_equivalent(_function, elements=_elements, writes=_writes)(_function)
 
 

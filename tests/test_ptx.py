@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numba import cuda, float32
-from numba.types import float16, uint32
+from numba.types import float16, uint32, uint64
 
-from common import ptx
+from common import BACKEND, ptx, ptx_hopper
 from common.backend import package_problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +61,21 @@ def test_float4_with_two_indices_and_shared_memory():
     plus[:, ::4] += 1
     np.testing.assert_array_equal(out[:16], x.T)
     np.testing.assert_array_equal(out[16:], plus)
+
+
+@cuda.jit
+def swap_neighbours(x, out, n):
+    i = 2 * cuda.grid(1)
+    if i < n:
+        ptx.store_float2(out, i, x[i + 1], x[i])
+
+
+def test_float2_stores_two():
+    out = cuda.to_device(np.full(N, -1, np.float32))
+    swap_neighbours[32, 32](cuda.to_device(f32()), out, 1000)
+    expected = np.full(N, -1, np.float32)
+    expected[:1000] = f32()[:1000].reshape(-1, 2)[:, ::-1].ravel()
+    np.testing.assert_array_equal(out.copy_to_host(), expected)
 
 
 @cuda.jit
@@ -243,6 +258,40 @@ def add_one_in_order(x, n):
     if i < n:
         x[i] += 1
     ptx.griddep_wait()
+
+
+@cuda.jit
+def tiles_of_eight_rows(X_map, out, across):
+    """out[i] = tile i of X, ``across`` of them side by side, each through the same place in shared memory."""
+    arrived = cuda.shared.array(128, uint64)
+    tiles = cuda.shared.array(0, float16)
+    tid = cuda.threadIdx.x
+    if tid == 0:
+        ptx_hopper.arrivals_init(arrived, 0, 1)
+    cuda.syncthreads()
+    for i in range(out.shape[0]):
+        if tid == 0:
+            ptx_hopper.copy_tile_async(tiles, 0, X_map, i // across * 8, i % across * 64, 8, arrived, 0)
+        ptx_hopper.arrivals_wait(arrived, 0, i % 2)
+        cuda.syncthreads()
+        for j in range(tid, 512, cuda.blockDim.x):
+            out[i, j // 64, j % 64] = tiles[j // 64 * 64 + ptx_hopper.swizzle128(j // 64, j % 64)]
+        cuda.syncthreads()
+
+
+@pytest.mark.parametrize("rows, K", [(8, 64), (1, 8), (17, 200), (33, 72)])
+def test_tiles_arrive_whole_with_zeros_outside(rng, rows, K):
+    if BACKEND == "gpu" and cuda.get_current_device().compute_capability < (9, 0):
+        pytest.skip("copies of tiles need sm_90")
+    X = rng.standard_normal((rows, K)).astype(np.float16)
+    down, across = (rows + 7) // 8, (K + 63) // 64
+    out = cuda.to_device(np.full((down * across, 8, 64), np.nan, np.float16))
+    device_x = cuda.to_device(X)
+    tiles_of_eight_rows[1, 32, 0, 1024](ptx_hopper.tile_map(device_x, 8), out, across)
+    expected = np.zeros((down * 8, across * 64), np.float16)
+    expected[:rows, :K] = X
+    expected = expected.reshape(down, 8, across, 64).swapaxes(1, 2).reshape(-1, 8, 64)
+    np.testing.assert_array_equal(out.copy_to_host(), expected)
 
 
 def test_order_of_kernels_changes_nothing_in_plain_launches():
@@ -432,7 +481,11 @@ kernels = [
     (t.products_from_shared, (f16[:, ::1],) * 3 + (u32[:, :, ::1], f32[:, :, ::1])),
 ]
 if cc[2:]:
-    kernels = [(hopper.gemm_v7_warpgroup, (f16[:, ::1], f16[:, ::1], f32[:, ::1]) + (types.int64,) * 3)]
+    sizes = (f32[:, ::1],) + (types.int64,) * 3
+    kernels = [
+        (hopper.gemm_v7_warpgroup, (f16[:, ::1], f16[:, ::1], *sizes)),
+        (hopper.gemm_v8_tma, (types.uint64[::1], types.uint64[::1], *sizes)),
+    ]
 for kernel, signature in kernels:
     options = {name: kernel.targetoptions[name] for name in ("launch_bounds",) if kernel.targetoptions.get(name)}
     ptx, _ = cuda.compile_ptx(kernel.py_func, signature, cc=cc, **options)
@@ -451,6 +504,9 @@ FROM_90 = ["griddepcontrol.wait", "griddepcontrol.launch_dependents"]
 ONLY_90A = [
     "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16", "wgmma.fence.sync", "wgmma.commit_group.sync",
     "wgmma.wait_group.sync.aligned 1;", "wgmma.wait_group.sync.aligned 0;", "fence.proxy.async.shared::cta",
+    "mbarrier.init.shared::cta.b64", "fence.mbarrier_init.release.cluster", "mbarrier.try_wait.parity.shared::cta.b64",
+    "mbarrier.arrive.expect_tx.shared::cta.b64", "cp.async.bulk.tensor.2d.shared::cluster.global.tile",
+    "st.global.v2.f32",
 ]  # fmt: skip
 
 

@@ -26,9 +26,15 @@ def _launch_bt(kernel, launch):
     return lambda a: kernel[launch(a.M, a.N)](a.A, a.Bt, a.out, a.M, a.N, a.K)
 
 
+def _gemm_v8(a):
+    if not hasattr(a, "maps"):  # once, as a network would for its weights
+        a.maps = hopper.gemm_v8_maps(a.A, a.Bt)
+    hopper.gemm_v8_tma[hopper.gemm_v7_launch(a.M, a.N)](*a.maps, a.out, a.M, a.N, a.K)
+
+
 def _fits(name, size):
-    """The product of warpgroups takes Hopper; the CPU backend runs it too, slowly."""
-    if name != "gemm_v7_warpgroup" or BACKEND == "cpu":
+    """The products of warpgroups take Hopper; the CPU backend runs them too, slowly."""
+    if name not in ("gemm_v7_warpgroup", "gemm_v8_tma") or BACKEND == "cpu":
         return True
     return tuple(cuda.get_current_device().compute_capability)[:2] == (9, 0)
 
@@ -137,6 +143,7 @@ LADDERS = [
             "gemm_v5_tensor_core": _launch(tensor_core.gemm_v5_tensor_core, tensor_core.gemm_v5_launch),
             "gemm_v6_pipeline": _launch_bt(pipeline.gemm_v6_pipeline, pipeline.gemm_v6_launch),
             "gemm_v7_warpgroup": _launch_bt(hopper.gemm_v7_warpgroup, hopper.gemm_v7_launch),
+            "gemm_v8_tma": _gemm_v8,
         },
         fits=_fits,
         expected=lambda a: tensor_core.gemm_half_reference(a.A, a.B),

@@ -7,6 +7,7 @@ from numba import cuda
 from chapters.ch09_gemm import hopper, pipeline, tensor_core
 from chapters.ch09_gemm import kernels as ch09
 from common import BACKEND
+from common.ptx_hopper import tile_map
 
 LAUNCH = {
     ch09.gemm_v1_register_tile: ch09.gemm_v1_launch,
@@ -16,9 +17,10 @@ LAUNCH = {
     tensor_core.gemm_v5_tensor_core: tensor_core.gemm_v5_launch,
     pipeline.gemm_v6_pipeline: pipeline.gemm_v6_launch,
 }
-ON_TENSOR_CORES = [tensor_core.gemm_v5_tensor_core, pipeline.gemm_v6_pipeline, hopper.gemm_v7_warpgroup]
+HOPPER = [hopper.gemm_v7_warpgroup, hopper.gemm_v8_tma]
+ON_TENSOR_CORES = [tensor_core.gemm_v5_tensor_core, pipeline.gemm_v6_pipeline, *HOPPER]
 HALF = [tensor_core.gemm_v4_half_storage, *ON_TENSOR_CORES]
-TRANSPOSED = [pipeline.gemm_v6_pipeline, hopper.gemm_v7_warpgroup]  # these take B.T
+TRANSPOSED = [pipeline.gemm_v6_pipeline, *HOPPER]  # these take B.T
 SHAPES = [  # M, N, K: no multiples of anything; of 4 or 8 only; whole tiles; just beside them
     (1, 1, 1), (1, 33, 7), (31, 1, 16), (17, 15, 31), (33, 127, 33), (3, 1025, 9), (129, 5, 1025),
     (1, 4, 4), (5, 12, 20), (127, 132, 36), (7, 8, 8), (65, 136, 40), (130, 260, 24),
@@ -42,7 +44,8 @@ def with_tail(array, fill):
 def launched(kernel, launch, inputs, C, sizes):
     """What ``kernel`` makes of C. NaN lies behind the inputs and 7 behind C; checks that it is still there."""
     buffer, device_c = with_tail(C, 7)
-    kernel[launch](*[with_tail(array, np.nan)[1] for array in inputs], device_c, *sizes)
+    arrays = [with_tail(array, np.nan)[1] for array in inputs]
+    kernel[launch](*(hopper.gemm_v8_maps(*arrays) if kernel is hopper.gemm_v8_tma else arrays), device_c, *sizes)
     np.testing.assert_array_equal(buffer.copy_to_host()[C.size :], 7)
     return device_c.copy_to_host()
 
@@ -50,7 +53,7 @@ def launched(kernel, launch, inputs, C, sizes):
 def product(kernel, A, B):
     """A @ B on the device."""
     (M, K), N = A.shape, B.shape[1]
-    launch = hopper.gemm_v7_launch if kernel is hopper.gemm_v7_warpgroup else LAUNCH[kernel]
+    launch = hopper.gemm_v7_launch if kernel in HOPPER else LAUNCH[kernel]
     inputs = A, np.ascontiguousarray(B.T) if kernel in TRANSPOSED else B
     return launched(kernel, launch(M, N), inputs, np.full((M, N), np.nan, np.float32), (M, N, K))
 
@@ -191,12 +194,12 @@ def test_fused_has_no_index_outside_the_arrays(rng, monkeypatch, M, N, K):
 # --- one family of GPUs ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def warpgroup():
-    """v7, if the device has its instruction: the CPU backend always does."""
+@pytest.fixture(params=HOPPER, ids=lambda k: k.py_func.__name__)
+def warpgroup(request):
+    """v7 and v8, if the device has their instruction: the CPU backend always does."""
     if BACKEND == "gpu" and cuda.get_current_device().compute_capability[:2] != (9, 0):
         pytest.skip("wgmma is an instruction of sm_90 only")
-    return hopper.gemm_v7_warpgroup
+    return request.param
 
 
 @pytest.mark.parametrize("M, N, K", [(1, 1, 8), (5, 257, 264), (129, 33, 72), (63, 300, 56), (128, 256, 320)])
@@ -232,3 +235,16 @@ def test_warpgroup_launch():
     assert hopper.gemm_v7_launch(65535 * 128, 1)[0] == (1, 65535)
     with pytest.raises(ValueError, match="M = 8388481: .*at most 65535"):
         hopper.gemm_v7_launch(65535 * 128 + 1, 1)
+
+
+def test_tile_map_refuses_what_the_copies_cannot_take():
+    for X, tile_rows, message in [
+        (np.zeros((4, 8), np.float32), 64, "float32 of shape .4, 8.: .*float16"),
+        (np.zeros(8, np.float16), 64, "shape .8,.: .*float16"),
+        (np.zeros((0, 8), np.float16), 64, "1 row at least"),
+        (np.zeros((4, 12), np.float16), 64, "K = 12: .*multiple of 8"),
+        (np.zeros((4, 8), np.float16), 0, "tile_rows = 0: .*1 to 256"),
+        (np.zeros((4, 8), np.float16), 257, "tile_rows = 257: .*1 to 256"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tile_map(X, tile_rows)
