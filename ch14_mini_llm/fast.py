@@ -56,6 +56,7 @@ from common.trace import Launch, trace
 EPS = np.float32(LAYER_NORM_EPS)
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 PROMPT_STEP = 64  # lengths of prompts that have a graph
+BEFORE_TOKENS = 3  # places of the state for the step number, as int64, and pos
 AHEAD = 2  # steps under way while the host waits for the first of them
 
 
@@ -91,10 +92,10 @@ class FastGPT2(Model):
         self._best_token = cuda.device_array(self._head[0], np.int32)
         self._drawn = cuda.device_array(1, np.int32)
         self._shares = None  # of tokens in a draw; only sampling needs them
-        self._tokens = cuda.device_array(T + 1, np.int32)
-        self._shown = cuda.mapped_array(T + 1, np.int32)  # the same in the host's memory
-        self._pos = cuda.to_device(np.zeros(1, np.int32))
-        self._step_number = cuda.to_device(np.zeros(1, np.int64))
+        self._state = cuda.to_device(np.zeros(BEFORE_TOKENS + T + 1, np.int32))  # all that a request sets: one copy
+        self._step_number, self._pos = self._state[:2].view(np.int64), self._state[2:3]
+        self._tokens = self._state[BEFORE_TOKENS:]
+        self._shown = cuda.mapped_array(T + 1, np.int32)  # the tokens in the host's memory
         self._fold_norms()
         self._graphs = {}  # of a step, by sampling
         self._prompts = {}  # by length: None for one that was launched once
@@ -244,11 +245,9 @@ class FastGPT2(Model):
         """The graph of a step, recorded when it is first needed; one for greedy steps, one for the last sampling."""
         if sampling not in self._graphs:
             greedy = self._graphs.get(None)
-            state = [array.copy_to_host() for array in (self._tokens, self._pos, self._step_number)]
-            shown = self._shown.copy()
+            state, shown = self._state.copy_to_host(), self._shown.copy()
             made = Graph(lambda: self._step(sampling))  # runs it once: put everything back as it was
-            for array, was in zip((self._tokens, self._pos, self._step_number), state):
-                array.copy_to_device(was)
+            self._state.copy_to_device(state)
             self._shown[:] = shown
             self._embed(1)
             self._graphs = {sampling: made} if greedy is None else {None: greedy, sampling: made}
@@ -261,11 +260,9 @@ class FastGPT2(Model):
         check_tokens(tokens, self.config.vocab_size)
         self.check_length(len(tokens))
         cuda.synchronize()  # no step of an earlier request is under way
-        whole = np.zeros(self.max_length + 1, np.int32)
-        whole[: len(tokens)] = tokens
-        self._tokens.copy_to_device(whole)
-        self._pos.copy_to_device(np.zeros(1, np.int32))
-        self._step_number.copy_to_device(np.zeros(1, np.int64))
+        state = np.zeros(self._state.size, np.int32)
+        state[BEFORE_TOKENS:][: len(tokens)] = tokens
+        self._state.copy_to_device(state)
 
     def _move_to(self, position: int) -> None:
         if position:

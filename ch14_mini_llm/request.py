@@ -51,6 +51,8 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
     """Raises `RequestError` unless `tokens` is not empty and all are integers from 0 to vocab_size - 1."""
     if len(tokens) == 0:
         raise RequestError("the prompt has no tokens; give at least 1")
+    if set(map(type, tokens)) == {int} and 0 <= min(tokens) and max(tokens) < vocab_size:
+        return  # as good as always, and ten times as fast as to look at one after another
     for position, token in enumerate(tokens):
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
             raise RequestError(f"token {position} is {token!r}; it must be an integer from 0 to {vocab_size - 1}")
