@@ -123,7 +123,7 @@ def launches_on(stream, dependent=False):
     def launch(self, args, griddim, blockdim, stream=0, sharedmem=0):
         if dependent:
             if self not in waits:
-                waits[self] = "griddepcontrol.wait" in _ptx_of(self)
+                waits[self] = "griddepcontrol.wait" in self._codelibrary.get_llvm_str()  # at hand, unlike PTX
             if waits[self]:
                 return _launch_dependent(self, args, griddim, blockdim, int(target.handle), sharedmem)
         return original(self, args, griddim, blockdim, target, sharedmem)
@@ -133,10 +133,6 @@ def launches_on(stream, dependent=False):
         yield
     finally:
         _Kernel.launch = original
-
-
-def _ptx_of(kernel):
-    return kernel._codelibrary.get_asm_str(cc=cuda.get_current_device().compute_capability)
 
 
 def _launch_dependent(kernel, args, griddim, blockdim, stream, sharedmem):

@@ -6,6 +6,7 @@ from numba import cuda
 from numba.types import float16
 
 from common import BACKEND
+from common import graph as graph_module
 from common.graph import Graph
 from common.ptx import griddep_launch, griddep_wait
 
@@ -54,6 +55,44 @@ def test_a_replay_does_it_again(dependent):
     graph.synchronize()
     np.testing.assert_array_equal(x.copy_to_host(), 16)
     np.testing.assert_array_equal(y.copy_to_host(), 60)
+
+
+@cuda.jit(device=True)
+def wait_inside():
+    griddep_wait()
+
+
+@cuda.jit
+def add_dependent_inside(x, y, n):
+    wait_inside()
+    i = cuda.grid(1)
+    if i < n:
+        y[i] += x[i]
+
+
+@pytest.mark.gpu
+def test_those_that_wait_are_launched_as_dependents(monkeypatch):
+    if cuda.get_current_device().compute_capability < (9, 0):
+        pytest.skip("no dependent launches before sm_90")
+    found, launch = [], graph_module._launch_dependent
+
+    def seen(kernel, *args):
+        found.append(kernel.entry_name)
+        launch(kernel, *args)
+
+    monkeypatch.setattr(graph_module, "_launch_dependent", seen)
+    x, y = cuda.to_device(np.ones(10)), cuda.to_device(np.zeros(10))
+
+    def step():
+        for kernel in (double, add_dependent, add_dependent_inside):
+            args = (x, 10) if kernel is double else (x, y, 10)
+            kernel[1, 32](*args)
+
+    graph = Graph(step)
+    graph.replay()
+    graph.synchronize()
+    assert len(found) == 2 and all("add_dependent" in name for name in found)
+    np.testing.assert_array_equal(y.copy_to_host(), 2 * 2 + 2 * 4)
 
 
 def test_warm_launches_are_recorded_and_not_run_on_a_gpu():
