@@ -104,7 +104,7 @@ strip: $(VENV)/.dev ## take the outputs out of the notebooks, before a commit
 
 bench: $(VENV)/.dev setup ## measure the ladders beside the library (CH=09 for one chapter), and the model beside its peers
 	$(PY) benchmarks/ladders.py $(CH) $(ARGS)
-	$(if $(CH),,$(PY) benchmarks/gpt2.py)
+	$(if $(CH),,$(PY) benchmarks/gpt2.py && $(PY) benchmarks/start_time.py)
 
 bench-gpt2: $(VENV)/.dev setup ## measure the levels of the model beside transformers and torch.compile
 	$(PY) benchmarks/gpt2.py $(ARGS)
