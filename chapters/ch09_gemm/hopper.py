@@ -1,4 +1,4 @@
-"""Chapter 9, the last rung, for one family of GPUs: Hopper's tensor cores read shared memory themselves.
+"""Chapter 9, the last rungs, for one family of GPUs: Hopper's tensor cores read shared memory themselves.
 
 =========================  ==================================  ====================================  ==================
 kernel                     what it changes                     bytes a multiprocessor loads from     shared memory
@@ -7,6 +7,8 @@ kernel                     what it changes                     bytes a multiproc
 ``gemm_v6_pipeline``       (``pipeline.py``)                   1 / 32: tiles of 128 x 128            48 KiB, 2 blocks
 ``gemm_v7_warpgroup``      ``wgmma``: 4 warps ask for          3 / 128: tiles of 128 x 256           192 KiB, 1 block
                            64 x 256 x 16 at once, and go on
+``gemm_v8_tma``            one thread asks for a whole tile,   3 / 128                               193 KiB, 1 block
+                           and a unit of its own copies it
 =========================  ==================================  ====================================  ==================
 
 v6's warps spend instructions and registers to bring each operand from shared memory. Here only the sums are in
@@ -14,8 +16,13 @@ registers, 128 a thread, and while the tensor cores work, the warps do nothing b
 of 8 warps keeps a multiprocessor busy, where v6 needs two of 4, and its tile of C can be twice as large. Memory beyond
 48 KiB is asked for at launch, as dynamic shared memory.
 
-It loses where C has few tiles of 128 x 256: below some 2000 x 2000 most multiprocessors idle. On a GPU it needs sm_90,
-and only that: later ones have another instruction. Sources: PTX ISA, "wgmma"; NVIDIA's CUTLASS 3, for Hopper.
+v7's copies are 12 instructions a thread and tile, each with an address and a comparison; they crowd the queue that
+loads and stores go through. v8 has none: the tensor memory accelerator (see ``common.ptx_hopper``) copies, and the host
+tells it beforehand how the matrices lie in memory. That costs a call for each matrix, once.
+
+They lose where C has few tiles of 128 x 256: below some 2000 x 2000 most multiprocessors idle. On a GPU they need
+sm_90, and only that: later ones have another instruction. Sources: PTX ISA, "wgmma", "cp.async.bulk.tensor"; NVIDIA's
+CUTLASS 3, for Hopper.
 """
 
 from numba import cuda, float32, uint64
