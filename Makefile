@@ -109,9 +109,10 @@ bench: $(VENV)/.dev setup ## measure the ladders beside the library (CH=09 for o
 bench-gpt2: $(VENV)/.dev setup ## measure the levels of the model beside transformers and torch.compile
 	$(PY) benchmarks/gpt2.py $(ARGS)
 
-plots: $(VENV)/.dev ## draw the lessons' plots and write their tables from the committed figures
+plots: $(VENV)/.dev ## draw the plots of lessons and README and write their tables, from the committed figures
 	$(PY) benchmarks/plots.py
-	$(if $(wildcard benchmarks/results/*/gpt2.json),$(PY) benchmarks/gpt2_plot.py)
+	$(PY) benchmarks/gpt2_plot.py
+	$(PY) benchmarks/readme.py
 	$(PY) -m chapters.lessons
 
 lessons: $(VENV)/.base ## write what the lessons take from the code: sources, links, the map of the book

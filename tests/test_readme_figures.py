@@ -1,0 +1,32 @@
+"""The README's figures are those of the committed files."""
+
+import pytest
+
+from benchmarks import readme
+
+
+def test_readme_says_what_was_measured():
+    text = (readme.ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.BLOCK.search(text)[0]
+    expected = readme.render(readme.ROOT / "benchmarks" / "results" / "h100")
+    assert block == f"<!-- measured -->\n{expected}<!-- end -->", "run make plots"
+
+
+def test_only_the_block_is_written(tmp_path, capsys):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n", encoding="utf-8")
+    readme.main([f"--readme={page}"])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- measured -->\n| |") and text.endswith("|\n<!-- end -->\nbehind\n")
+    rows = readme.read(readme.ROOT / "benchmarks/results/h100", "gpt2")["rows"]
+    fast = next(row for row in rows if row["name"] == "fast")
+    assert f"| `fast` | {fast['tokens_s'][0]:.0f} |" in text
+
+
+@pytest.mark.parametrize("page, words", [("nothing here", "has no <!-- measured -->"), (None, "gpt2.json is missing")])
+def test_what_is_missing_is_told(tmp_path, capsys, page, words):
+    file = tmp_path / "README.md"
+    file.write_text(page or "<!-- measured -->\n<!-- end -->", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        readme.main([f"--readme={file}", f"--results={tmp_path}"])
+    assert stop.value.code == 2 and words in capsys.readouterr().err
