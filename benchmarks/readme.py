@@ -1,4 +1,4 @@
-"""Write the README's figures on a GPU from the committed ones: the last third of ``make plots``.
+"""Write the README's figures on a GPU from the committed ones: part of ``make plots``.
 
     python benchmarks/readme.py [--results benchmarks/results/h100] [--readme README.md]
 

@@ -285,7 +285,7 @@ else:
             text = (
                 "{ .reg .pred p; again: mbarrier.try_wait.parity.shared::cta.b64 p, [$0], $1; "
                 "@!p bra again; }"
-            )  # fmt: skip
+            )
             _assembly(builder, text, "r,r,~{memory}", VOID, [barrier, parity])
             return context.get_dummy_value()
 

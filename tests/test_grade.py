@@ -164,7 +164,8 @@ def quiet(path):
 def start(): os.system("true")
 def frames():
     import sys, gc
-    return [name for name in sys.modules if "exercises" in name or name.endswith((".plugin", ".exercise"))]
+    graders = ("common.grade.plugin", "common.grade.exercise")
+    return [name for name in sys.modules if "exercises" in name or name in graders]
 """
 
 
