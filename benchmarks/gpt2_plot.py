@@ -58,6 +58,8 @@ def draw_decode(results, path):
 def draw_prefill(results, path):
     """Groups of bars, one a prompt's length, of the ms that every level and peer takes, to the SVG file ``path``."""
     plt = _pyplot()
+    from matplotlib.ticker import LogLocator
+
     figure, axes = plt.subplots(1, len(results), figsize=(5.4 * len(results) + 0.6, 3.6), squeeze=False)
     for axis, result in zip(axes[0], results):
         rows = _rows(result, "prefill")
@@ -70,6 +72,9 @@ def draw_prefill(results, path):
             heights = [entry["ms"][0] for entry in entries]
             axis.bar(x, heights, width * 0.92, color=colours[row["name"]], label=row["name"])
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter("")
         axis.set_xticks(range(len(sizes)), sizes)
         axis.set_xlabel("tokens of the prompt")
         axis.set_ylabel("ms until the next token")

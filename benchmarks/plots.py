@@ -30,7 +30,9 @@ def draw(chapter, name, path):
     import matplotlib.pyplot as plt
 
     measured = lessons.measured(chapter, name)
-    figure, axes = plt.subplots(1, len(measured), figsize=(4.2 * len(measured) + 0.8, 3.2), squeeze=False)
+    letters = max(sum(len(size) + 3 for size in ladder["sizes"]) for _, ladder in measured)  # sizes, side by side
+    width = max(4.2, 0.078 * letters) * len(measured) + 0.8
+    figure, axes = plt.subplots(1, len(measured), figsize=(max(6.6, width), 3.2), squeeze=False)  # 6.6: the legend's
     for axis, (result, ladder) in zip(axes[0], measured):
         width = 0.8 / len(ladder["rows"])
         for i, row in enumerate(ladder["rows"]):
@@ -53,7 +55,7 @@ def draw(chapter, name, path):
     figure.tight_layout(rect=(0, 0.06 + 0.06 * ((len(labels) - 1) // 3), 1, 1))
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")  # long names widen it
     plt.close(figure)
 
 
