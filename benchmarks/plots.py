@@ -31,8 +31,8 @@ def draw(chapter, name, path):
 
     measured = lessons.measured(chapter, name)
     letters = max(sum(len(size) + 3 for size in ladder["sizes"]) for _, ladder in measured)  # sizes, side by side
-    width = max(4.2, 0.078 * letters) * len(measured) + 0.8
-    figure, axes = plt.subplots(1, len(measured), figsize=(max(6.6, width), 3.2), squeeze=False)  # 6.6: the legend's
+    room = max(4.2, 0.078 * letters) * len(measured) + 0.8
+    figure, axes = plt.subplots(1, len(measured), figsize=(max(6.6, room), 3.2), squeeze=False)  # 6.6: the legend's
     for axis, (result, ladder) in zip(axes[0], measured):
         width = 0.8 / len(ladder["rows"])
         for i, row in enumerate(ladder["rows"]):

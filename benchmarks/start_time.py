@@ -11,7 +11,6 @@ Exit codes: 0 all measured, 1 a program failed (its error is printed), 2 bad arg
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,8 +24,9 @@ import common  # noqa: E402  (before numba.cuda)
 # isort: split
 from tqdm import tqdm  # noqa: E402
 
-from benchmarks.gpt2 import GPT2_124M, LEVELS, _names  # noqa: E402
+from benchmarks.gpt2 import GPT2_124M, LEVELS, _names, _summary  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
+from benchmarks.peers import random_weights  # noqa: E402
 from ch14_mini_llm.weights import DATA_DIR, save_weights  # noqa: E402
 from common import bench  # noqa: E402
 
@@ -67,13 +67,9 @@ def measure(engines, weights, repeats, progress=lambda text: None):
             progress(engine)
             imports.append(float(_run("-c", IMPORT.format(MODULES[engine]))))
             firsts.append(first_token_s(engine, weights))
-        rows.append({"engine": engine, "import_s": _spread(imports), "first_token_s": _spread(firsts)})
+        rows.append({"engine": engine, "import_s": _summary(imports), "first_token_s": _summary(firsts)})
     found = {"device": bench.device_name(), "backend": common.BACKEND, "weights": weights.name, "repeats": repeats}
     return {**found, "rows": rows}
-
-
-def _spread(times):
-    return [round(value, 3) for value in (statistics.median(times), min(times), max(times))]
 
 
 def format_table(result):
@@ -99,8 +95,6 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         weights = options.weights and options.weights.resolve()
         if not weights and common.BACKEND == "gpu":
-            from benchmarks.peers import random_weights  # torch, which only this needs
-
             weights = Path(folder, "gpt2-124m-random.bin")
             save_weights(weights, GPT2_124M, random_weights(GPT2_124M))
         weights = weights or DATA_DIR / "tiny-gpt2.bin"
