@@ -55,35 +55,42 @@ def test_an_exercise_is_whole(exercise):
 # --- the grader ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def write(tmp_path_factory):
+    """Writes a file for an exercise, in one place for all tests: what does not change is not compiled anew."""
+
+    def write(exercise, text):
+        file = tmp_path_factory.getbasetemp() / exercise.name / exercise.file.name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
 @every_exercise
-def test_what_is_not_begun_fails_everything(exercise, tmp_path):
-    file = tmp_path / exercise.file.name
-    file.write_text(exercise.stub(), encoding="utf-8")
-    report = grade(exercise, file)
+def test_what_is_not_begun_fails_everything(exercise, write):
+    report = grade(exercise, write(exercise, exercise.stub()))
     assert report["points"] == 0 and not report["passed"]
     for row in report["criteria"]:
         assert row["seen"].startswith("not implemented") and row["hint_name"] == "start"
 
 
 @every_exercise
-def test_the_solution_passes_everything(exercise, tmp_path):
-    file = tmp_path / exercise.file.name
-    file.write_text(exercise.solution.read_text(encoding="utf-8"), encoding="utf-8")
-    report = grade(exercise, file)
+def test_the_solution_passes_everything(exercise, write):
+    report = grade(exercise, write(exercise, exercise.solution.read_text(encoding="utf-8")))
     missed = {row["name"]: row["seen"] for row in report["criteria"] if not row["passed"]}
     assert not missed and report["points"] == report["max_points"] == exercise.points
 
 
 @pytest.mark.parametrize("name, wrong", WRONG, ids=[f"{name}-{one['name']}" for name, one in WRONG])
-def test_a_wrong_solution_is_rejected_with_its_hint(name, wrong, tmp_path):
+def test_a_wrong_solution_is_rejected_with_its_hint(name, wrong, write):
     exercise = EXERCISES[name]
     text = exercise.solution.read_text(encoding="utf-8")
     for old, new in wrong["replace"]:
         assert text.count(old) == 1, f"{old!r} is there {text.count(old)} times"
         text = text.replace(old, new.replace("{ROOT}", str(ROOT)))
-    file = tmp_path / exercise.file.name
-    file.write_text(text, encoding="utf-8")
-    report = grade(exercise, file, first=True)
+    report = grade(exercise, write(exercise, text), first=True)
     missed = next((row for row in report["criteria"] if not row["passed"]), None)
     assert missed is not None, f"{wrong['mistake']}: passed"
     assert (missed["name"], missed["hint_name"]) == (wrong["criterion"], wrong["hint"]), missed["seen"]

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -71,8 +72,7 @@ def source_digest(function):
                 add(v)
             return digest.update(b")")
         if equivalent_of(value) is not None:  # what an intrinsic does stands in the module of its equivalent
-            file = getattr(sys.modules.get(equivalent_of(value).function.__module__), "__file__", None)
-            digest.update(Path(file).read_bytes() if file else b"")
+            digest.update(_module_text(equivalent_of(value).function.__module__))
         if isinstance(value, types.Type):  # float32 and float64 are of one class
             return digest.update(str(value).encode())
         if isinstance(value, (bool, int, float, str, bytes, type(None), np.generic)):
@@ -105,25 +105,42 @@ def source_digest(function):
     return digest.hexdigest()
 
 
+def _code_digest(code, what):
+    """A hash of all that decides what generated code does: kernels of one such hash share what is compiled."""
+    digest = hashlib.sha256(_backend_digest() + repr((code, what)).encode())
+    for module in sorted(set(re.findall(r"import_module\('([\w.]+)'\)", code))):  # of equivalents, see `registry`
+        digest.update(_module_text(module))
+    return digest.hexdigest()[:20]
+
+
+def _module_text(name):
+    """The bytes of an imported module's file; none if it has no file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file).read_bytes() if file else b""
+
+
 class Compiled:
-    """A kernel compiled for one block shape and one list of argument types."""
+    """A kernel compiled for one block shape and one list of argument types.
 
-    def __init__(self, module, path):
-        self.run, self.sites, self.path = module.run, module.SITES, path
-        self.static_bytes, self.uses_dynamic = module.STATIC_SHARED_BYTES, module.DYNAMIC_SHARED
-        self.arrays = getattr(module, "ARRAYS", [])  # these six: where accesses are looked at
-        self.shared_cells, self.stamps = getattr(module, "SHARED_CELLS", (0, 0)), getattr(module, "STAMPS", 0)
-        self.lanes, self.in_order = getattr(module, "LANES", 0), getattr(module, "IN_ORDER", True)
-        self.notices, self.fences = getattr(module, "NOTICES", []), getattr(module, "FENCES", False)
-        self.points, self.counters = getattr(module, "POINTS", []), getattr(module, "COUNTERS", [])  # memory reports
+    run: the compiled function. tables: what stands in the kernel's table file. source: both as text.
+    """
 
-    @property
-    def source(self):
-        return Path(self.path).read_text(encoding="utf-8")
+    def __init__(self, run, tables, source):
+        self.run, self.sites, self.source = run, tables["SITES"], source
+        self.static_bytes, self.uses_dynamic = tables["STATIC_SHARED_BYTES"], tables["DYNAMIC_SHARED"]
+        self.arrays = tables.get("ARRAYS", [])  # these six: where accesses are looked at
+        self.shared_cells, self.stamps = tables.get("SHARED_CELLS", (0, 0)), tables.get("STAMPS", 0)
+        self.lanes, self.in_order = tables.get("LANES", 0), tables.get("IN_ORDER", True)
+        self.notices, self.fences = tables.get("NOTICES", []), tables.get("FENCES", False)
+        self.points, self.counters = tables.get("POINTS", []), tables.get("COUNTERS", [])  # memory reports
 
 
 def generate(function, block_dim, arg_types, nonneg, check):
-    """The text of the generated module."""
+    """``(code, tables)``: the text of a module with the function ``run``, and what there is to know about it.
+
+    Files and lines of the source stand in the tables only: a kernel that has moved, or whose comments have changed,
+    still has the same code.
+    """
     program, uninlined = _program(function, block_dim, check)
     params = program.params
     if len(params) != len(arg_types):
@@ -152,7 +169,7 @@ def generate(function, block_dim, arg_types, nonneg, check):
         emitter.notice(program.kernel.tree, f"device functions are not looked into ({uninlined})")
     emitter.depth = 2
     emitter.block(program.body)
-    return _module_text(program, emitter, block_dim)
+    return _texts(program, emitter, block_dim)
 
 
 def _program(function, block_dim, check):
@@ -211,10 +228,10 @@ def _shadows(program, emitter, block_dim):
     return lines, tables
 
 
-def _module_text(program, emitter, block_dim):
+def _texts(program, emitter, block_dim):
     bx, by, bz = block_dim
     head = [
-        f'"""{program.name} from {program.filename}, blocks of {bx} x {by} x {bz}: generated, do not edit."""',
+        f'"""{program.name}, blocks of {bx} x {by} x {bz}: generated, do not edit."""',
         "from common.cpu.runtime import *",
         *([f"from common.cpu.{'memlog' if emitter.memory else 'shadow'} import *"] if emitter.accesses else []),
         "",
@@ -290,14 +307,9 @@ def _module_text(program, emitter, block_dim):
         *emitter.lines,
         *("    " + line for line in last),
     ]
-    tail = [
-        "",
-        f"STATIC_SHARED_BYTES = {static}",
-        f"DYNAMIC_SHARED = {any(s is None for s, _ in program.shared.values())}",
-        f"SITES = {emitter.sites!r}",
-        *(f"{key} = {value!r}" for key, value in tables.items()),
-    ]
-    return "\n".join([*head, "", *body, *tail, ""])
+    told = {"SOURCE": program.filename, "STATIC_SHARED_BYTES": static}
+    told |= {"DYNAMIC_SHARED": any(s is None for s, _ in program.shared.values()), "SITES": emitter.sites, **tables}
+    return "\n".join([*head, "", *body, ""]), "".join(f"{key} = {value!r}\n" for key, value in told.items())
 
 
 def _array(key, shape, kind, dtype, used):
@@ -337,26 +349,29 @@ def _compiler_settings():
 @_compiler_settings()
 def load(function, digest, block_dim, arg_types, nonneg, check):
     """The :class:`Compiled` kernel, from disk if it is there."""
-    key = hashlib.sha256(repr((digest, block_dim, [str(t) for t in arg_types], nonneg, check)).encode()).hexdigest()[
-        :20
-    ]
-    module_name = f"kbk_{function.__name__}_{key}"
+    what = [str(t) for t in arg_types], check
+    key = hashlib.sha256(repr((digest, block_dim, nonneg, *what)).encode()).hexdigest()[:20]
     folder = cache_dir()
-    path = folder / f"{module_name}.py"
-    if not path.exists():
-        text = generate(function, block_dim, arg_types, nonneg, check)
-        path = _write(folder, path, text)
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    path = folder / f"kbk_{function.__name__}_{key}.py"
+    tables, code_path = _read(path), None
+    if tables is not None:
+        code_path = folder / f"{tables['CODE']}.py"
+    if code_path is None or not code_path.exists():
+        code, told = generate(function, block_dim, arg_types, nonneg, check)
+        code_path = folder / f"run_{function.__name__}_{_code_digest(code, what)}.py"
+        if not code_path.exists():
+            code_path = _write(folder, code_path, code)
+        tables = _read(_write(folder, path, f"CODE = {code_path.stem!r}\n{told}"))
+    if check == "accesses":
+        shadow.prepare()
+    module = _module(code_path)
     signature = (*[types.int64] * 5, types.uint8[::1], types.int64[::1], *arg_types)
     if check == "accesses":
         signature += (*[types.int64] * 4, types.int64[:, ::1])
     elif check == "memory":
         signature += tuple(memlog.PARAMETERS.values())
     survived = True
-    if not list(path.parent.glob(f"__pycache__/{module_name}.run-*.nbi")):
+    if not module.run.signatures and not list(code_path.parent.glob(f"__pycache__/{code_path.stem}.run-*.nbi")):
         if check == "memory":
             memlog.prepare()
         survived = _compile_in_child(module.run, signature)
@@ -365,7 +380,29 @@ def load(function, digest, block_dim, arg_types, nonneg, check):
         module.run.compile(signature)
     finally:
         config.LOOP_VECTORIZE = keep
-    return Compiled(module, path)
+    return Compiled(module.run, tables, f"{code_path.read_text(encoding='utf-8')}\n{tables['TEXT']}")
+
+
+def _read(path):
+    """The tables of a file as a dict, and its TEXT; None if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    tables = {"TEXT": text}
+    exec(compile(text, path, "exec"), tables)
+    return tables
+
+
+def _module(path):
+    """The module in a file; the one that is there already if it has been imported from that file."""
+    module = sys.modules.get(path.stem)
+    if module is None or module.__file__ != str(path):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[path.stem] = module
+        spec.loader.exec_module(module)
+    return module
 
 
 def _compile_in_child(run, signature):

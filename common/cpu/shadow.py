@@ -24,6 +24,9 @@ may not be read unwritten, the launcher has put 0 into the cells of elements tha
 into the others.
 """
 
+import functools
+
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
@@ -40,11 +43,37 @@ NOW, LOW, FOUND, LOST, FENCES, COARSE, ACCESSES, WAITING = range(8)  # places in
 TABLE, KNOWN, CLOCKS, LANES, QUEUE, STARTS, FLOOR, FULL = range(8, 16)
 ROWS, COLUMNS = 512, 10  # of the table: different findings that are kept
 QUEUE_ROWS, QUEUE_COLUMNS = 8192, 5  # elements read unwritten in an epoch
+LEAVE_OUT, NOWHERE = -1, -2  # instead of an index: the access must not happen; there is nothing that could be read
 CELL = 40  # bytes: W, then two each of R and A
 W, R, A = 0, 1, 3
 
 JIT = dict(nogil=True, error_model="numpy", cache=True)  # kept on disk: many kernels call the same functions
 INLINE = JIT | dict(forceinline=True)
+APART = {}  # symbol: (function, signature)
+
+
+def _apart(returns=types.void):
+    """Decorator: a function that kernels call where it lies, instead of each being compiled with a copy of it.
+
+    A kernel under the sanitizer is compiled in half the time for it. The function takes int64 only, and must not raise.
+    """
+
+    def register(function):
+        signature = returns(*[types.int64] * function.__code__.co_argcount)
+        APART["kernel_by_kernel" + function.__name__] = function, signature
+        return types.ExternalFunction("kernel_by_kernel" + function.__name__, signature)
+
+    return register
+
+
+@functools.cache
+def prepare():
+    """Compile the functions apart, or load them from disk, and tell LLVM where they lie. Returns what must be kept."""
+    kept = []
+    for symbol, (function, signature) in APART.items():  # none calls one that comes later
+        kept.append(numba.cfunc(signature, error_model="numpy", cache=True)(function))
+        llvm.add_symbol(symbol, kept[-1].address)
+    return kept
 
 
 @intrinsic
@@ -89,7 +118,7 @@ def _other_thread(old, now):
     return (old ^ now) & 2046 != 0
 
 
-@numba.njit(**JIT)
+@_apart()
 def _note(z, kind, now, old, number, place, access, other, extra):
     """Keep a finding; one that differs only in element and threads from an earlier one is counted there."""
     table = _get(z, TABLE)
@@ -123,9 +152,8 @@ def _knows(z, thread, old):
 
 
 @numba.njit(**JIT)
-def _clash(z, m, k, now, old, access, other):
+def _clash(z, first, number, shared, syncs, k, now, old, access, other):
     """A finding if the earlier access ``old`` and the present one may come in either order."""
-    first, per, shift, number, shared, decided, syncs, atomics = m
     if old < _get(z, FLOOR):
         return
     if old >> EPOCH < _get(z, LOW):  # another block
@@ -141,9 +169,8 @@ def _clash(z, m, k, now, old, access, other):
 
 
 @numba.njit(**JIT)
-def _unwritten(z, m, k, now, access):
+def _unwritten(z, first, number, k, now, access):
     """An element is read that nothing has written: kept until the epoch ends. Written by then, it is a race."""
-    first, per, shift, number, shared, decided, syncs, atomics = m
     row = _get(z, WAITING)
     if row == QUEUE_ROWS:
         _put(z, FULL, 1)
@@ -157,7 +184,7 @@ def _unwritten(z, m, k, now, access):
     _put(w, 4, access)
 
 
-@numba.njit(**JIT)
+@_apart()
 def _flush(z):
     """Tell of the elements that were read unwritten, and that no other thread has written since (that is a race)."""
     for row in range(_get(z, WAITING)):
@@ -169,7 +196,7 @@ def _flush(z):
 
 
 # --- one cell --------------------------------------------------------------------------------------------------------
-# Functions marked INLINE decide the ordinary cases where they are called; the rest is in the functions with "slow".
+# Functions marked INLINE decide the ordinary cases where they are called; the rest is in the functions apart.
 
 
 @numba.njit(**INLINE)
@@ -180,43 +207,19 @@ def _safe(old, now, low, floor):
     return old < floor or epoch >= low and not (same and _other_thread(old, now))
 
 
-@numba.njit(**INLINE)
-def _read(z, m, k, now, low, floor, access):
-    first, per, shift, number, shared, decided, syncs, atomics = m
-    old, reader, epoch = _get(k, W), _get(k, R), now >> EPOCH
-    written = old >> EPOCH
-    if shared:  # the same as below, with less to ask: what is there from another block, or launch, counts for nothing
-        if written < low or written == epoch and _other_thread(old, now):
-            _read_slow(z, m, k, now, access)
-    elif not _safe(old, now, low, floor) or old < floor and not decided and old != BEFORE:
-        _read_slow(z, m, k, now, access)
-    if atomics and not (_safe(_get(k, A), now, low, floor) and _safe(_get(k, A + 1), now, low, floor)):
-        _clash(z, m, k, now, _get(k, A), access, ATOMIC)
-        _clash(z, m, k, now, _get(k, A + 1), access, ATOMIC)
-    if shared and reader >> EPOCH != epoch:
-        _put(k, R, now)
-    elif not shared and (reader < floor or reader >> EPOCH >= low and reader >> EPOCH != epoch):
-        _put(k, R, now)
-    elif reader >> EPOCH < low or syncs:
-        _mark_slow(z, m, k, R, now)
-    elif _other_thread(reader, now):
-        _put(k, R + 1, now)
-
-
-@numba.njit(**JIT)
-def _read_slow(z, m, k, now, access):
-    old, shared, atomics = _get(k, W), m[4], m[7]
+@_apart()
+def _read_slow(z, first, number, shared, syncs, atomics, k, now, access):
+    old = _get(k, W)
     if old == 0 or shared and old >> EPOCH < _get(z, LOW):
         if not atomics or _get(k, A) < _get(z, FLOOR) or shared and _get(k, A) >> EPOCH < _get(z, LOW):
-            _unwritten(z, m, k, now, access)  # not even an atomic has changed it, which would have been told
+            _unwritten(z, first, number, k, now, access)  # no atomic has changed it either: that would have been told
     else:
-        _clash(z, m, k, now, old, access, WRITE)
+        _clash(z, first, number, shared, syncs, k, now, old, access, WRITE)
 
 
 @numba.njit(**JIT)
-def _mark_slow(z, m, k, word, now):
+def _mark(z, shared, syncs, k, word, now):
     """Mark a reader, or an atomic, in the first of its two words or, if somebody there must stay, in the second."""
-    shared, syncs = m[4], m[6]
     old = _get(k, word)
     if old >> EPOCH == now >> EPOCH:
         thread = _thread(now)
@@ -230,37 +233,72 @@ def _mark_slow(z, m, k, word, now):
         _put(k, word + 1, now)  # the first stays: it is of another block, and nothing orders the two
 
 
+@_apart()
+def _mark_slow(z, shared, syncs, k, word, now):
+    _mark(z, shared, syncs, k, word, now)
+
+
+@_apart()
+def _write_slow(z, first, number, shared, syncs, k, now, access):
+    _clash(z, first, number, shared, syncs, k, now, _get(k, W), access, WRITE)
+    for word in range(2):
+        _clash(z, first, number, shared, syncs, k, now, _get(k, R + word), access, READ)
+        _clash(z, first, number, shared, syncs, k, now, _get(k, A + word), access, ATOMIC)
+
+
+@_apart()
+def _clash_with_atomics(z, first, number, shared, syncs, k, now, access):
+    _clash(z, first, number, shared, syncs, k, now, _get(k, A), access, ATOMIC)
+    _clash(z, first, number, shared, syncs, k, now, _get(k, A + 1), access, ATOMIC)
+
+
+@_apart()
+def _atomic(z, first, number, shared, decided, syncs, k, now, low, floor, reads):
+    old = _get(k, W)
+    if reads and (old == 0 and not decided or shared and old >> EPOCH < low):
+        changed = _get(k, A)
+        if changed < floor or shared and changed >> EPOCH < low:
+            _unwritten(z, first, number, k, now, ATOMIC)
+    if not _safe(old, now, low, floor):
+        _clash(z, first, number, shared, syncs, k, now, old, ATOMIC, WRITE)
+    for word in range(R, R + 2):
+        if not _safe(_get(k, word), now, low, floor):
+            _clash(z, first, number, shared, syncs, k, now, _get(k, word), ATOMIC, READ)
+    _mark(z, shared, syncs, k, A, now)
+
+
+@numba.njit(**INLINE)
+def _read(z, m, k, now, low, floor, access):
+    first, per, shift, number, shared, decided, syncs, atomics = m
+    old, reader, epoch = _get(k, W), _get(k, R), now >> EPOCH
+    written = old >> EPOCH
+    if shared:  # the same as below, with less to ask: what is there from another block, or launch, counts for nothing
+        if written < low or written == epoch and _other_thread(old, now):
+            _read_slow(z, first, number, shared, syncs, atomics, k, now, access)
+    elif not _safe(old, now, low, floor) or old < floor and not decided and old != BEFORE:
+        _read_slow(z, first, number, shared, syncs, atomics, k, now, access)
+    if atomics and not (_safe(_get(k, A), now, low, floor) and _safe(_get(k, A + 1), now, low, floor)):
+        _clash_with_atomics(z, first, number, shared, syncs, k, now, access)
+    if shared and reader >> EPOCH != epoch:
+        _put(k, R, now)
+    elif not shared and (reader < floor or reader >> EPOCH >= low and reader >> EPOCH != epoch):
+        _put(k, R, now)
+    elif reader >> EPOCH < low or syncs:
+        _mark_slow(z, shared, syncs, k, R, now)
+    elif _other_thread(reader, now):
+        _put(k, R + 1, now)
+
+
 @numba.njit(**INLINE)
 def _write(z, m, k, now, low, floor, access):
+    first, per, shift, number, shared, decided, syncs, atomics = m
     safe = _safe(_get(k, W), now, low, floor) and _safe(_get(k, R), now, low, floor)
     safe = safe and _safe(_get(k, R + 1), now, low, floor)
-    if m[7]:
+    if atomics:
         safe = safe and _safe(_get(k, A), now, low, floor) and _safe(_get(k, A + 1), now, low, floor)
     if not safe:
-        _write_slow(z, m, k, now, access)
+        _write_slow(z, first, number, shared, syncs, k, now, access)
     _put(k, W, now)
-
-
-@numba.njit(**JIT)
-def _write_slow(z, m, k, now, access):
-    _clash(z, m, k, now, _get(k, W), access, WRITE)
-    for word in range(2):
-        _clash(z, m, k, now, _get(k, R + word), access, READ)
-        _clash(z, m, k, now, _get(k, A + word), access, ATOMIC)
-
-
-@numba.njit(**JIT)
-def _atomic(z, m, k, now, reads):
-    shared, decided = m[4], m[5]
-    old = _get(k, W)
-    if reads and (old == 0 and not decided or shared and old >> EPOCH < _get(z, LOW)):
-        changed = _get(k, A)
-        if changed < _get(z, FLOOR) or shared and changed >> EPOCH < _get(z, LOW):
-            _unwritten(z, m, k, now, ATOMIC)
-    _clash(z, m, k, now, old, ATOMIC, WRITE)
-    _clash(z, m, k, now, _get(k, R), ATOMIC, READ)
-    _clash(z, m, k, now, _get(k, R + 1), ATOMIC, READ)
-    _mark_slow(z, m, k, A, now)
 
 
 @numba.njit(**INLINE)
@@ -268,18 +306,35 @@ def _touch(z, m, k, now, low, floor, access):
     if access == READ:
         _read(z, m, k, now, low, floor, READ)
     elif access == ATOMIC or access == EXCHANGE:
-        _atomic(z, m, k, now, access == ATOMIC)
+        first, per, shift, number, shared, decided, syncs, atomics = m
+        _atomic(z, first, number, shared, decided, syncs, k, now, low, floor, access == ATOMIC)
     else:
         if access == UPDATE:
             _read(z, m, k, now, low, floor, UPDATE)
         _write(z, m, k, now, low, floor, access)
 
 
-@numba.njit(**JIT)
-def _touch_cells(z, m, k, now, low, floor, access, count):
+@_apart()
+def _read_cells(z, first, number, shared, decided, syncs, atomics, k, now, low, floor, count):
     for _ in range(count):
-        _touch(z, m, k, now, low, floor, access)
+        _read(z, (first, 1, 0, number, shared, decided, syncs, atomics), k, now, low, floor, READ)
         k += CELL
+
+
+@_apart()
+def _cells_apart(z, first, number, shared, decided, syncs, atomics, k, now, low, floor, access, count):
+    for _ in range(count):
+        _touch(z, (first, 1, 0, number, shared, decided, syncs, atomics), k, now, low, floor, access)
+        k += CELL
+
+
+@numba.njit(**INLINE)
+def _touch_cells(z, m, k, now, low, floor, access, count):
+    first, per, shift, number, shared, decided, syncs, atomics = m
+    if access == READ:  # the most frequent one has its own
+        _read_cells(z, first, number, shared, decided, syncs, atomics, k, now, low, floor, count)
+    else:
+        _cells_apart(z, first, number, shared, decided, syncs, atomics, k, now, low, floor, access, count)
 
 
 # --- an access -------------------------------------------------------------------------------------------------------
@@ -303,16 +358,24 @@ def _outside(z, number, now, access, index, axis, extent):
     return np.int64(-1)
 
 
-@numba.njit(**JIT)
+@_apart(types.int64)
 def _settle(z, number, now, access, index, axis, extent, elements):
-    """The index to go on with where ``index`` is not inside: from the end, 0 for a read, -1 for "leave it out"."""
+    """The index to go on with where ``index`` is not inside: from the end, 0 for a read, `LEAVE_OUT`, or `NOWHERE`."""
     last = extent - elements
     i = _outside(z, number, now, access, index if index < 0 or index >= extent else index + elements - 1, axis, extent)
     if 0 <= i <= last:
         return i
     if access != READ:
-        return np.int64(-1)
-    return _must1(np.int64(0) if last >= 0 else np.int64(-1))
+        return LEAVE_OUT
+    return 0 if last >= 0 else NOWHERE
+
+
+@numba.njit(**JIT)
+def _unless_nowhere(index):
+    """``index``; a read from an array that has no element ends the launch: its finding is kept."""
+    if index == NOWHERE:
+        raise IndexError
+    return index
 
 
 @numba.njit(**INLINE)
@@ -326,7 +389,7 @@ def _access1(extent, stride, index, m, z, ep, low, floor, tid, site, access, ele
     _put(z, ACCESSES, _get(z, ACCESSES) + 1)
     i = index
     if i < 0 or i > extent - elements:
-        i = _settle(z, number, now, access, i, 0, extent, elements)
+        i = _unless_nowhere(_settle(z, number, now, access, i, 0, extent, elements))
         if i < 0 or index >= 0:
             return i
     k = first + (i * stride >> shift) * CELL
@@ -360,19 +423,20 @@ def _accessn(extents, strides, index, m, z, ep, low, floor, tid, site, access, e
 
 @numba.njit(**JIT)
 def _settle_all(extents, strides, index, m, z, now, low, floor, access, elements):
+    first, per, shift, number, shared, decided, syncs, atomics = m
     offset, out, outside = np.int64(0), index, False
     for axis in range(len(index)):
         i = index[axis]
         wide = elements if axis == len(index) - 1 else 1
         if i < 0 or i > extents[axis] - wide:
-            i = _settle(z, m[3], now, access, i, axis, extents[axis], wide)
+            i = _unless_nowhere(_settle(z, number, now, access, i, axis, extents[axis], wide))
             out = _set(out, axis, i)
             if i < 0:
                 return _filled(index, np.int64(-1))
             outside |= index[axis] >= 0
         offset += i * strides[axis]
     if not outside:
-        _touch_cells(z, m, m[0] + (offset >> m[2]) * CELL, now, low, floor, access, m[1] * elements)
+        _touch_cells(z, m, first + (offset >> shift) * CELL, now, low, floor, access, per * elements)
     return out
 
 
@@ -407,6 +471,25 @@ def _set(index, axis, value):
 # m: address of the stamps (an int64 for each element and thread: the epoch of the last write), number, threads
 
 
+@_apart()
+def _local_touch(stamps, number, threads, z, place, now, access):
+    at = place * threads + _thread(now)
+    if access != WRITE and _get(stamps, at) < _get(z, LOW):
+        _note(z, UNWRITTEN_LOCAL, now, 0, number, place, access, 0, 0)
+    _put(stamps, at, now >> EPOCH)
+
+
+@_apart(types.int64)
+def _local1_slow(extent, index, stamps, number, threads, z, ep, tid, site, access):
+    now, i = _record(z, False, ep, tid, site), index
+    if i < 0 or i >= extent:
+        i = _settle(z, number, now, access, i, 0, extent, 1)
+        if i < 0 or index >= 0:
+            return i
+    _local_touch(stamps, number, threads, z, i, now, access)
+    return i
+
+
 @numba.njit(**INLINE)
 def _local1(extents, index, m, z, ep, low, floor, tid, site, access):
     """As `_access1`, for an array of each thread's own."""
@@ -416,18 +499,7 @@ def _local1(extents, index, m, z, ep, low, floor, tid, site, access):
         if access != READ:
             _put(at, 0, np.int64(ep))
         return index
-    return _local1_slow(extents[0], index, m, z, ep, tid, site, access)
-
-
-@numba.njit(**JIT)
-def _local1_slow(extent, index, m, z, ep, tid, site, access):
-    now, i = _record(z, False, ep, tid, site), index
-    if i < 0 or i >= extent:
-        i = _settle(z, m[1], now, access, i, 0, extent, 1)
-        if i < 0 or index >= 0:
-            return i
-    _local_touch(z, m, i, now, access)
-    return i
+    return _unless_nowhere(_local1_slow(extents[0], index, m[0], m[1], m[2], z, ep, tid, site, access))
 
 
 @numba.njit(**INLINE)
@@ -453,41 +525,41 @@ def _localn_slow(extents, index, m, z, ep, tid, site, access):
     for axis in range(len(index)):
         i = index[axis]
         if i < 0 or i >= extents[axis]:
-            i = _settle(z, m[1], now, access, i, axis, extents[axis], 1)
+            i = _unless_nowhere(_settle(z, m[1], now, access, i, axis, extents[axis], 1))
             out = _set(out, axis, i)
             if i < 0:
                 return _filled(index, np.int64(-1))
             outside |= index[axis] >= 0
         place = place * extents[axis] + i
     if not outside:
-        _local_touch(z, m, place, now, access)
+        _local_touch(m[0], m[1], m[2], z, place, now, access)
     return out
-
-
-@numba.njit(**JIT)
-def _local_touch(z, m, place, now, access):
-    stamps, number, threads = m
-    at = place * threads + _thread(now)
-    if access != WRITE and _get(stamps, at) < _get(z, LOW):
-        _note(z, UNWRITTEN_LOCAL, now, 0, number, place, access, 0, 0)
-    _put(stamps, at, now >> EPOCH)
 
 
 # --- barriers --------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(**JIT)
-def _epoch(z):
-    """Begin the next epoch; returns it."""
+@_apart(types.int64)
+def _next_epoch(z):
+    """Begin the next epoch; returns it, or -1 if there are no more."""
     _flush(z)
     epoch = _get(z, NOW) + 1
     if epoch >= EPOCH_MAX:
-        raise OverflowError
+        return -1
     _put(z, NOW, epoch)
     for thread in range(_get(z, LANES)):
         _put(_get(z, CLOCKS), thread, 0)
         for lane in range(32):
             _put(_get(z, KNOWN), thread * 32 + lane, -1)
+    return epoch
+
+
+@numba.njit(**JIT)
+def _epoch(z):
+    """Begin the next epoch; returns it."""
+    epoch = _next_epoch(z)
+    if epoch < 0:
+        raise OverflowError
     return epoch
 
 
@@ -518,7 +590,7 @@ def _exited(z, alive, ep, site):
         _note(z, EXITED, _record(z, False, ep, left, site), _record(z, False, ep, gone, site), 0, 0, 0, 0, 0)
 
 
-@numba.njit(**JIT)
+@_apart()
 def _syncwarp(z, warp, bits):
     """Lanes ``bits`` of a warp meet: each then knows all that any of them knew, and what each of them has done."""
     known, clocks = _get(z, KNOWN), _get(z, CLOCKS)
