@@ -1,5 +1,6 @@
 """Compilation: the disk cache, what it depends on, and what happens when LLVM aborts."""
 
+import importlib.util
 import os
 
 import numpy as np
@@ -8,6 +9,7 @@ from numba import cuda
 
 import common
 from common.cpu import compile as compiling
+from common.cpu.errors import OutOfBoundsError
 
 if common.BACKEND != "cpu":
     pytest.skip("about the CPU backend's compiler", allow_module_level=True)
@@ -63,6 +65,41 @@ def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_p
     monkeypatch.setitem(globals(), "TABLE", np.array([7, 2, 3]))
     third, files = run()
     assert third == [3 * i + 7 for i in range(32)] and len(files) == 3
+
+
+MOVED = """
+from numba import cuda
+
+@cuda.jit
+def no_guard(x, y):
+    i = cuda.grid(1)
+    y[i] = 2 * x[i]{comment}
+"""
+
+
+def test_a_kernel_that_has_moved_is_not_compiled_again_and_knows_its_lines(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MINI_CHECK", "1")
+    counted, compile_in_child = [], compiling._compile_in_child
+    monkeypatch.setattr(compiling, "_compile_in_child", lambda *a: counted.append(a) or compile_in_child(*a))
+
+    def launch(name, text):
+        (tmp_path / name).write_text(text)
+        spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), tmp_path / name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with pytest.raises(OutOfBoundsError) as caught:
+            module.no_guard[2, 32](np.ones(40, np.float32), np.ones(64, np.float32))
+        return caught.value.filename, caught.value.lineno
+
+    assert launch("first.py", MOVED.format(comment="")) == (str(tmp_path / "first.py"), 7)
+    assert len(counted) == 1
+    moved = "# a line above\n" + MOVED.format(comment="  # another comment")
+    assert launch("second.py", moved) == (str(tmp_path / "second.py"), 8)
+    assert len(counted) == 1
+    assert launch("third.py", moved.replace("2 *", "3 *")) == (str(tmp_path / "third.py"), 8)
+    assert len(counted) == 2
+    assert len(list((tmp_path / "cache").glob("run_no_guard_*.py"))) == 2
 
 
 @cuda.jit
