@@ -400,8 +400,8 @@ def _module(path):
     if module is None or module.__file__ != str(path):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
         spec.loader.exec_module(module)
+        sys.modules[path.stem] = module  # only when it is whole: another thread may look for it
     return module
 
 
