@@ -122,17 +122,21 @@ def _module_text(name):
 class Compiled:
     """A kernel compiled for one block shape and one list of argument types.
 
-    run: the compiled function. tables: what stands in the kernel's table file. source: both as text.
+    run: the compiled function. tables: what stands in the kernel's table file. paths: the files of the two.
     """
 
-    def __init__(self, run, tables, source):
-        self.run, self.sites, self.source = run, tables["SITES"], source
+    def __init__(self, run, tables, paths):
+        self.run, self.sites, self.paths = run, tables["SITES"], paths
         self.static_bytes, self.uses_dynamic = tables["STATIC_SHARED_BYTES"], tables["DYNAMIC_SHARED"]
         self.arrays = tables.get("ARRAYS", [])  # these six: where accesses are looked at
         self.shared_cells, self.stamps = tables.get("SHARED_CELLS", (0, 0)), tables.get("STAMPS", 0)
         self.lanes, self.in_order = tables.get("LANES", 0), tables.get("IN_ORDER", True)
         self.notices, self.fences = tables.get("NOTICES", []), tables.get("FENCES", False)
         self.points, self.counters = tables.get("POINTS", []), tables.get("COUNTERS", [])  # memory reports
+
+    @property
+    def source(self):
+        return "\n".join(path.read_text(encoding="utf-8") for path in self.paths)
 
 
 def generate(function, block_dim, arg_types, nonneg, check):
@@ -361,12 +365,12 @@ def load(function, digest, block_dim, arg_types, nonneg, check):
         code_path = folder / f"run_{function.__name__}_{_code_digest(code, what)}.py"
         if not code_path.exists():
             code_path = _write(folder, code_path, code)
-        tables = _read(_write(folder, path, f"CODE = {code_path.stem!r}\n{told}"))
-    if check == "accesses":
-        shadow.prepare()
+        path = _write(folder, path, f"CODE = {code_path.stem!r}\n{told}")
+        tables = _read(path)
     module = _module(code_path)
     signature = (*[types.int64] * 5, types.uint8[::1], types.int64[::1], *arg_types)
     if check == "accesses":
+        shadow.prepare()
         signature += (*[types.int64] * 4, types.int64[:, ::1])
     elif check == "memory":
         signature += tuple(memlog.PARAMETERS.values())
@@ -380,16 +384,16 @@ def load(function, digest, block_dim, arg_types, nonneg, check):
         module.run.compile(signature)
     finally:
         config.LOOP_VECTORIZE = keep
-    return Compiled(module.run, tables, f"{code_path.read_text(encoding='utf-8')}\n{tables['TEXT']}")
+    return Compiled(module.run, tables, (code_path, path))
 
 
 def _read(path):
-    """The tables of a file as a dict, and its TEXT; None if there is no such file."""
+    """The tables of a file as a dict; None if there is no such file."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
         return None
-    tables = {"TEXT": text}
+    tables = {}
     exec(compile(text, path, "exec"), tables)
     return tables
 

@@ -59,9 +59,10 @@ def _apart(returns=types.void):
     """
 
     def register(function):
+        symbol = "kernel_by_kernel" + function.__name__
         signature = returns(*[types.int64] * function.__code__.co_argcount)
-        APART["kernel_by_kernel" + function.__name__] = function, signature
-        return types.ExternalFunction("kernel_by_kernel" + function.__name__, signature)
+        APART[symbol] = function, signature
+        return types.ExternalFunction(symbol, signature)
 
     return register
 
