@@ -54,7 +54,7 @@ def table(report):
     """A report as text: a line for each criterion, and under it what was seen and a hint."""
     total = f"{report['points']} of {report['max_points']} points, {report['seconds']:.1f} s"
     lines = [f"{report['exercise']}  {report['title']}: {total}", ""]
-    told = None
+    told = hint = None
     for row in report["criteria"]:
         mark = "ok  " if row["passed"] else "MISS"
         again = not row["passed"] and (row["cause"], row["hint_name"]) == told
@@ -64,9 +64,10 @@ def table(report):
             lines.append(f"{' ' * 15}{row['note']}")
         if not row["passed"] and not again:
             told = row["cause"], row["hint_name"]
-            for part in row["seen"].splitlines():
+            said = [*row["seen"].splitlines(), *([] if row["hint"] == hint else [f"hint: {row['hint']}"])]
+            hint = row["hint"]
+            for part in said:
                 lines += textwrap.wrap(part, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15) or [""]
-            lines += textwrap.wrap(f"hint: {row['hint']}", WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15)
     return "\n".join(lines)
 
 

@@ -70,10 +70,17 @@ def load(file):
 
 
 def where(error, file):
-    """``NAME.py:LINE: line`` of the innermost place in the student's file that an error passed through, or ""."""
+    """``NAME.py:LINE: line`` of the innermost place in the student's file that an error passed through, or "".
+
+    Of an error while a kernel was compiled, it is where the kernel begins, not where it was launched.
+    """
     name = Path(file).name
     if getattr(error, "filename", None) and getattr(error, "lineno", None):  # of our backend: the kernel's own line
         return f"{Path(error.filename).name}:{error.lineno}"
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = getattr(getattr(frame.f_locals.get("self"), "py_func", None), "__code__", None)
+        if frame.f_code.co_name == "compile" and code is not None and code.co_filename == str(file):  # Numba's
+            return f"{name}:{code.co_firstlineno}: kernel {code.co_name}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename == str(file):
             return f"{name}:{frame.lineno}: {frame.line}"

@@ -1,5 +1,6 @@
 """The checks of ch14/kv_cache: see `common.grade`. The oracle is a GPT-2 in NumPy that keeps all keys and values."""
 
+import math
 import time
 
 import numpy as np
@@ -144,12 +145,17 @@ def test_speed(student):
     made(student, "slow")
     tokens, count = prompt("slow", SIZES["slow"]["n_ctx"] - 62, seed=7), 32
     on = f"{count} tokens after a prompt of {len(tokens)}"
-    seconds = {}
-    for function in ("generate", "generate_without"):
+    least = 1.5 if BACKEND == "gpu" else 3
+    seconds = {"generate": math.inf, "generate_without": math.inf}
+    for function in seconds:
         student.call(function, "slow", tokens, 2, on=on)  # compiles
-        start = time.perf_counter()
-        student.call(function, "slow", tokens, count, on=on)
-        seconds[function] = time.perf_counter() - start
-    ratio = seconds["generate_without"] / seconds["generate"]
+    for _ in range(3):  # the shortest time counts: what else the machine does only makes it longer
+        for function in seconds:
+            start = time.perf_counter()
+            student.call(function, "slow", tokens, count, on=on)
+            seconds[function] = min(seconds[function], time.perf_counter() - start)
+        ratio = seconds["generate_without"] / seconds["generate"]
+        if ratio >= least:
+            break
     student.note = f"{ratio:.1f} times as fast as without a cache: {on}"
-    check(ratio >= (1.5 if BACKEND == "gpu" else 3), f"{ratio:.1f} times as fast as without a cache, on {on}", "rows")
+    check(ratio >= least, f"{ratio:.1f} times as fast as without a cache, on {on}", "rows")
