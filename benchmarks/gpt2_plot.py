@@ -45,7 +45,7 @@ def draw_decode(results, path):
         axis.axvline(ceiling, color="#666", lw=1, ls="--")
         axis.set_yticks(range(len(rows)), names)
         axis.invert_yaxis()
-        axis.set_xlabel(f"tokens/s\n(dashed: all weights read at the speed of a copy, {ceiling:.0f})")
+        axis.set_xlabel(f"tokens/s\ndashed: all weights read at a copy's speed, {ceiling:.0f}")
         axis.set_xlim(0, 1.15 * max([*values, ceiling]))
         axis.set_title(result["device"].replace("NVIDIA ", ""))
         axis.spines[["top", "right"]].set_visible(False)
@@ -105,7 +105,7 @@ def _save(figure, path):
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")  # long names widen it
     plt.close(figure)
 
 

@@ -259,7 +259,7 @@ def test_plots_show_every_model_that_was_measured(tmp_path, capsys):
         assert text == (tmp_path / "two" / name).read_text(encoding="utf-8"), "the same figures, another file"
         assert all(word in text for word in ("H100", "naive", "fast", "transformers, eager", "torch.compile"))
         assert "a CPU" not in text and ">kv<" not in text
-    assert "speed of a copy, 12000)" in (tmp_path / "one" / "decode.svg").read_text(encoding="utf-8")
+    assert "at a copy's speed, 12000" in (tmp_path / "one" / "decode.svg").read_text(encoding="utf-8")
 
 
 def test_plot_without_figures_says_what_to_run(tmp_path, capsys):
