@@ -17,7 +17,7 @@ import common  # noqa: E402, F401  (before numba.cuda)
 
 # isort: split
 from benchmarks.ladders import RESULTS  # noqa: E402
-from benchmarks.plots import COLOURS, LIBRARY_COLOUR  # noqa: E402
+from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, save  # noqa: E402
 
 PEER_COLOURS = [LIBRARY_COLOUR, "#e8c98f", "#a97a1f", "#7a5a1a"]
 
@@ -30,7 +30,7 @@ def measured(folder=RESULTS):
 
 def draw_decode(results, path):
     """Bars of tokens/s for every level and peer, with the device's ceiling as a line, to the SVG file ``path``."""
-    plt = _pyplot()
+    plt = pyplot()
     most = max(len(_rows(result, "tokens_s")) for result in results)
     figure, axes = plt.subplots(1, len(results), figsize=(5.4 * len(results) + 0.6, 0.36 * most + 1.5), squeeze=False)
     for axis, result in zip(axes[0], results):
@@ -52,12 +52,12 @@ def draw_decode(results, path):
     first = results[0]
     figure.suptitle(f"GPT-2, {first['new_tokens']} tokens after a prompt of {first['prompt_tokens']}, batch 1")
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_prefill(results, path):
     """Groups of bars, one a prompt's length, of the ms that every level and peer takes, to the SVG file ``path``."""
-    plt = _pyplot()
+    plt = pyplot()
     from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(1, len(results), figsize=(5.4 * len(results) + 0.6, 3.6), squeeze=False)
@@ -87,26 +87,7 @@ def draw_prefill(results, path):
     figure.suptitle("GPT-2: reading a prompt, batch 1")
     figure.tight_layout(rect=(0, 0.08 + 0.06 * ((len(found) - 1) // 3), 1, 1))
     figure.legend(found.values(), found.keys(), loc="lower center", ncols=3, frameon=False)
-    _save(figure, path)
-
-
-def _pyplot():
-    """matplotlib, with the settings of ``benchmarks/plots.py``: the same figures give the same file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "kernel by kernel", "font.size": 9, "svg.fonttype": "none"})
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(figure, path):
-    import matplotlib.pyplot as plt
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")  # long names widen it
-    plt.close(figure)
+    save(figure, path)
 
 
 def _rows(result, key):

@@ -21,14 +21,27 @@ COLOURS = ["#9db4c0", "#5c8ea6", "#2f6690", "#16425b", "#81a684", "#466060", "#c
 LIBRARY_COLOUR = "#d9a441"
 
 
-def draw(chapter, name, path):
-    """Draw ladder ``name`` as grouped bars, a panel for each device, to the SVG file ``path``."""
+def pyplot():
+    """``matplotlib.pyplot`` with our settings: the same figures give the same file."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.hashsalt": "kernel by kernel", "font.size": 9, "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def save(figure, path):
+    """Write a figure to the SVG file ``path``, whose folder is made, and close it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")  # long names widen it
+    pyplot().close(figure)
+
+
+def draw(chapter, name, path):
+    """Draw ladder ``name`` as grouped bars, a panel for each device, to the SVG file ``path``."""
+    plt = pyplot()
     measured = lessons.measured(chapter, name)
     letters = max(sum(len(size) + 3 for size in ladder["sizes"]) for _, ladder in measured)  # sizes, side by side
     room = max(4.2, 0.078 * letters) * len(measured) + 0.8
@@ -54,9 +67,7 @@ def draw(chapter, name, path):
     figure.suptitle(measured[0][1]["title"])
     figure.tight_layout(rect=(0, 0.06 + 0.06 * ((len(labels) - 1) // 3), 1, 1))
     figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")  # long names widen it
-    plt.close(figure)
+    save(figure, path)
 
 
 def main(argv=None):

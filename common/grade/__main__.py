@@ -54,7 +54,7 @@ def table(report):
     """A report as text: a line for each criterion, and under it what was seen and a hint."""
     total = f"{report['points']} of {report['max_points']} points, {report['seconds']:.1f} s"
     lines = [f"{report['exercise']}  {report['title']}: {total}", ""]
-    told = hint = None
+    told = None, None
     for row in report["criteria"]:
         mark = "ok  " if row["passed"] else "MISS"
         again = not row["passed"] and (row["cause"], row["hint_name"]) == told
@@ -63,9 +63,10 @@ def table(report):
         if row.get("note"):
             lines.append(f"{' ' * 15}{row['note']}")
         if not row["passed"] and not again:
+            said = row["seen"].splitlines()
+            if row["hint_name"] != told[1]:
+                said.append(f"hint: {row['hint']}")
             told = row["cause"], row["hint_name"]
-            said = [*row["seen"].splitlines(), *([] if row["hint"] == hint else [f"hint: {row['hint']}"])]
-            hint = row["hint"]
             for part in said:
                 lines += textwrap.wrap(part, WIDTH, initial_indent=" " * 15, subsequent_indent=" " * 15) or [""]
     return "\n".join(lines)
