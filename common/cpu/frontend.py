@@ -16,14 +16,15 @@ from .inline import Inlining
 from .lower import Lowering
 from .registry import equivalent_of
 from .resolve import Resolver
-from .source import MISSING, python_function, source_tree, static_value
+from .source import MISSING, local_names, python_function, source_tree
 from .stubs import Stub
 
 
 class Program:
     """A kernel in normal form, with all that its generated module needs."""
 
-    def __init__(self, function, block_dim, tables, inline_accesses=False):
+    def __init__(self, function, names, block_dim, tables, inline_accesses=False):
+        self.names = names  # what the names in it stand for, see `source.Names`
         self.block_dim = block_dim  # (x, y, z)
         self.inline_accesses = inline_accesses  # also inline device functions that index arrays: then all is checked;
         # "all": and all others
@@ -35,6 +36,7 @@ class Program:
         self.consts = {}  # name -> python text
         self.device = {}  # generated njit device functions: name -> FunctionDef, in order of need
         self.device_names = {}  # python function -> name
+        self.modules = set()  # full names of the modules of registered equivalents
         self.inlined = 0
         self.temps = 0
         self.uses = {}  # python function -> (inline?, needs positions?)
@@ -60,13 +62,14 @@ class Program:
             return self.uses[function]
         self.uses[function] = (False, False)  # recursion ends here
         tree, _ = source_tree(function)
+        own = local_names(tree)
         inline, position = self.inline_accesses == "all", False
-        for node in ast.walk(tree):
+        for node in (n for stmt in tree.body for n in ast.walk(stmt)):
             if self.inline_accesses and isinstance(node, ast.Subscript):
                 inline = True
             if not isinstance(node, (ast.Name, ast.Attribute)):
                 continue
-            value = static_value(node, function, ())
+            value = self.names.static_value(node, function, own)
             if isinstance(value, Stub):
                 inline |= value.role in ("block", "warp") or value.name == "shared.array"
                 inline |= self.inline_accesses and value.role == "atomic"
@@ -98,10 +101,7 @@ class FunctionFront(Lowering, Inlining, Resolver):
                 "list the parameters one by one",
             )
         self.param_names = [a.arg for a in args.posonlyargs + args.args]
-        self.locals = set(self.param_names)
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                self.locals.add(node.id)
+        self.locals = local_names(self.tree)
         self.inline_stack = [function]
         self.hoisting = True  # False for device functions compiled on their own
         self.arrays = {}  # local name -> unique name of a shared or local array

@@ -13,10 +13,11 @@ import numpy as np
 from numba.core import types
 
 from . import compile as compiling
-from . import fresh, machine
+from . import fresh, machine, runtime
 from .arrays import checking
 from .device import host_view
 from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
+from .source import Names, remember
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MAX_DYNAMIC_SHARED = 227 * 1024
@@ -91,7 +92,8 @@ class Dispatcher:
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
         self.__qualname__ = function.__qualname__
         self.__wrapped__ = function
-        self._digest = None
+        self._names = {}  # types of arguments -> what globals stood for when it was compiled for them first
+        remember(function)
         self._compiled = {}
         self._seconds = {}  # compiled key -> (runs so far, least seconds a block)
         self._lock = threading.RLock()
@@ -171,10 +173,9 @@ class Dispatcher:
             with self._lock:
                 compiled = self._compiled.get(key)
                 if compiled is None:
-                    if self._digest is None:
-                        self._digest = compiling.source_digest(self.py_func)
                     arg_types = [self._typeof(v, i) for i, v in enumerate(values)]
-                    compiled = compiling.load(self.py_func, self._digest, block, arg_types, tuple(nonneg), check)
+                    names = self._names.setdefault(tuple(arg_types), Names())
+                    compiled = compiling.load(self.py_func, names, block, arg_types, tuple(nonneg), check)
                     self._compiled[key] = compiled
         return key, compiled
 
@@ -246,7 +247,7 @@ class Dispatcher:
             who = f"block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})"
         else:
             who = f"block ({bx}, {by}, {bz}), all threads"
-        if err[0] == compiling.runtime.OUT_OF_BOUNDS:
+        if err[0] == runtime.OUT_OF_BOUNDS:
             index, extent, axis = (int(v) for v in err[6:9])
             negative = " (a negative index wraps round silently without the check, also on a GPU)" if index < 0 else ""
             raise OutOfBoundsError(

@@ -10,7 +10,7 @@ import numpy as np
 from numba.core import types as nbtypes
 
 from .registry import equivalent_of
-from .source import MISSING, lookup, python_function, static_value
+from .source import MISSING, python_function
 from .stubs import Namespace, Stub
 from .tree import at, call, name, strip_docstring
 
@@ -59,7 +59,7 @@ class Resolver(ast.NodeTransformer):
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, (ast.Name, ast.Attribute)):
-            value = static_value(node, self.function, self.locals)
+            value = self.program.names.static_value(node, self.function, self.locals)
             if isinstance(value, Stub) and value.role == "position":
                 if value.name.startswith("blockDim."):
                     return MISSING  # not a compile-time constant on a GPU: shared.array(blockDim.x) must fail
@@ -140,7 +140,7 @@ class Resolver(ast.NodeTransformer):
             return _copy_at(self.bindings[node.id], node)
         if node.id in self.locals:
             return at(name(self.arrays.get(node.id) or self.rename(node.id)), node)
-        value = lookup(self.function, node.id)
+        value = self.program.names.lookup(self.function, node.id)
         if value is MISSING:
             self.fail(
                 node, f"the name {node.id!r} is not defined", "define it before the kernel, or check its spelling"
@@ -148,11 +148,11 @@ class Resolver(ast.NodeTransformer):
         return self.value_node(value, node)
 
     def visit_Attribute(self, node):
-        value = static_value(node, self.function, self.locals)
+        value = self.program.names.static_value(node, self.function, self.locals)
         if value is not MISSING:
             return self.value_node(value, node)
         if isinstance(node.value, (ast.Name, ast.Attribute)):
-            base = static_value(node.value, self.function, self.locals)
+            base = self.program.names.static_value(node.value, self.function, self.locals)
             if isinstance(base, (Namespace, pytypes.ModuleType)):
                 self.fail(node, f"{ast.unparse(node)} does not exist on the CPU backend")
         if node.attr in ("shape", "size", "ndim", "strides", "dtype", "T", "real", "imag"):
@@ -210,6 +210,7 @@ class Resolver(ast.NodeTransformer):
         if registered is not None:
             new = call(self.program.const(registered.text, "fn"), *[self.visit(a) for a in node.args], like=node)
             new.registered = registered
+            self.program.modules.add(registered.function.__module__)
             if registered.level == "warp":
                 new.special = "W"
             return new
@@ -291,15 +292,16 @@ class Resolver(ast.NodeTransformer):
     def device_call(self, function, node):
         if node.keywords:
             self.fail(node, "device functions take their arguments by position")
+        if function in self.inline_stack:
+            self.fail(
+                node,
+                f"{function.__name__} calls itself: numba-cuda does not compile recursion (0.30.4 ends with an "
+                "AttributeError about insert_unresolved_ref)",
+                "write the recursion as a loop",
+            )
         inline, position = self.program.traits(function)
         args = [self.visit(a) for a in node.args]
         if inline:
-            if function in self.inline_stack:
-                self.fail(
-                    node,
-                    f"{function.__name__} calls itself and contains barriers or shuffles",
-                    "write the recursion as a loop",
-                )
             new = call("_inline", *args, like=node)
             new.special, new.function = "I", function
             return new
@@ -316,7 +318,7 @@ class Resolver(ast.NodeTransformer):
         key = f"_d{len(program.device_names)}_{function.__name__}"
         program.device_names[function] = key
         front = type(self)(program, function)
-        front.hoisting = False
+        front.hoisting, front.inline_stack = False, [*self.inline_stack, function]
         params = [front.rename(p) for p in front.param_names]
         if program.traits(function)[1]:
             params += HIDDEN

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from . import half
+from . import half, machine_code
 from .atomics import ATOMIC, BLOCK_ATOMIC
 from .atomics import volatile_load as _volatile_load
 from .libdevice import LIBDEVICE
@@ -65,7 +65,7 @@ def _stack(typingctx, shape, dtype):
     return array(shape, dtype), codegen
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _report(err, site, bx, by, bz, thread):
     """Note the first error of a launch."""
     if err[0] == 0:
@@ -73,7 +73,7 @@ def _report(err, site, bx, by, bz, thread):
         err[0] = 1
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _inside(index, extent, axis, err, site, bx, by, bz, thread):
     """``index`` if it is within the array, else report and stop (MINI_CHECK=1)."""
     if index < 0 or index >= extent:
@@ -85,7 +85,7 @@ def _inside(index, extent, axis, err, site, bx, by, bz, thread):
     return np.intp(index)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _any(mask):
     found = False
     for lane in range(32):
@@ -93,7 +93,7 @@ def _any(mask):
     return found
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _same(values, lane, mask):
     """Bits of the lanes in ``mask`` that hold the same value as ``lane``."""
     bits = 0
@@ -103,7 +103,7 @@ def _same(values, lane, mask):
     return bits
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _lanemask_lt(lane):
     return np.uint32((1 << lane) - 1)
 
