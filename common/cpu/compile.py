@@ -7,7 +7,8 @@ from numba.core import types
 
 from . import machine_code, memlog, shadow, store
 from .device_code import DeviceModule
-from .pipeline import generate
+from .errors import CompileError
+from .pipeline import check_device, check_kernel, generate
 
 
 class Compiled:
@@ -26,20 +27,21 @@ class Compiled:
         self.points, self.counters = tables.get("POINTS", []), tables.get("COUNTERS", [])  # memory reports
 
 
-def load(function, names, block_dim, arg_types, nonneg, check):
+def load(function, names, block_dim, arg_types, nonneg, check, debug):
     """The :class:`Compiled` kernel, from disk if it is there.
 
     names: the `source.Names` that the kernel is compiled with. nonneg: which arguments are integers that are not
-    negative. check: "", "bounds", "accesses" or "memory".
+    negative. check: "", "bounds", "accesses" or "memory". debug: are divisions by zero reported?
     """
     with machine_code.settings():
         what = [str(t) for t in arg_types], check
-        made_of = names.digest(function), store.meaning_of_backend(), machine_code.platform(), block_dim, nonneg, what
+        backend = store.meaning_of_backend(), machine_code.platform()
+        made_of = names.digest(function), *backend, block_dim, nonneg, what, debug
         entry = f"kernel_{function.__name__}_{store.short_digest(repr(made_of))}.tables"
         known = _unpickled(store.read(entry))
         if known is None:
-            code, devices, modules, tables = generate(function, names, block_dim, arg_types, nonneg, check)
-            described = [(key, d.text, d.entry, d.signatures, d.modules) for key, d in devices.items()]
+            code, devices, modules, tables = generate(function, names, block_dim, arg_types, nonneg, check, debug)
+            described = [(key, d.text, d.entry, d.signatures, d.modules, d.recursive) for key, d in devices.items()]
             known = code, described, modules, tables
             if names.complete:
                 store.write(entry, pickle.dumps(known))
@@ -57,6 +59,20 @@ def load(function, names, block_dim, arg_types, nonneg, check):
     return Compiled(run, tables, source)
 
 
+def check_types(function, names, signature, device):
+    """What the decorator does for an explicit signature: values of globals are kept, a type error is raised at once.
+
+    What a GPU runs and this backend does not is reported at the first launch.
+    """
+    with machine_code.settings():
+        try:
+            names.digest(function)
+            check_device(function, names, [signature]) if device else check_kernel(function, names, signature)
+        except CompileError as error:
+            if error.on_gpu_too:
+                raise
+
+
 _runs = {}  # name of machine code -> the dispatcher of a generated module's ``run``: kernels of equal code share it
 
 
@@ -65,7 +81,8 @@ def _run(title, code, devices, modules, what):
     behind = {"accesses": ("shadow",), "memory": ("memlog",)}.get(what[1], ())
     name = machine_code.name_of(f"run_{title}", repr(described), modules, behind)
     if name not in _runs:
-        names = {"__name__": name, **{key: device.dispatcher() for key, device in devices.items()}}
+        names = machine_code.module(name)
+        names |= {key: device.dispatcher() for key, device in devices.items()}
         exec(compile(code, f"<{name}>", "exec"), names)
         _runs[name] = machine_code.kept(numba.njit(**machine_code.OPTIONS)(names["run"]), lambda: name)
     return _runs[name]

@@ -7,7 +7,7 @@ share it. Equal means: of the same text, once the names that the front end has n
 import ast
 
 import numba
-from numba.core import types
+from numba.core import ir, types
 
 from . import machine_code
 from .analysis import copy_expr
@@ -19,11 +19,12 @@ _namespaces = {}  # name of a device module -> its namespace
 class DeviceModule:
     """The text of one device function, ``entry``, and of all that it calls.
 
-    signatures: {function: its explicit ones}. modules: see `Program`.
+    signatures: {function: its explicit ones}. modules: see `Program`. recursive: the functions that call themselves.
     """
 
-    def __init__(self, text, entry, signatures, modules):
+    def __init__(self, text, entry, signatures, modules, recursive=()):
         self.text, self.entry, self.signatures, self.modules = text, entry, signatures, tuple(modules)
+        self.recursive = tuple(recursive)
         self.name = machine_code.name_of(f"dev{entry}", repr((text, sorted(signatures.items()))), self.modules)
 
     def dispatcher(self):
@@ -33,28 +34,45 @@ class DeviceModule:
             _namespaces[self.name] = self._run(code, lambda f, key: machine_code.kept(f, lambda: f"{self.name}.{key}"))
         return _namespaces[self.name][self.entry]
 
+    def check_recursion(self, fail):
+        """Call ``fail(function, types, types it calls itself with)`` where these differ: a GPU refuses that."""
+        for key in self.recursive:
+            dispatcher = _namespaces[self.name][key]
+            for own, result in dispatcher.overloads.items():
+                facts = result.type_annotation
+                for call, signature in facts.calltypes.items():
+                    callee = isinstance(call, ir.Expr) and call.op == "call" and facts.typemap[call.func.name]
+                    if isinstance(callee, types.RecursiveCall) or getattr(callee, "dispatcher", None) is dispatcher:
+                        if signature.args != own:
+                            fail(key, own, signature.args)
+
     def fresh_dispatcher(self, trees):
         """The same, compiled from the trees of the source, so that Numba's errors have the lines of the source."""
         head = ast.parse(self.text)
         head.body = [stmt for stmt in head.body if not isinstance(stmt, ast.FunctionDef)]
-        names = self._run(compile(head, "<device functions>", "exec"), None)
+        names = machine_code.module(self.name + "_anew")
+        exec(compile(head, f"<{self.name}>", "exec"), names)
         for tree in trees:
             exec(compile(ast.Module([tree], []), tree.filename, "exec"), names)
             names[tree.name] = self._jit(names[tree.name])
-        return names[self.entry]
+        return self._signed(names)[self.entry]
 
     def _run(self, code, keep):
         def device(function):
             dispatcher = self._jit(function)
-            return keep(dispatcher, function.__name__) if keep else dispatcher
+            # what calls itself is compiled, and looked at, in each process
+            return dispatcher if function.__name__ in self.recursive else keep(dispatcher, function.__name__)
 
-        names = {"__name__": self.name, "_device": device}
+        names = machine_code.module(self.name)
+        names["_device"] = device
         exec(code, names)
+        return self._signed(names)
+
+    def _signed(self, names):
         for key, signatures in self.signatures.items():
-            for given in signatures if key in names else ():
-                names[key].compile(given)
-            if key in names:
-                names[key].disable_compile()
+            for signature in signatures:
+                names[key].compile(signature)
+            names[key].disable_compile()
         return names
 
     @staticmethod
@@ -106,6 +124,12 @@ def _module(program, entry):
         if key in names and function in program.names.signatures:
             hidden = (types.int64,) * (len(HIDDEN) if program.traits(function)[1] else 0)
             given = program.names.signatures[function]
-            signatures[names[key]] = [(*s.args, *hidden) if s.return_type is None else s.return_type(*s.args, *hidden)
-                                      for s in given]  # fmt: skip
-    return DeviceModule("\n".join([*lines, ""]), names[entry], signatures, program.modules)
+            args = [(*map(_any_layout, s if isinstance(s, tuple) else s.args), *hidden) for s in given]
+            signatures[names[key]] = [a if isinstance(s, tuple) else s.return_type(*a) for s, a in zip(given, args)]
+    recursive = [names[program.device_names[f]] for f in program.recursive if program.device_names[f] in names]
+    return DeviceModule("\n".join([*lines, ""]), names[entry], signatures, program.modules, recursive)
+
+
+def _any_layout(kind):
+    """An array type with any strides: rows of local arrays have them here, where a GPU's are contiguous."""
+    return kind.copy(layout="A") if isinstance(kind, types.Array) else kind

@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import time
+import types as pytypes
 import warnings
 
 import llvmlite
@@ -23,7 +24,7 @@ from numba.core.registry import cpu_target
 from numba.core.serialize import dumps
 from numba.cpython import numbers
 
-from . import store
+from . import gpu_numbers, store
 
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
 
@@ -46,6 +47,12 @@ def name_of(title, text, modules=(), behind=()):
     called = [store.meaning_of_module(module) for module in modules]
     parts = text, called, store.meaning_of_backend("runtime", *behind), platform()
     return f"{title}_{store.short_digest(repr(parts))}"
+
+
+def module(name):
+    """The namespace of a new module for generated code. It can be imported: Numba knows functions by their module."""
+    sys.modules[name] = pytypes.ModuleType(name)
+    return sys.modules[name].__dict__
 
 
 class Kept:
@@ -135,21 +142,23 @@ def callback(function, signature):
 def settings():
     """What differs from Numba's ordinary compilation, for as long as one of our kernels is compiled.
 
-    Signed integers wrap round, as they do on a GPU: Numba tells LLVM that they never overflow, and a hash like
-    ``x * 6364136223846793005 >> 40`` then came out wrong (found by the random kernels). And no garbage collection:
-    Numba makes millions of small objects that all live until it is done; looking through them costs a fifth.
+    Casts and shifts are a GPU's, see `gpu_numbers`. Signed integers wrap round, as they do there: Numba tells LLVM
+    that they never overflow, and a hash like ``x * 6364136223846793005 >> 40`` then came out wrong (found by the random
+    kernels). And no garbage collection: Numba makes millions of small objects that all live until it is done; looking
+    through them costs a fifth.
     The lock is Numba's own: no other thread compiles meanwhile, with these settings or while this process forks.
     """
     with global_compiler_lock:
+        gpu_numbers.install()
         enabled, flags = gc.isenabled(), numbers._int_arith_flags
         gc.disable()
-        numbers._int_arith_flags = lambda result_type: []
+        numbers._int_arith_flags, gpu_numbers.active = (lambda result_type: []), True
         start = time.thread_time()
         try:
             yield
         finally:
             count["seconds"] += time.thread_time() - start
-            numbers._int_arith_flags = flags
+            numbers._int_arith_flags, gpu_numbers.active = flags, False
             if enabled:
                 gc.enable()
 

@@ -151,9 +151,11 @@ class Names:
             self.complete &= not self.closed
             value = look()
             self._values[key] = value
-            inner = python_function(value)
-            if inner is not None and getattr(value, "signatures_given", None):
-                self.signatures[inner] = value.signatures_given
+            if python_function(value) is not None and getattr(value, "explicit", None):
+                for frozen in value.frozen_names:  # it was compiled when it was decorated
+                    self._values |= frozen._values
+                    self.signatures |= frozen.signatures
+                self.signatures[value.py_func] = value.explicit.all
         return self._values[key]
 
     def digest(self, function):
