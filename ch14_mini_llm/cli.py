@@ -104,6 +104,13 @@ def run_program(
             raise
         sys.stdout.flush()
         return 0
+    except BrokenPipeError:
+        _silence(output)  # Python flushes once more at its end
+        return 141
+    except _OutputError as error:
+        _silence(output)
+        print(f"{name}: error: the standard output {error}", file=sys.stderr)
+        return 2
     except (RequestError, *mistakes) as error:
         print(f"{name}: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -113,13 +120,6 @@ def run_program(
     except KeyboardInterrupt:
         print(f"\n{name}: {stopped}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        _silence(output)  # Python flushes once more at its end
-        return 141
-    except _OutputError as error:
-        _silence(output)
-        print(f"{name}: error: the standard output {error}", file=sys.stderr)
-        return 2
     finally:
         sys.stdout, sys.stderr = output, errors
 

@@ -493,8 +493,8 @@ def test_a_goal_is_text(untouched, value):
 @needs_make
 @pytest.mark.parametrize("value", NASTY)
 def test_what_the_makefile_is_made_of_is_not_a_variable(untouched, value):
-    names = ["PY", "RUN", "RUN_QUIETLY", "PIP", "MODEL", "OUTDATED", "CHAPTERS", "SHELL", ".SHELLFLAGS", "VPATH",
-             "MAKE", ".DEFAULT_GOAL", "KBK_PROMPT", "KBK_VENV", "plain", "hash", "v", "_", "1", "MAKECMDGOALS"]  # fmt: skip
+    names = ["PY", "RUN", "RUN_QUIETLY", "PIP", "MODEL", "OUTDATED", "CHAPTERS", "SHELL", ".SHELLFLAGS", "VPATH", "v",
+             "MAKE", ".DEFAULT_GOAL", "KBK_PROMPT", "KBK_VENV", "plain", "hash", "_", "1", "MAKECMDGOALS"]  # fmt: skip
     code, calls, output = untouched("ch14", *(f"{name}={value}" for name in names))
     assert (code, calls[-1]) == (0, CH14 + "<--tokens=15496,11,612,318><--max_new=64><--stats>"), output
 

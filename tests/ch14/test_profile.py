@@ -281,14 +281,14 @@ def test_a_picture_replaces_a_regular_file_only(weights, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     (tmp_path / "folder.svg").mkdir()
     os.mkfifo(tmp_path / "pipe.svg")
-    (tmp_path / "null.svg").symlink_to("/dev/null")
+    (tmp_path / "device.svg").symlink_to(os.ttyname(os.openpty()[1]))
     (tmp_path / "weights.svg").symlink_to(weights)
-    for name, said in (("folder.svg", "a folder"), ("pipe.svg", "a pipe"), ("null.svg", "a device"),
+    for name, said in (("folder.svg", "a folder"), ("pipe.svg", "a pipe"), ("device.svg", "a device"),
                        ("weights.svg", "is what is read")):  # fmt: skip
         code, out, err = call(capsys, "--weights", weights, "--save", tmp_path / name)
         assert (code, out) == (2, "") and err.startswith("profile.py: error: --save: ") and err.count("\n") == 1
         assert said in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.svg", "null.svg", "pipe.svg", "weights.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.svg", "folder.svg", "pipe.svg", "weights.svg"]
 
 
 def test_a_tool_needs_a_gpu_and_to_be_there(weights, capsys, monkeypatch, tmp_path):
