@@ -78,6 +78,15 @@ def check_output(path: str | os.PathLike, option: str, inputs: Iterable[str | os
         raise FileError(f"{option}: {path} takes {size} bytes, but {free} are free; make room, or choose another place")
 
 
+def make_output(path: str | os.PathLike, option: str) -> None:
+    """`check_output` after making the folders that lead to `path`. Raises `FileError`."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{option}: {error.filename} cannot be made ({error.strerror}); choose another place") from None
+    check_output(path, option)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike, option: str = "output") -> Iterator[BinaryIO]:
     """A new file, open for writing and reading, that takes the place of the regular file `path` when it is complete.

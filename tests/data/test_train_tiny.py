@@ -309,10 +309,11 @@ def odd_outputs(tmp_path):
     (tmp_path / "to_pipe").symlink_to("pipe")
     (tmp_path / "to_text").symlink_to("text.txt")
     (tmp_path / "to_itself").symlink_to("to_itself")
-    found = {"folder": "a folder", "pipe": "a pipe", "to_folder": "a folder", "to_pipe": "a pipe",
-             "text.txt": "what is read", "to_text": "what is read", "to_itself": "leads nowhere", "text.txt/x": "text.txt is not a folder",
-             "absent/x": "there is no folder", "x" * 300: "too long"}  # fmt: skip
-    return found | {os.ttyname(os.openpty()[1]): "a device"}
+    return {
+        "folder": "a folder", "pipe": "a pipe", os.ttyname(os.openpty()[1]): "a device", "text.txt": "what is read",
+        "to_folder": "a folder", "to_pipe": "a pipe", "to_text": "what is read", "to_itself": "leads nowhere",
+        "text.txt/x": "text.txt is not a folder", "absent/x": "there is no folder", "x" * 300: "too long",
+    }  # fmt: skip
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
