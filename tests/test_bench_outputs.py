@@ -33,5 +33,5 @@ def test_out_is_checked_before_the_work(name, tmp_path, monkeypatch, capsys):
         assert end.value.code == 2
         *_, error = capsys.readouterr().err.splitlines()
         assert "error: --out: " in error and said in error
-    assert (tmp_path / "file").read_text() == "kept" 
+    assert (tmp_path / "file").read_text() == "kept"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "pipe"]
