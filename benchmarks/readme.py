@@ -57,9 +57,9 @@ def model_table(folder):
         f"*{result['device']}, GPT-2 small (124M) in one run: {result['new_tokens']} tokens{fewer} after a prompt of "
         f"{result['prompt_tokens']}, batch 1, float16 (`naive` and `kv`: float32), random weights. "
         "All weights read at the speed of the device's own copy would be "
-        f"{result['ceiling_tokens_s']:.0f} tokens/s. All figures are of the likeliest token each time. To draw one from "
-        f"the k likeliest (`--top_k`) takes chapter 13's kernel {filtered:.0f} µs at k = 50, where the whole step of "
-        f"`fast` takes {step:.0f} µs: it leaves at most about a {_part(step / (step + filtered))} of the speed.*"
+        f"{result['ceiling_tokens_s']:.0f} tokens/s. All figures are of the likeliest token each time. To draw one "
+        f"from the k likeliest (`--top_k`) takes chapter 13's kernel {filtered:.0f} µs at k = 50, where the whole step "
+        f"of `fast` takes {step:.0f} µs: it leaves at most about a {_part(step / (step + filtered))} of the speed.*"
     )
     return [*lines, "", what]
 
