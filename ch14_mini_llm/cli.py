@@ -129,7 +129,7 @@ class _OutputError(Exception):
 
 
 class _Output:
-    """The standard output, whose errors are told from those of files."""
+    """The standard output, with errors of a kind of their own: an OSError may also be about a file."""
 
     def __init__(self, stream) -> None:
         self._stream = stream

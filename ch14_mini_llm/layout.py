@@ -181,11 +181,11 @@ def read_tensors(file: BinaryIO, layout: Layout) -> dict[str, np.ndarray]:
 
     Raises `WeightsError` for a file of another length than the header says, and for bytes that were changed.
     """
-    found = os.fstat(file.fileno()).st_size
-    if found != layout.end:
+    length = os.fstat(file.fileno()).st_size
+    if length != layout.end:
         raise WeightsError(
-            f"the file length is {found} bytes, but what its header lists takes {layout.end} bytes; the file is "
-            f"{'cut short' if found < layout.end else 'too long'}: {REMAKE}"
+            f"the file length is {length} bytes, but what its header lists takes {layout.end} bytes; the file is "
+            f"{'cut short' if length < layout.end else 'too long'}: {REMAKE}"
         )
     stream = np.memmap(file, dtype=np.uint8, mode="r")
 

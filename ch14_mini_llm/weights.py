@@ -269,14 +269,14 @@ def _load_v1(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
     if len(raw) < V1_HEADER_BYTES:
         raise WeightsError(f"the file length is {len(raw)} bytes; the header alone is {V1_HEADER_BYTES}: {REMAKE}")
     header = [int(value) for value in np.frombuffer(raw, dtype="<i4")]
-    found = dict(zip(V1_FIELDS, header, strict=False))
-    if found["dtype"] != V1_FP16:
-        raise WeightsError(f"dtype is {found['dtype']}; it must be {V1_FP16}, which is fp16: {REMAKE}")
+    values = dict(zip(V1_FIELDS, header, strict=False))
+    if values["dtype"] != V1_FP16:
+        raise WeightsError(f"dtype is {values['dtype']}; it must be {V1_FP16}, which is fp16: {REMAKE}")
     for position in range(len(V1_FIELDS), V1_INTS):
         if header[position]:
             raise WeightsError(f"reserved header integer {position} is {header[position]}; it must be 0; {REMAKE}")
     try:
-        config = GPT2Config(**{field.name: found[field.name] for field in fields(GPT2Config)})
+        config = GPT2Config(**{field.name: values[field.name] for field in fields(GPT2Config)})
     except WeightsError as error:
         raise WeightsError(f"{error}; the header is damaged: {REMAKE}") from None
     length, expected = os.fstat(file.fileno()).st_size, V1_HEADER_BYTES + 2 * config.n_parameters

@@ -180,8 +180,8 @@ def _offline_message(repo: str) -> str:
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """{file: names of its tensors} of a model.safetensors.index.json; raises `ConversionError`."""
-    found = _read_json(index)
-    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    content = _read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConversionError(f"{index}: there is no weight_map of tensors in it; fetch it again")
     shards: dict[str, set[str]] = {}
@@ -303,11 +303,11 @@ def open_tensors(folder: Path) -> LazyTensors:
     if os.path.lexists(index):
         readers = {}
         for shard, names in _shards(index).items():
-            found = _safetensors_readers(folder / shard)
-            for what, odd in (("is not in it", names - set(found)), ("is not listed", set(found) - names)):
+            stored = _safetensors_readers(folder / shard)
+            for what, odd in (("is not in it", names - set(stored)), ("is not listed", set(stored) - names)):
                 if odd:
                     raise ConversionError(f"{index}: {_name(min(odd))} {what}: {shard}; fetch the model again")
-            readers.update(found)
+            readers.update(stored)
         return LazyTensors(readers)
     if os.path.lexists(pickled):
         return LazyTensors(_pytorch_readers(pickled))
