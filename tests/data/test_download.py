@@ -32,7 +32,7 @@ SIZES = {"n_layer": 2, "n_head": 3, "d_model": 33, "n_ctx": 31, "vocab_size": 12
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, transformers):
     """(folder written by save_pretrained, the .bin made of it, the torch model); tests must not change them."""
     folder = tmp_path_factory.mktemp("model")
     path, model = make_hf_model(folder, **SIZES, seed=3)
@@ -87,7 +87,7 @@ def test_every_tensor_of_a_saved_model_arrives(made):
         assert np.ptp(tensor) > 0, f"{name} is constant, so a mix-up would not show"
 
 
-def test_an_mlp_of_another_width(tmp_path):
+def test_an_mlp_of_another_width(transformers, tmp_path):
     path, model = make_hf_model(tmp_path, 1, 1, 31, 8, 33, seed=1, d_ff=65)
     config, tensors = load_weights(path)
     assert config.d_ff == 65

@@ -242,8 +242,7 @@ def test_a_tensor_in_two_shards(shards, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch has some about the odd ones
-def test_pickled_models(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_pickled_models(torch, tmp_path):
     folder = write_folder(tmp_path / "model")
     (folder / "model.safetensors").unlink()
     good = {name: torch.from_numpy(tensor) for name, tensor in TENSORS.items()}

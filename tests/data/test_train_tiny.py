@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data"))
 
+torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+
+# isort: split
 import train_tiny
 from train_tiny import CorpusError, Settings
 
