@@ -1,6 +1,6 @@
 """Numba's own CUDA test suite on the CPU backend: what passes, what is refused, what is wrong.
 
-    python -m tests.numba_suite [--suite numba|numba-cuda] [--only PATTERN] [--jobs 2] [--seconds 120]
+    python -m tests.numba_suite [--suite numba|numba-cuda|DIR] [--only PATTERN] [--jobs 2] [--seconds 120]
                                 [--json FILE] [--cache DIR] [--sources] [--list CLASS …]
 
 The wheels of Numba and of numba-cuda, pinned in pyproject.toml, carry the tests of their CUDA target. They were written
@@ -12,12 +12,14 @@ what is not applicable.
 
 A process that dies, or a test that takes longer than ``--seconds``, counts for the test that was running; the tests
 behind it run in a new process. ``--only`` takes a part of a test's id, such as ``cudapy.test_atomics`` or ``test_clz``.
-Compiled kernels are kept in a folder that is removed in the end, or in ``--cache``. With ``--sources`` the kernels
+Compiled kernels are kept in a folder that is removed in the end, or in ``--cache``. ``--suite`` takes a folder of
+``test_*.py``, too, written with ``unittest`` and ``from numba import cuda``. With ``--sources`` the kernels
 that tests make with ``exec`` are given a source text, as a notebook's cells have: such kernels are refused otherwise,
 and say nothing about numbers. ``--list`` names more classes whose tests are to be printed. The settings of the backend
 hold for the suite as well: ``MINI_CHECK=1 python -m tests.numba_suite``.
 
-Exit codes: 0 nothing is silently wrong and nothing crashes or hangs, 1 otherwise, 2 there is nothing to run.
+Exit codes: 0 nothing is silently wrong and nothing crashes or hangs, 1 something is or does, 2 there is nothing to run,
+130 it was stopped.
 """
 
 import argparse
@@ -50,6 +52,7 @@ if os.environ.get("NUMBA_SUITE"):
     import numba_suite_child
     numba_suite_child.prepare(os.environ["NUMBA_SUITE"])
 """
+LOADING = 60  # seconds that a process may take beyond the limit for a test until its first test begins
 SHOWN = 200  # characters of a reason that are printed
 FATAL_TAIL = 3000  # characters of a dead process's output that are kept
 
@@ -64,7 +67,9 @@ def modules_of(suite, pattern=""):
 
 
 class Child:
-    """A process that runs tests of one module. ``seconds`` is the limit for a test, and for loading the module."""
+    """A process that runs tests of one module. ``seconds`` is the limit for a test."""
+
+    running = set()
 
     def __init__(self, suite, module, plan, env, scratch, seconds):
         self.seconds, self.output = seconds, tempfile.TemporaryFile(dir=scratch)
@@ -75,10 +80,11 @@ class Child:
             stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         os.close(writer)
+        self.running.add(self)
 
     def events(self):
         """Yield the child's events, each a dict; the last one says how it ended: ``outcome``, ``code``, ``text``."""
-        unread, deadline = b"", time.monotonic() + self.seconds
+        unread, deadline = b"", time.monotonic() + self.seconds + LOADING
         while True:
             ready, _, _ = select.select([self.reader], [], [], max(0, deadline - time.monotonic()))
             chunk = os.read(self.reader, 1 << 16) if ready else None
@@ -109,6 +115,7 @@ class Child:
 
     def close(self):
         self.end()
+        self.running.discard(self)
         self.output.close()
         os.close(self.reader)
 
@@ -167,16 +174,14 @@ def run(suite="numba", pattern="", jobs=2, seconds=120, cache=None, sources=Fals
     """Run a suite, or the tests with ``pattern`` in their ids. Returns ``{id: record}``, in order.
 
     A record has ``class`` and ``reason`` (see :mod:`tests.numba_suite_rules`), ``outcome``, and what led to them.
-    ``seconds`` is the limit for one test; ``cache`` the folder for compiled kernels, by default one that is removed in
-    the end; ``progress`` is called with a line of text for each module that is done.
+    ``seconds`` is the limit for one test; ``cache`` a folder for compiled kernels, by default the backend's own;
+    ``progress`` is called with a line of text for each module that is done.
     """
     scratch = Path(tempfile.mkdtemp(prefix="numba-suite-"))
     (scratch / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    env = os.environ | {"MINI_BACKEND": "cpu", SITE: str(scratch)}
-    env["MINI_CACHE_DIR"] = str(Path(cache).resolve() if cache else scratch / "cache")
-    env.pop(SOURCES, None)
-    if sources:
-        env[SOURCES] = "1"
+    env = os.environ | {"MINI_BACKEND": "cpu", SITE: str(scratch), SOURCES: "1" if sources else ""}
+    if cache:
+        env["MINI_CACHE_DIR"] = str(Path(cache).resolve())
     todo, records, lock = queue.SimpleQueue(), {}, threading.Lock()
     modules = modules_of(suite, pattern)
     for module in modules:
@@ -212,6 +217,8 @@ def run(suite="numba", pattern="", jobs=2, seconds=120, cache=None, sources=Fals
     finally:
         while not todo.empty():
             todo.get_nowait()
+        for child in list(Child.running):
+            child.end()
         shutil.rmtree(scratch, ignore_errors=True)
     return dict(sorted(records.items()))
 
@@ -224,8 +231,8 @@ def table(records):
 
 def report(suite, records, listed=()):
     """The table, the tests in bad classes, and the reasons of what is not applicable, as text."""
-    package = SUITES[suite][0].replace("_", "-")
-    lines = [f"{package} {version(package)}: {len(records)} tests of its CUDA suite on the CPU backend"]
+    title = f"{suite} {version(suite)}: its CUDA suite" if suite in SUITES else f"{suite}:"
+    lines = [f"{title} on the CPU backend, {len(records)} tests"]
     lines += [f"{count:6}  {rules.TITLES[kind]}" for kind, count in table(records).items()]
     for kind in [kind for kind in rules.TITLES if kind in rules.BAD or kind in listed]:
         chosen = [(test, record["reason"]) for test, record in records.items() if record["class"] == kind]
@@ -242,7 +249,7 @@ def report(suite, records, listed=()):
 def main(argv=None):
     """The program: parses ``argv``, runs, prints. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="tests.numba_suite", description=__doc__.split("\n")[0])
-    parser.add_argument("--suite", choices=SUITES, default="numba", help="whose wheel the tests are from (numba)")
+    parser.add_argument("--suite", default="numba", help="numba, numba-cuda (their wheels' tests), or a folder (numba)")
     parser.add_argument("--only", default="", metavar="PATTERN", help="a part of the ids of the tests to run")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time (2)")
     parser.add_argument("--seconds", type=float, default=120, help="limit for one test (120)")
@@ -256,13 +263,19 @@ def main(argv=None):
     if options.json and (options.json.is_dir() or not options.json.resolve().parent.is_dir()):
         parser.error(f"--json: {options.json} is not a file in a folder that exists")
     if suite_folder(options.suite) is None:
-        parser.error(f"the wheel of {options.suite} is not installed, or carries no CUDA tests")
+        what = "its wheel is not installed, or carries no CUDA tests" if options.suite in SUITES else "no such folder"
+        parser.error(f"--suite {options.suite}: {what}; use {', '.join(SUITES)} or a folder")
 
     def progress(line):
         print(line, file=sys.stderr, flush=True)
 
-    chosen = options.suite, options.only, options.jobs, options.seconds, options.cache, options.sources
-    records = run(*chosen, progress)
+    with tempfile.TemporaryDirectory(prefix="numba-suite-") as private:
+        chosen = options.suite, options.only, options.jobs, options.seconds, options.cache or private, options.sources
+        try:
+            records = run(*chosen, progress)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
     if not records:
         parser.error(f"no test of the suite has {options.only!r} in its id")
     if options.json:

@@ -33,7 +33,7 @@ SUITES = {"numba": ("numba", "cuda/tests"), "numba-cuda": ("numba_cuda", "numba/
 VARIABLE = "NUMBA_SUITE"  # the suite's name, for the processes that a test starts
 SITE = "NUMBA_SUITE_SITE"  # the folder with their sitecustomize
 SOURCES = "NUMBA_SUITE_SOURCES"  # set: kernels that a test makes with `exec` have a source text
-TEXT_LIMIT = 4000  # characters of an error's message that are kept
+TEXT_LIMIT = 20000  # characters of an error's message that are kept
 
 OPTIONAL = ("cffi", "ml_dtypes")  # packages that whole test modules import, and few of their tests need
 COPIED = {
@@ -58,7 +58,9 @@ _loading = 0  # how many test modules are being imported, one inside the other
 
 
 def suite_folder(suite):
-    """The folder with a suite's tests, or None where its wheel is not installed or carries none."""
+    """The folder with the tests of a suite, which is a key of ``SUITES`` or a folder; None if there is no such one."""
+    if suite not in SUITES:
+        return Path(suite).resolve() if Path(suite).is_dir() else None
     package, below = SUITES[suite]
     spec = importlib.util.find_spec(package)
     folder = Path(spec.submodule_search_locations[0]) / below if spec and spec.submodule_search_locations else None
@@ -87,7 +89,7 @@ class Absent:
         raise AbsentError(f"{self._path}: there is no such name")
 
     def __getattr__(self, name):
-        if name.startswith("__") and name.endswith("__"):
+        if name.startswith("__") and name.endswith("__") and name != "__name__":
             raise AttributeError(name)
         return self._more(f".{name}")
 
@@ -173,10 +175,18 @@ class AbsentFinder:
     """The last finder: what no other has found is absent, while a test module is imported."""
 
     def find_spec(self, name, path=None, target=None):
-        ours = name.startswith("numba.cuda.") and not name.startswith("numba.cuda.tests.")
-        if _loading and (ours or name.partition(".")[0] in OPTIONAL):
+        if not _loading or name.startswith("numba.cuda.tests."):
+            return None
+        if name.startswith("numba.cuda.") or name.partition(".")[0] in OPTIONAL and self.test_imports():
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
+
+    def test_imports(self):
+        """Whether it is a test module that imports, not a package that can do without."""
+        frame = sys._getframe(2)
+        while frame.f_globals.get("__name__", "").startswith("importlib"):
+            frame = frame.f_back
+        return frame.f_globals.get("__name__", "").startswith("numba.cuda.tests.")
 
     def create_module(self, spec):
         return AbsentModule(spec.name)
