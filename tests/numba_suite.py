@@ -12,11 +12,11 @@ what is not applicable.
 
 A process that dies, or a test that takes longer than ``--seconds``, counts for the test that was running; the tests
 behind it run in a new process. ``--only`` takes a part of a test's id, such as ``cudapy.test_atomics`` or ``test_clz``.
-Compiled kernels are kept in a folder that is removed in the end, or in ``--cache``. ``--suite`` takes a folder of
-``test_*.py``, too, written with ``unittest`` and ``from numba import cuda``. With ``--sources`` the kernels
-that tests make with ``exec`` are given a source text, as a notebook's cells have: such kernels are refused otherwise,
-and say nothing about numbers. ``--list`` names more classes whose tests are to be printed. The settings of the backend
-hold for the suite as well: ``MINI_CHECK=1 python -m tests.numba_suite``.
+``--suite`` takes a folder of ``test_*.py`` as well, written with ``unittest`` and ``from numba import cuda``. Compiled
+kernels are kept in a folder that is removed in the end, or in ``--cache``. With ``--sources`` the kernels in texts that
+a test runs, by ``exec`` or ``python -c``, are given a source, as a notebook's cells have; the backend refuses them
+otherwise, and the tests say nothing about numbers. ``--list`` names more classes whose tests are to be printed. The
+settings of the backend hold here, too: ``MINI_CHECK=1 python -m tests.numba_suite``.
 
 Exit codes: 0 nothing is silently wrong and nothing crashes or hangs, 1 something is or does, 2 there is nothing to run,
 130 it was stopped.
@@ -255,7 +255,7 @@ def main(argv=None):
     parser.add_argument("--seconds", type=float, default=120, help="limit for one test (120)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each test to this file")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep compiled kernels here")
-    parser.add_argument("--sources", action="store_true", help="give kernels made with exec a source text")
+    parser.add_argument("--sources", action="store_true", help="give kernels from exec and python -c a source text")
     parser.add_argument("--list", nargs="+", choices=rules.CLASSES, default=[], help="print the tests of these, too")
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.seconds <= 0:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUITES = {"numba": ("numba", "cuda/tests"), "numba-cuda": ("numba_cuda", "numba/cuda/tests")}
 VARIABLE = "NUMBA_SUITE"  # the suite's name, for the processes that a test starts
 SITE = "NUMBA_SUITE_SITE"  # the folder with their sitecustomize
-SOURCES = "NUMBA_SUITE_SOURCES"  # set: kernels that a test makes with `exec` have a source text
+SOURCES = "NUMBA_SUITE_SOURCES"  # set: kernels in texts that a test runs, by `exec` or `python -c`, have a source
 TEXT_LIMIT = 20000  # characters of an error's message that are kept
 
 OPTIONAL = ("cffi", "ml_dtypes")  # packages that whole test modules import, and few of their tests need
@@ -238,10 +238,14 @@ def exec_with_source(code, *scopes):
     """``exec``, with the text put where tracebacks and the backend read source text."""
     if isinstance(code, str):
         filename = f"<exec {len(linecache.cache)} of a test>"
-        linecache.cache[filename] = len(code), None, code.splitlines(True), filename
+        show_source(filename, code)
         code = compile(code, filename, "exec")
     caller = sys._getframe(1)
     exec(code, *(scopes or (caller.f_globals, caller.f_locals)))
+
+
+def show_source(filename, text):
+    linecache.cache[filename] = len(text), None, text.splitlines(True), filename
 
 
 # --- numba.cuda.testing ---------------------------------------------------------------------------------------------
@@ -317,6 +321,8 @@ def prepare(suite):
     # isort: split
     from numba import cuda
 
+    if os.environ.get(SOURCES) and "-c" in sys.orig_argv:  # a test's own `python -c`
+        show_source("<string>", sys.orig_argv[sys.orig_argv.index("-c") + 1])
     folder = suite_folder(suite)
     sys.meta_path.insert(0, SuiteFinder())
     sys.meta_path.append(AbsentFinder())
