@@ -1,7 +1,7 @@
 """Numba's own CUDA test suite on the CPU backend: what passes, what is refused, what is wrong.
 
     python -m tests.numba_suite [--suite numba|numba-cuda|DIR] [--only PATTERN] [--jobs 2] [--seconds 120]
-                                [--json FILE] [--cache DIR] [--sources] [--list CLASS …]
+                                [--json FILE] [--cache DIR] [--sources] [--sanitize] [--list CLASS …]
 
 The wheels of Numba and of numba-cuda, pinned in pyproject.toml, carry the tests of their CUDA target. They were written
 for a GPU by people who do not know this project: where one says what a kernel gives, the CPU backend gives the same, or
@@ -16,7 +16,9 @@ behind it run in a new process. ``--only`` takes a part of a test's id, such as 
 kernels are kept in a folder that is removed in the end, or in ``--cache``. With ``--sources`` the kernels in texts that
 a test runs, by ``exec`` or ``python -c``, are given a source, as a notebook's cells have; the backend refuses them
 otherwise, and the tests say nothing about numbers. ``--list`` names more classes whose tests are to be printed. The
-settings of the backend hold here, too: ``MINI_CHECK=1 python -m tests.numba_suite``.
+settings of the backend hold here, too: ``MINI_CHECK=1 python -m tests.numba_suite``. With ``--sanitize`` each test runs
+under the sanitizer, and what that finds is printed: a test that passes has the right numbers, so it is either a mistake
+of the test, which happens, or one of the sanitizer.
 
 Exit codes: 0 nothing is silently wrong and nothing crashes or hangs, 1 something is or does, 2 there is nothing to run,
 130 it was stopped.
@@ -43,7 +45,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from tests import numba_suite_rules as rules  # noqa: E402
-from tests.numba_suite_child import SITE, SOURCES, SUITES, suite_folder  # noqa: E402
+from tests.numba_suite_child import SANITIZE, SITE, SOURCES, SUITES, suite_folder  # noqa: E402
 
 CHILD = ROOT / "tests" / "numba_suite_child.py"
 SITECUSTOMIZE = f"""import os, sys
@@ -152,6 +154,9 @@ def follow(child, module, records):
         elif kind == "end":
             records[event.pop("id")] = event | {"seconds": round(time.monotonic() - began, 2)}
             current = None
+        elif kind == "findings":
+            if event["id"] in records:
+                records[event["id"]]["findings"] = event["findings"]
         elif kind == "fixture":
             hit = [test for test, name in classes.items() if f".{name})" in event["where"]] or list(classes)
             for test in hit:
@@ -170,16 +175,18 @@ def outcome_of(event):
     return {"outcome": "skip", "reason": event["skip"]} if "skip" in event else {"outcome": "error"}
 
 
-def run(suite="numba", pattern="", jobs=2, seconds=120, cache=None, sources=False, progress=None):
+def run(suite="numba", pattern="", jobs=2, seconds=120, cache=None, sources=False, sanitized=False, progress=None):
     """Run a suite, or the tests with ``pattern`` in their ids. Returns ``{id: record}``, in order.
 
-    A record has ``class`` and ``reason`` (see :mod:`tests.numba_suite_rules`), ``outcome``, and what led to them.
+    A record has ``class`` and ``reason`` (see :mod:`tests.numba_suite_rules`), ``outcome``, and what led to them; with
+    ``sanitized``, ``findings`` as well, a list of messages.
     ``seconds`` is the limit for one test; ``cache`` a folder for compiled kernels, by default the backend's own;
     ``progress`` is called with a line of text for each module that is done.
     """
     scratch = Path(tempfile.mkdtemp(prefix="numba-suite-"))
     (scratch / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    env = os.environ | {"MINI_BACKEND": "cpu", SITE: str(scratch), SOURCES: "1" if sources else ""}
+    env = os.environ | {"MINI_BACKEND": "cpu", SITE: str(scratch)}
+    env |= {SOURCES: "1" if sources else "", SANITIZE: "1" if sanitized else ""}
     if cache:
         env["MINI_CACHE_DIR"] = str(Path(cache).resolve())
     todo, records, lock = queue.SimpleQueue(), {}, threading.Lock()
@@ -239,6 +246,10 @@ def report(suite, records, listed=()):
         if chosen:
             lines += ["", f"{rules.TITLES[kind]}:"]
             lines += [f"  {test}: {reason[:SHOWN]}" if reason else f"  {test}" for test, reason in chosen]
+    findings = [(test, text) for test, record in records.items() for text in record.get("findings", ())]
+    if findings:
+        lines += ["", "findings of the sanitizer:"]
+        lines += [f"  {test}: {text.strip().partition(chr(10))[0][:SHOWN]}" for test, text in findings]
     reasons = Counter(r["reason"] for r in records.values() if r["class"] == rules.NOT_APPLICABLE)
     if reasons:
         lines += ["", "not applicable, since about:"]
@@ -256,6 +267,7 @@ def main(argv=None):
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what became of each test to this file")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep compiled kernels here")
     parser.add_argument("--sources", action="store_true", help="give kernels from exec and python -c a source text")
+    parser.add_argument("--sanitize", action="store_true", help="run each test under the sanitizer")
     parser.add_argument("--list", nargs="+", choices=rules.CLASSES, default=[], help="print the tests of these, too")
     options = parser.parse_args(argv)
     if options.jobs < 1 or options.seconds <= 0:
@@ -270,9 +282,9 @@ def main(argv=None):
         print(line, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory(prefix="numba-suite-") as private:
-        chosen = options.suite, options.only, options.jobs, options.seconds, options.cache or private, options.sources
+        how = {"cache": options.cache or private, "sources": options.sources, "sanitized": options.sanitize}
         try:
-            records = run(*chosen, progress)
+            records = run(options.suite, options.only, options.jobs, options.seconds, progress=progress, **how)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return 130

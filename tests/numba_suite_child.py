@@ -33,6 +33,7 @@ SUITES = {"numba": ("numba", "cuda/tests"), "numba-cuda": ("numba_cuda", "numba/
 VARIABLE = "NUMBA_SUITE"  # the suite's name, for the processes that a test starts
 SITE = "NUMBA_SUITE_SITE"  # the folder with their sitecustomize
 SOURCES = "NUMBA_SUITE_SOURCES"  # set: kernels in texts that a test runs, by `exec` or `python -c`, have a source
+SANITIZE = "NUMBA_SUITE_SANITIZE"  # set: each test runs under the sanitizer
 TEXT_LIMIT = 20000  # characters of an error's message that are kept
 
 OPTIONAL = ("cffi", "ml_dtypes")  # packages that whole test modules import, and few of their tests need
@@ -411,10 +412,17 @@ def watch_expectations(caught):
 
 def guard_run():
     """A test class whose own ``run`` fails is an error of that test, and not the end of the run."""
+    import common
 
     def call(self, result):
         try:
-            return self.run(result)
+            if not os.environ.get(SANITIZE):
+                return self.run(result)
+            with common.sanitize() as report:
+                self.run(result)
+            result.send(
+                {"event": "findings", "id": result.names[self], "findings": [f.message for f in report.findings]}
+            )
         except Exception:
             result.startTest(self)
             result.addError(self, sys.exc_info())

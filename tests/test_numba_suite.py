@@ -98,6 +98,19 @@ class Tests(CUDATestCase):
     def test_not_applicable_simulator(self):
         pass
 """
+RACES = """
+import numpy as np
+from numba import cuda
+from numba.cuda.testing import CUDATestCase
+
+@cuda.jit
+def sum_of_all(x, total):
+    total[0] += x[cuda.grid(1)]
+
+class Tests(CUDATestCase):
+    def test_runs(self):
+        sum_of_all[1, 32](np.ones(32), np.zeros(1))
+"""
 ENDS = """
 import os
 import time
@@ -161,6 +174,12 @@ def test_the_program_prints_a_table_and_says_by_its_exit_code_what_it_has_seen(t
     assert (tmp_path / "out.json").exists()
     assert numba_suite.main(["--suite", str(tmp_path), "--only", "test_2"]) == 1
     assert "\ncrash or hang:\n  test_ends.Tests.test_2_crash: the process ended with -6" in capsys.readouterr().out
+
+
+def test_findings_of_the_sanitizer_are_printed(tmp_path, capsys):
+    (tmp_path / "test_races.py").write_text(RACES)
+    assert numba_suite.main(["--suite", str(tmp_path), "--sanitize"]) == 0
+    assert "\nfindings of the sanitizer:\n  test_races.Tests.test_runs: global-race in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
