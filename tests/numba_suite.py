@@ -125,7 +125,7 @@ class Child:
 def run_module(suite, module, pattern, env, scratch, seconds):
     """Run the tests of one module. Returns ``{id: record}``; a module that cannot be imported is one record."""
     records = {
-        test: {"outcome": "not run", "reason": reason}
+        test: {"outcome": "not run", "skip": reason}
         for test, reason in rules.NOT_RUN.items()
         if test.startswith(module + ".") and pattern in test
     }
@@ -141,7 +141,7 @@ def run_module(suite, module, pattern, env, scratch, seconds):
 
 def follow(child, module, records):
     """Add what a child says to ``records``. Returns the ids of the module's tests, or None if no other child is due."""
-    classes, current, began, ended = {}, None, time.monotonic(), False
+    classes, current, began = {}, None, time.monotonic()
     for event in child.events():
         kind = event.pop("event")
         if kind == "tests":
@@ -162,17 +162,15 @@ def follow(child, module, records):
             for test in hit:
                 records.setdefault(test, event | outcome_of(event))
         elif kind == "done":
-            ended = True
-        elif kind == "exit" and (current or not ended):
+            return None
+        elif kind == "exit":
             records[current or module] = event
-            if current is None:
-                return None
-    return None if ended else classes
+    return classes if current else None
 
 
 def outcome_of(event):
     """What a failed or skipped import or fixture means for a test."""
-    return {"outcome": "skip", "reason": event["skip"]} if "skip" in event else {"outcome": "error"}
+    return {"outcome": "skip" if "skip" in event else "error"}
 
 
 def run(suite="numba", pattern="", jobs=2, seconds=120, cache=None, sources=False, sanitized=False, progress=None):
@@ -291,8 +289,8 @@ def main(argv=None):
     if not records:
         parser.error(f"no test of the suite has {options.only!r} in its id")
     if options.json:
-        found = {"suite": options.suite, "table": table(records), "tests": records}
-        options.json.write_text(json.dumps(found, indent=1))
+        summary = {"suite": options.suite, "table": table(records), "tests": records}
+        options.json.write_text(json.dumps(summary, indent=1))
     print(report(options.suite, records, options.list))
     return 1 if any(record["class"] in (rules.WRONG, rules.CRASH) for record in records.values()) else 0
 

@@ -472,7 +472,7 @@ class Result(unittest.TestResult):
         if self.current is None:
             self.send({"event": "fixture", "where": str(test), "skip": reason})
         else:
-            self.current["outcome"], self.current["reason"] = "skip", reason
+            self.current["outcome"], self.current["skip"] = "skip", reason
 
     def addExpectedFailure(self, test, err):
         self.current["outcome"] = "xfail"

@@ -108,7 +108,8 @@ ABSENT = {
     "ml_dtypes*": PACKAGE,
 }
 
-# What the rules get wrong: (pattern of test ids, class, reason). It is looked at for tests that do not simply pass.
+# What the rules get wrong: (pattern of test ids, class, reason). It is looked at for tests that are skipped, and for
+# those that the rules put into a bad class; a crash stays one.
 TABLE = [
     ("core.test_serialize.*", NOT_APPLICABLE, COMPILER),
     ("cudadrv.test_context_stack.*", NOT_APPLICABLE, DRIVER),
@@ -151,24 +152,27 @@ SKIPS = {
     "compares the text of SASS": TEXT,
     "compares the text of PTX or LLVM": TEXT,
     "links with NVIDIA's tools": LINKER,
+    "need more than 1 gpus": SEVERAL,
+    "requires at least two GPUs": SEVERAL,
+    "Need two different CCs for multi-CC cache test": SEVERAL,
 }
 
 
 def classify(test, record):
     """``(class, reason)`` of a test, from its id and what :mod:`tests.numba_suite_child` has recorded of it."""
     verdict = by_rules(record)
-    if verdict == (PASS, ""):
-        return verdict
-    return next(((kind, reason) for pattern, kind, reason in TABLE if fnmatchcase(test, pattern)), verdict)
+    if verdict[0] in (WRONG, UNCLEAR, ACCEPTED) or record["outcome"] == "skip":
+        return next(((kind, reason) for pattern, kind, reason in TABLE if fnmatchcase(test, pattern)), verdict)
+    return verdict
 
 
 def by_rules(record):
     """``(class, reason)`` by the general rules alone."""
     outcome, errors = record["outcome"], record.get("errors", [])
     if outcome == "not run":
-        return NOT_APPLICABLE, record["reason"]
+        return NOT_APPLICABLE, record["skip"]
     if outcome == "skip":
-        return NOT_APPLICABLE, skip_reason(record["reason"])
+        return NOT_APPLICABLE, skip_reason(record["skip"])
     if outcome == "hang":
         return CRASH, "it did not end in time"
     if outcome == "crash":
@@ -199,8 +203,8 @@ def absent_name(error):
     text, kind = error["text"], error["type"].rpartition(".")[2]
     if kind == "AbsentError":
         return text.partition(":")[0]
-    if found := re.search(r"(?:<absent |AbsentError\(')([\w.]+)", text):
-        return found[1]
+    if match := re.search(r"(?:<absent |AbsentError\(')([\w.]+)", text):
+        return match[1]
     attribute, owner = error.get("attribute"), error.get("owner", "")
     if "ImportError" in error["bases"] and (attribute or "").startswith("numba.cuda"):
         name = re.match(r"cannot import name '(\w+)'", text)
