@@ -173,14 +173,21 @@ class SuiteLoader(importlib.machinery.SourceFileLoader):
 
 
 class AbsentFinder:
-    """The last finder: what no other has found is absent, while a test module is imported."""
+    """The first finder: what no other finds is absent, while a test module is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if not _loading or name.startswith("numba.cuda.tests."):
             return None
-        if name.startswith("numba.cuda.") or name.partition(".")[0] in OPTIONAL and self.test_imports():
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
+        if not name.startswith("numba.cuda.") and not (name.partition(".")[0] in OPTIONAL and self.test_imports()):
+            return None
+        for finder in sys.meta_path:
+            try:
+                spec = None if finder is self else finder.find_spec(name, path, target)
+            except Exception:  # a finder may have words of its own for what is not there
+                spec = None
+            if spec is not None:
+                return spec
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def test_imports(self):
         """Whether it is a test module that imports, not a package that can do without."""
@@ -210,7 +217,7 @@ class loading:
         if self.before:
             try:
                 return self.before(name)
-            except AttributeError:
+            except Exception:  # whatever it says of a name that is not there
                 pass
         if name.startswith("__"):
             raise AttributeError(name)
@@ -325,8 +332,7 @@ def prepare(suite):
     if os.environ.get(SOURCES) and "-c" in sys.orig_argv:  # a test's own `python -c`
         show_source("<string>", sys.orig_argv[sys.orig_argv.index("-c") + 1])
     folder = suite_folder(suite)
-    sys.meta_path.insert(0, SuiteFinder())
-    sys.meta_path.append(AbsentFinder())
+    sys.meta_path[:0] = [AbsentFinder(), SuiteFinder()]
     cuda.tests = sys.modules["numba.cuda.tests"] = pytypes.ModuleType("numba.cuda.tests")
     cuda.tests.__path__, cuda.tests.load_testsuite = [str(folder)], None
     cuda.testing = sys.modules["numba.cuda.testing"] = make_testing(folder)
