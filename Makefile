@@ -17,7 +17,7 @@
 #   SEEDS=0:2000        the random kernels that fuzz tries
 #   TORCH_INDEX=URL     where pip looks for torch, besides PyPI. PyPI's torch for Linux comes with 3 GB of CUDA libraries;
 #                       TORCH_INDEX=https://download.pytorch.org/whl/cpu has the same version for the CPU only, 0.2 GB.
-#                       Only `make test` needs torch, to compare with; ch14 does without.
+#                       Only `make test-all` needs torch, to compare with; ch14 does without.
 #
 # A value is text, to its last quote, dollar sign and newline: neither make nor a shell runs or replaces anything in it.
 # (Write NAME=value: with NAME:=value or NAME!=command it is make that reads the value, before it reads this file.)
@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test sanitize lint fuzz bench-gpt2 bench-cpu bench-sanitizer gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-cpu bench-sanitizer gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -131,14 +131,17 @@ plots: needs-dev ## draw the plots of lessons and README and write their tables,
 lessons: needs-base ## write what the lessons take from the code: sources, links, the map of the book
 	$(PY) -m chapters.lessons
 
-test: needs-dev setup ## run the tests (ARGS="-k softmax")
-	@$(RUN) -m pytest -n 2
+test: needs-test setup ## run a quick part of the tests, in minutes (ARGS="-k softmax")
+	@$(RUN) -m pytest -n auto --set=quick
+
+test-all: needs-dev setup ## run all tests, those that compare with PyTorch and transformers too: half an hour on 2 cores
+	@$(RUN) -m pytest -n auto
 
 lint: needs-dev ## check the code's style with ruff
 	$(PY) -m ruff check .
 
 sanitize: needs-dev setup ## run every kernel of the book under the sanitizer: races, bounds, barriers
-	@$(RUN) -m pytest -n 2 --sanitize --one-size -k "not refuse" $(wildcard tests/ch??)
+	@$(RUN) -m pytest -n auto --sanitize --one-size -k "not refuse" $(wildcard tests/ch??)
 
 fuzz: needs-dev ## compare random kernels with an interpreter (SEEDS=0:2000)
 	@$(RUN) -m tests.fuzz_kernels --backend --seeds "$$KBK_SEEDS"
@@ -156,7 +159,7 @@ gpt2: needs-base ## fetch the real GPT-2 (548 MB) into data/gpt2-small.bin, whic
 # Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .grade, .lab, .gpu12, .gpu13.
 # They are not targets of make's, because a target's name is read by make: no variable may stand in it.
 
-.PHONY: venv needs-base needs-dev needs-grade needs-lab
+.PHONY: venv needs-base needs-test needs-dev needs-grade needs-lab
 
 # Whether pyproject.toml has changed since the file "$$stamp" was made, or it never was.
 override OUTDATED = [ ! -e "$$stamp" ] || [ -n "$$(find pyproject.toml -newer "$$stamp")" ]
@@ -171,10 +174,11 @@ setup: plan needs-base ## install what ch14 needs, and numba-cuda where there is
 plan: venv
 	@$(PY) common/archs.py --arch="$$KBK_ARCH" > "$$KBK_VENV/plan.sh"
 
-needs-base needs-dev needs-grade needs-lab: needs-%: venv
+needs-base needs-test needs-dev needs-grade needs-lab: needs-%: venv
 	@stamp="$$KBK_VENV/.$*"; $(OUTDATED) || exit 0; set --; \
 	case $* in \
 		base) extra=; what="NumPy, Numba and the tokenizer into $$KBK_VENV (0.1 GB)" ;; \
+		test) extra="[test]"; what="pytest and hypothesis into $$KBK_VENV" ;; \
 		dev) extra="[dev]"; what="the tests' packages into $$KBK_VENV: torch is the large one, see TORCH_INDEX in the Makefile"; \
 			[ -z "$$KBK_TORCH_INDEX" ] || set -- --extra-index-url "$$KBK_TORCH_INDEX" ;; \
 		grade) extra="[grade]"; what="pytest into $$KBK_VENV, for the exercises" ;; \

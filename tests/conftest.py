@@ -1,7 +1,9 @@
 """Shared by all tests: the backend is picked before Numba's cuda is imported, and tests that need a GPU are marked."""
 
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +27,7 @@ collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for n
 def pytest_report_header(config):
     lines = [f"kernel backend: {common.BACKEND} ({common.choice.reason})"]
     if config.getoption("--set") == "quick":
-        lines.append("a quick part of the tests; all, and the comparisons with PyTorch and transformers: make test-all")
+        lines.append("a quick part of the tests; comparisons with PyTorch and transformers, and all others: make test-all")
     return lines
 
 
@@ -59,6 +61,28 @@ def torch():
 def transformers(torch):
     """Hugging Face transformers, to compare with."""
     return pytest.importorskip("transformers")
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that starts the workers, or the only one
+        handle, path = tempfile.mkstemp(prefix="compilations")
+        os.close(handle)
+        os.environ["MINI_COMPILE_LOG"] = path
+
+
+def pytest_xdist_auto_num_workers(config):
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def pytest_terminal_summary(terminalreporter):
+    path = Path(os.environ.pop("MINI_COMPILE_LOG"))
+    spent = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    compiled, loaded, seconds = (sum(entry[key] for entry in spent) for key in ("compiled", "loaded", "seconds"))
+    if spent:
+        terminalreporter.write_line(
+            f"{compiled} functions compiled and {loaded} loaded from the disk cache, in {seconds:.0f} s of processor time"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -162,7 +162,8 @@ def test_readme_names_only_targets_and_extras_that_exist():
 
 def test_ci_runs_the_command_that_the_readme_gives():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.search(r"\bmake test\b", ci, re.MULTILINE) and "make test" in README
+    assert re.search(r"\bmake test$", ci, re.MULTILINE) and "$ make test\n" in README
+    assert re.search(r"\bmake test-all ARGS=--set=rest\b", ci) and "make test-all" in README
     assert os.access(ROOT / ".ci" / "run", os.X_OK) or os.name == "nt"
 
 
@@ -249,15 +250,18 @@ def test_ch14_sets_up_once_without_torch(make):
 
 
 @needs_make
-def test_test_installs_dev_and_runs_pytest(make):
-    code, calls, output = make("test", "ARGS=-k 'one or two'", "TORCH_INDEX=https://example.org/cpu")
+@pytest.mark.parametrize("target, extra, index", [
+    ("test", "[test]", ""), ("test-all", "[dev]", "<--extra-index-url><https://example.org/cpu>"),
+])  # fmt: skip
+def test_tests_install_what_they_need_and_run_pytest(make, target, extra, index):
+    code, calls, output = make(target, "ARGS=-k 'one or two'", "TORCH_INDEX=https://example.org/cpu")
     assert code == 0, output
-    install = INSTALL.format("[dev]") + "<--extra-index-url><https://example.org/cpu>"
     pytest_call = calls.pop()
     assert pytest_call.startswith("<-m><pytest>") and pytest_call.endswith("<-k><one or two>")
-    assert calls == ["<-m><venv><.venv>", install]
-    assert len(make("test")[1]) == 1
-    assert make("ch14")[1][0].startswith(CH14), "dev includes what ch14 needs"
+    assert ("<--set=quick>" in pytest_call) == (target == "test")
+    assert calls == ["<-m><venv><.venv>", INSTALL.format(extra) + index]
+    assert len(make(target)[1]) == 1
+    assert make("ch14")[1][0].startswith(CH14), "it includes what ch14 needs"
 
 
 @needs_make
