@@ -27,7 +27,7 @@ collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for n
 def pytest_report_header(config):
     lines = [f"kernel backend: {common.BACKEND} ({common.choice.reason})"]
     if config.getoption("--set") == "quick":
-        lines.append("a quick part of the tests; comparisons with PyTorch and transformers, and all others: make test-all")
+        lines.append("a quick part of the tests; all, and comparisons with PyTorch: make test-all")
     return lines
 
 
@@ -81,7 +81,7 @@ def pytest_terminal_summary(terminalreporter):
     compiled, loaded, seconds = (sum(entry[key] for entry in spent) for key in ("compiled", "loaded", "seconds"))
     if spent:
         terminalreporter.write_line(
-            f"{compiled} functions compiled and {loaded} loaded from the disk cache, in {seconds:.0f} s of processor time"
+            f"{compiled} functions compiled and {loaded} loaded from disk, in {seconds:.0f} s of processor time"
         )
 
 

@@ -461,7 +461,7 @@ def test_args_are_cut_as_a_shell_does_and_no_more(untouched, value):
     except ValueError:
         words = None
     ch14 = CH14 + "<--tokens=15496,11,612,318><--max_new=64><--stats>"
-    for target, start in (("test", "<-m><pytest><-n><2>"), ("ch14", ch14), ("grade", "<-m><common.grade><run>"),
+    for target, start in (("test-all", "<-m><pytest><-n><auto>"), ("ch14", ch14), ("grade", "<-m><common.grade><run>"),
                           ("ch04", "<-m><chapters.>")):  # fmt: skip
         code, calls, output = untouched(target, f"ARGS={value}")
         if words is None:
