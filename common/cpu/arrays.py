@@ -331,7 +331,7 @@ def _core(host):
     """``host`` without the repeats of broadcast axes (stride 0)."""
     if 0 not in host.strides or not host.size:
         return host
-    return host[tuple(0 if stride == 0 else slice(None) for stride in host.strides)]
+    return host[(*(0 if stride == 0 else slice(None) for stride in host.strides), ...)]  # an array, also of no axes
 
 
 def _check_compatible(first, second):

@@ -5,13 +5,14 @@ import itertools
 import math
 import numbers
 import os
+import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
-from numba.core import types
+from numba.core import serialize, types
 
 from . import compile as compiling
 from . import fresh, machine, runtime
@@ -119,6 +120,9 @@ class Dispatcher:
         return f"<{'device function' if self.device else 'kernel'} {self.__name__} (CPU backend)>"
 
     def __reduce__(self):
+        if "<locals>" in self.__qualname__:  # made inside a function: there is no name to find it by
+            given = self.explicit and self.explicit.given
+            return _anew, (serialize.dumps(self.py_func), self.device, given, self.debug, self.max_threads)
         return _by_name, (self.__module__, self.__qualname__)
 
     def __getitem__(self, launch):
@@ -172,6 +176,13 @@ class Dispatcher:
         if not found:
             raise RuntimeError(f"{self.__name__} has not been launched yet; launch it once, then look")
         return found[-1].source
+
+    def recompile(self):
+        """Forget what has been compiled: the next launch reads globals anew, as numba-cuda's ``recompile``."""
+        explicit = self.explicit.all if self.explicit else ()
+        with self._lock:
+            self._compiled.clear()
+            self._names = {signature: Names() for signature in explicit}
 
     def compile_for(self, block, args):
         """Compile (or load from disk) for a block shape and sample arguments; returns seconds taken."""
@@ -294,6 +305,10 @@ class Dispatcher:
         raise kind(f"{what}; {who}", filename, line, mend)
 
 
+def _anew(pickled, *options):
+    return Dispatcher(pickle.loads(pickled), *options)
+
+
 def _by_name(module, qualname):
     import importlib
 
@@ -331,6 +346,9 @@ class _Configured:
 
     def __init__(self, kernel, grid, block, shared_bytes):
         self.kernel, self.grid, self.block, self.shared_bytes = kernel, grid, block, shared_bytes
+
+    griddim = property(lambda self: self.grid, doc="Blocks along x, y, z.")
+    blockdim = property(lambda self: self.block, doc="Threads of a block along x, y, z.")
 
     def __call__(self, *args):
         self.kernel._launch(self.grid, self.block, self.shared_bytes, args)

@@ -182,6 +182,7 @@ class Lowering:
                 where,
                 f"{ast.unparse(node) if node else 'nothing'} is not a data type",
                 "use numba.float32, np.float32, …",
+                on_gpu_too=True,
             )
 
     def lower_If(self, stmt, out):

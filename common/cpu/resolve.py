@@ -9,6 +9,7 @@ import types as pytypes
 import numba
 import numpy as np
 from numba.core import types as nbtypes
+from numba.core.registry import CPUDispatcher
 
 from .registry import equivalent_of
 from .source import MISSING, python_function
@@ -213,6 +214,13 @@ class Resolver(ast.NodeTransformer):
             )
         if isinstance(callee, Stub):
             return self.stub_call(callee, node)
+        if isinstance(callee, CPUDispatcher) and not callee._can_compile:
+            self.fail(
+                node,
+                f"{ast.unparse(node.func)} was compiled for the CPU by numba.jit with a signature",
+                "decorate it with @cuda.jit(device=True), or leave its signature out",
+                on_gpu_too=True,
+            )
         if python_function(callee):
             return self.device_call(python_function(callee), node)
         registered = equivalent_of(callee)

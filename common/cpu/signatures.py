@@ -24,7 +24,7 @@ class Signatures:
     """
 
     def __init__(self, function, given, device):
-        self.name, self.several = function.__name__, isinstance(given, list)
+        self.name, self.given, self.several = function.__name__, given, isinstance(given, list)
         self.all = []
         wanted = function.__code__.co_argcount
         for text in given if self.several else [given]:
