@@ -14,8 +14,10 @@ from tests.numba_suite_child import COPIED, SUITES, suite_folder
 MODULES = {  # modules of the suite, with the number of tests that pass at least
     "cudadrv.test_cuda_array_slicing": 27,
     "cudapy.test_atomics": 25,
+    "cudapy.test_dispatcher": 9,
     "cudapy.test_frexp_ldexp": 4,
     "cudapy.test_idiv": 2,
+    "cudapy.test_intrinsics": 59,
     "cudapy.test_powi": 8,
     "cudapy.test_sync": 15,
     "cudapy.test_warp_ops": 15,
