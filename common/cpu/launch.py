@@ -12,17 +12,25 @@ import numba
 import numpy as np
 from numba.core import types
 
+from ..backend import BackendError
 from . import compile as compiling
-from . import fresh, machine
-from .arrays import checking
+from . import crash, fresh, guard, machine
+from .arrays import DeviceNDArray, checking
 from .device import host_view
-from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
+from .errors import DivergenceError, HangError, KernelError, LaunchError, OutOfBoundsError
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MAX_DYNAMIC_SHARED = 227 * 1024
 SMALL = 16384  # threads of a launch whose cost is not known yet and is tried without the pool
 INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waking other threads for
+SLICE = 0.05  # seconds of machine code after which Python comes by, for Ctrl-C; blocks are not cut
+MAX_WORKERS = 1024
+MOST_KINDS = 1000  # of launches of a kernel whose NumPy arrays are watched, see `Dispatcher._staged`
+SMALL_BYTES, SMALL_KINDS = 64 << 10, 64  # NumPy arrays of so few bytes are watched for so many lists of numbers, too
 
+_NOTE, _ERR, _NOTHING = crash.NOTE, crash.ERR, np.empty(0, np.uint8)
+
+_mine = threading.local()  # `row`: see `crash.Row`; `helper`: of a thread of the pool
 _pool = None
 _pool_lock = threading.Lock()
 _trace = None  # a list while a trace is being taken, see common.trace
@@ -31,9 +39,23 @@ _sanitizer = None  # the innermost `sanitizer.Session` in force, see common.sani
 
 @functools.cache
 def workers():
-    """Number of threads that run blocks: ``MINI_THREADS``, or the cores this process may use."""
-    chosen = os.environ.get("MINI_THREADS")
-    return max(1, int(chosen)) if chosen else machine.cpu_count()
+    """Number of threads that run blocks: ``MINI_THREADS``, or the cores this process may use.
+
+    Raises BackendError where the variable is not a whole number in 1 … 1024.
+    """
+    chosen = os.environ.get("MINI_THREADS", "").strip()
+    if not chosen:
+        return machine.cpu_count()
+    if not (chosen.isascii() and chosen.isdigit() and len(chosen) < 19 and 1 <= int(chosen) <= MAX_WORKERS):
+        raise BackendError(
+            f"MINI_THREADS={os.environ['MINI_THREADS'][:40]!r} is not a whole number in 1 … {MAX_WORKERS}: set it to "
+            f"the number of threads that run blocks, or unset it to use the {machine.cpu_count()} cores of this machine"
+        )
+    return int(chosen)
+
+
+if "MINI_THREADS" in os.environ:
+    workers()  # a mistake in it is reported at once, not at the first launch
 
 
 def _threads():
@@ -41,15 +63,20 @@ def _threads():
     with _pool_lock:
         if _pool is None:
             previous = threading.stack_size(16 << 20)  # arrays of a block live on the stack
-            _pool = ThreadPoolExecutor(max(1, workers() - 1), thread_name_prefix="blocks")
+            _pool = ThreadPoolExecutor(max(1, workers() - 1), thread_name_prefix="blocks", initializer=_begin_helper)
             list(_pool.map(lambda _: time.sleep(0.001), range(workers())))
             threading.stack_size(previous)
         return _pool
 
 
+def _begin_helper():
+    _mine.helper = crash.helper()
+
+
 def _forget_pool():
     global _pool
     _pool = None
+    _mine.__dict__.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -93,7 +120,7 @@ class Dispatcher:
         self.__wrapped__ = function
         self._digest = None
         self._compiled = {}
-        self._seconds = {}  # compiled key -> (runs so far, least seconds a block)
+        self._history = {}  # compiled key -> `_History`
         self._lock = threading.RLock()
 
     def __repr__(self):
@@ -202,41 +229,152 @@ class Dispatcher:
         )
 
     def _launch(self, grid, block, shared_bytes, args):
+        values, numbers, shapes, canaries = [], [], [], []
         try:
-            values = [host_view(a) for a in args]
+            for a in args:
+                if type(a) is DeviceNDArray:
+                    values.append(a.host)
+                    canaries += a.canaries
+                else:
+                    value = host_view(a)
+                    values.append(value)
+                    if isinstance(value, np.ndarray):
+                        shapes.append(value.shape)
+                    else:
+                        numbers.append(value)
         except (TypeError, ValueError):
             values = [self._view(a, i) for i, a in enumerate(args)]
         if _sanitizer is not None:
             return _sanitizer.launch(self, grid, block, shared_bytes, values)
         fresh.unwatched_launch()
         key, compiled = self._prepare(block, values)
-        blocks = grid[0] * grid[1] * grid[2]
-        err = np.zeros(9, np.int64)
-        run = compiled.run
+        history = self._history.get(key) or self._begin(key, block)
+        try:
+            row = _mine.row
+        except AttributeError:
+            row = _mine.row = crash.Row()
+        used, staged, last = values, None, history.last
+        alike = last is not None and grid == last.grid and numbers == last.numbers and shapes == last.shapes
+        if not alike:
+            last = _Last(grid, numbers, shapes, crash.place(history.note, grid))
+            if shapes and key[3] != "bounds":
+                staged = self._staged(history, last, values)
+                if staged is not None:
+                    used, canaries = staged.values, canaries + staged.pairs
+        taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
+        if row.running[_ERR]:
+            self._failed(compiled, last, row, block, shared_bytes, values, used)
+        for read, whole in canaries:
+            if read() != whole:
+                self._failed(compiled, last, row, block, shared_bytes, values, used)
+        if staged is not None:
+            staged.copy_back()
+        if _trace is not None:
+            _trace.append((self, grid, block, taken, values))
 
-        def work(first, last):
-            dynamic = np.empty(shared_bytes, np.uint8)
-            run(first, last, grid[0], grid[1], grid[2], dynamic, err, *values)
+    def _begin(self, key, block):
+        crash.ensure()
+        return self._history.setdefault(key, _History(crash.note(self.py_func, block)))
 
+    def _run(self, compiled, history, last, alike, row, block, shared_bytes, values):
+        """Run all blocks; returns seconds taken. What went wrong stands in the row."""
+        gx, gy, gz = last.grid
+        blocks = gx * gy * gz
+        run, err, running = compiled.run, row.err, row.running
+        if running[_NOTE]:  # a signal handler launches while a launch of its thread is going on
+            raise LaunchError(f"{self.__name__} was launched by a signal handler, in the middle of another launch")
+
+        def work(first, end):
+            dynamic = np.empty(shared_bytes, np.uint8) if shared_bytes else _NOTHING
+            run(first, end, gx, gy, gz, dynamic, err, *values)
+
+        tried, known = history.tried, history.known
+        small = known * blocks < INLINE_SECONDS or 1 <= tried <= 3 and blocks * math.prod(block) <= SMALL
+        running[_NOTE] = last.place
         start = time.perf_counter()
         try:
-            tried, known = self._seconds.get(key, (0, math.inf))
-            small = known * blocks < INLINE_SECONDS or 1 <= tried <= 3 and blocks * math.prod(block) <= SMALL
-            if blocks == 1 or workers() == 1 or small:
+            if blocks == 1 or alike and known * blocks < INLINE_SECONDS:
                 work(0, blocks)
+            elif small or workers() == 1:
+                _run_pieces(work, 0, blocks, 1)
             else:
-                _run_parallel(work, blocks)
+                _run_parallel(work, blocks, known if alike else None, row)
         except IndexError:
             if err[0] == 0:
                 raise
+        except KeyboardInterrupt:
+            del _mine.row  # it says that the launch is to stop, and others may still look there
+            raise
+        finally:
+            running[_NOTE] = 0
         taken = time.perf_counter() - start
         if tried:  # the first run loads machine code: it says nothing about the next
             known = min(known, taken / blocks * (1 if blocks == 1 or small else min(workers(), blocks)))
-        self._seconds[key] = min(tried + 1, 9), known
-        if err[0]:
+        history.tried, history.known, history.last = min(tried + 1, 9), known, last
+        return taken
+
+    def _staged(self, history, last, values):
+        """The arrays of a launch in memory with guards, or None if its NumPy arrays are used where they are.
+
+        Copied are those of the first launch with a grid and shapes; small ones also when whole numbers are new.
+        """
+        shapes = (last.grid, *last.shapes)
+        numbers = tuple([n for n in last.numbers if isinstance(n, (int, np.integer))])
+        kinds = history.kinds.get(shapes)
+        if kinds is None or kinds and len(kinds) < SMALL_KINDS and numbers not in kinds:
+            size = guard.size_of(values)
+            if size <= guard.MAX_STAGED:
+                if kinds is not None:
+                    kinds.add(numbers)
+                elif len(history.kinds) < MOST_KINDS:
+                    history.kinds[shapes] = {numbers} if size <= SMALL_BYTES else frozenset()
+                return guard.Staged(values) if size else None
+        crash.suspect(last.place)
+        return None
+
+    def _failed(self, compiled, last, row, block, shared_bytes, given, values):
+        """Raise what the row and the canaries say. ``given``: the arrays of the launch, ``values``: the ones used."""
+        err, outside, wrote = row.err.copy(), int(row.words[crash.AT]), int(row.words[crash.WROTE])
+        row.err[:] = row.words[crash.AT] = 0
+        guard.close_pages()
+        written = guard.damaged(values)
+        if written is not None and not outside:
+            outside, wrote = written, 1
+        if not outside:
             self._raise(compiled.sites[err[1]], err, block)
-        if _trace is not None:
-            _trace.append((self, grid, block, taken, values))
+        try:
+            self._look_again(last, row, block, shared_bytes, given)
+        except (KernelError, MemoryError, IndexError) as error:
+            if isinstance(error, OutOfBoundsError):
+                where = f"; in the kernel {self.__name__}, grid {last.grid}, block {block}"
+                raise OutOfBoundsError(error.what + where, error.filename, error.lineno, error.mend) from None
+        position, count, side = guard.nearest(values, outside)
+        names, code = self.py_func.__code__.co_varnames, self.py_func.__code__
+        verb = {0: "reads", 1: "writes", -1: "reads or writes"}[wrote]
+        raise OutOfBoundsError(
+            f"the kernel {self.__name__} {verb} outside its arrays, {count} bytes {side} {names[position]} (shape "
+            f"{given[position].shape}, {given[position].dtype}); grid {last.grid}, block {block}",
+            code.co_filename,
+            crash.line_of(self.py_func),
+            "run it again with MINI_CHECK=1 (set it in the environment), which names the line, the index and the "
+            "thread; then guard the access: if i < n: …",
+        )
+
+    def _look_again(self, last, row, block, shared_bytes, given):
+        """Run a launch again, on copies, with each index checked: so that the error has a line and a thread."""
+        if sum(v.nbytes for v in given if isinstance(v, np.ndarray)) > guard.MAX_STAGED:
+            return
+        copies = guard.Staged(given, everything=True).values
+        _, compiled = self._prepare(block, copies, "bounds")
+        try:
+            self._run(compiled, _History(0), last, False, row, block, shared_bytes, copies)
+            err = row.err.copy()
+        finally:
+            row.err[:] = row.words[crash.AT] = 0
+            guard.close_pages()
+        wraps = err[0] == compiling.runtime.OUT_OF_BOUNDS and -err[7] <= err[6] < 0
+        if err[0] and err[0] != crash.LEFT and not wraps:  # an index that wraps round stays inside
+            self._raise(compiled.sites[err[1]], err, block)
 
     def _raise(self, site, err, block):
         filename, line, what, mend = site
@@ -268,27 +406,94 @@ def _by_name(module, qualname):
     return value
 
 
-def _run_parallel(work, blocks):
-    """Blocks in order, in chunks, on all workers; the calling thread works too."""
+class _Last:
+    """What one launch was like: its grid, its numbers, shapes of its NumPy arrays; and ``place``, see `crash.place`."""
+
+    __slots__ = ("grid", "numbers", "shapes", "place")
+
+    def __init__(self, grid, numbers, shapes, place):
+        self.grid, self.numbers, self.shapes, self.place = grid, numbers, shapes, place
+
+
+class _History:
+    """What is known from earlier launches of a compiled kernel.
+
+    tried: runs so far; known: least seconds a block; last: the `_Last` one; note: see `crash.note`; kinds: which
+    NumPy arrays have been watched, see `Dispatcher._staged`.
+    """
+
+    __slots__ = ("tried", "known", "last", "note", "kinds")
+
+    def __init__(self, note):
+        self.tried, self.known, self.last, self.note, self.kinds = 0, math.inf, None, note, {}
+
+
+def _next_size(size, most, seconds):
+    """How many blocks to run at a time, after ``size`` took ``seconds``: a `SLICE`, and not much more than before."""
+    return max(1, min(most, 8 * size, int(size * SLICE / max(seconds, 1e-9))))
+
+
+def _run_pieces(work, first, end, size):
+    """Blocks in order, ``size`` at a time at first; Python comes by in between. Returns the size for what follows."""
+    most, start = end - first, time.perf_counter()
+    while first < end:
+        last = min(first + size, end)
+        work(first, last)
+        now = time.perf_counter()
+        if last - first == size:
+            size = _next_size(size, most, now - start)
+        first, start = last, now
+    return size
+
+
+def _run_parallel(work, blocks, known=None, row=None):
+    """Blocks in order, in chunks, on all workers; the calling thread works too.
+
+    ``known``: seconds a block, if that is certain. ``row``: the launch's, see `crash.Row`. If an exception comes by,
+    such as KeyboardInterrupt, no block begins any more, and those that have begun are waited for.
+    """
     count = min(workers(), blocks)
     chunk = max(1, -(-blocks // (count * 8)))
-    starts = itertools.count(0, chunk)
+    least = 1 if known is None else _next_size(chunk, chunk, chunk * known)
+    starts, stopped = itertools.count(0, chunk), False
 
     def loop():
+        size, before = least, time.perf_counter()
         for first in starts:
-            if first >= blocks:
+            if first >= blocks or stopped:
                 return
-            work(first, min(first + chunk, blocks))
+            if size < chunk:
+                size = _run_pieces(work, first, min(first + chunk, blocks), size)
+                before = time.perf_counter()
+            else:
+                work(first, min(first + chunk, blocks))
+                now = time.perf_counter()
+                if now - before > 2 * SLICE:
+                    size = _next_size(chunk, chunk, now - before)
+                before = now
 
-    pool = _threads()
-    others = [pool.submit(loop) for _ in range(count - 1)]
+    def help():
+        number = _mine.helper
+        crash.helping(number, row.first if row is not None else 0)
+        try:
+            loop()
+        finally:
+            crash.helping(number, 0)
+
+    pool, others = _threads(), []
     try:
+        others += [pool.submit(help) for _ in range(count - 1)]
         loop()
-    finally:
         for other in others:
-            other.exception()
-    for other in others:
-        other.result()
+            other.result()
+    except BaseException:
+        stopped = True
+        if row is not None and not row.err[0]:
+            row.err[0] = crash.STOPPED
+        for other in others:
+            if not other.cancel():
+                other.exception()
+        raise
 
 
 class _Configured:
