@@ -3,8 +3,8 @@
 Machine code cannot raise, and Python's own handlers run only when it has returned. So the handler below is compiled:
 Numba makes a C function of `_on_signal`, and the operating system calls it in the thread that made the mistake.
 
-- An access in the reserved memory round device arrays (see `guard`): the page becomes readable and writable, and the
-  kernel goes on to the end of its block. The launch then raises an error with the kernel's line.
+- An access in the reserved memory round device arrays (see `guard`), or where a kernel has nothing at all: a page is
+  lent to it, and the kernel goes on to the end of its block. The launch then raises an error with the kernel's line.
 - Anything else kills the process, as it did before, but a message on the standard error says first which kernel ran,
   and what to do. Handlers that were there before (``faulthandler``) have their turn after it.
 
@@ -33,11 +33,15 @@ from numba.extending import intrinsic
 PAGE = mmap.PAGESIZE
 ROWS, HELPERS, SUSPECTS, LENT, MOST_PLACES = 64, 1024, 4, 256, 10_000
 
-# Words for all: the arena's first byte and end, is the process dying, pages lent so far, file descriptors to write to,
-# seconds to wait for a notebook, may faults of others be reported?, the next suspect, first words of the parts below.
-ARENA, ARENA_END, DYING, N_LENT, N_FILES, FILES, WAIT, SPEAK, NEXT_SUSPECT = 0, 1, 2, 3, 4, 5, 8, 9, 10
+# Words for all: the arena's first byte and end; is the process dying, and of which thread; pages lent so far; how many
+# file descriptors to write to, and which; µs to wait for a notebook; are faults outside of kernels ours to report; the
+# next suspect; address of the action that ends a process. Then first words of the parts below.
+ARENA, ARENA_END, DYING, SPEAKER, N_LENT, N_FILES, FILES, WAIT, SPEAK, NEXT_SUSPECT = 0, 1, 2, 3, 4, 5, 6, 8, 9, 10
+DEFAULT = 11
+MOST_WAIT = 400_000  # µs, in which a notebook's other threads carry the message to its cell
 OLD = 16  # addresses of the handlers before ours, by number of the signal
-TEXTS = OLD + 32  # addresses of the messages' parts
+REASONS = OLD + 32  # addresses of what a signal means, by its number
+TEXTS = REASONS + 32  # addresses of the messages' other parts
 SUSPECT = TEXTS + 16  # so many times: a launch's `place`
 LENT_PAGES = SUSPECT + SUSPECTS
 BUFFER = LENT_PAGES + LENT  # where a message is put together
@@ -49,13 +53,12 @@ HELPER = ROW + ROWS * WIDTH  # pthread_self(), first word of the row it works fo
 WORDS = HELPER + 2 * HELPERS
 LEFT = 3  # in `_err[0]`, next to what `runtime` has there: the launch left its arrays
 STOPPED = 4  # … it was interrupted
-FATAL = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 
 LINUX = sys.platform.startswith("linux") and ctypes.sizeof(ctypes.c_void_p) == 8
 MACHINE = platform.machine()
 CAN_CATCH = LINUX and MACHINE in ("x86_64", "aarch64")
 # Offsets in what the system hands to a handler (siginfo_t, ucontext_t).
-CODE, ADDRESS = 8, 16
+CODE, ADDRESS, SENDER = 8, 16, 16
 STACK_POINTER, PROGRAM_COUNTER = (160, 168) if MACHINE == "x86_64" else (432, 440)
 ERROR_CODE = 192  # x86-64 only: bit 1 says that it was a write
 X86 = MACHINE == "x86_64"
@@ -63,7 +66,7 @@ SA_SIGINFO, SA_ONSTACK, SA_NODEFER = 4, 0x08000000, 0x40000000
 ALTERNATE_STACK = 64 << 10  # bytes: a handler must run though the thread's stack is full
 
 TEXT = (
-    "\nKernel by Kernel: the process dies of signal ",
+    "\nKernel by Kernel: the process dies of ",
     " in the kernel ",
     ", grid (",
     ".\n  It most likely left its arrays. Run it again with MINI_CHECK=1, which names the line, the index and the "
@@ -78,11 +81,20 @@ TEXT = (
     "\n",
 )
 DIES, IN_KERNEL, IN_GRID, LEAVES, STACK_FULL, IDLE, BLAME, INDENT, COMMA, CLOSE, NEWLINE = range(len(TEXT))
+REASON = {
+    signal.SIGSEGV: "SIGSEGV (an access to memory that is not there)",
+    signal.SIGBUS: "SIGBUS (an access to memory that is not there)",
+    signal.SIGFPE: "SIGFPE (an integer division without a result)",
+    signal.SIGILL: "SIGILL (machine code that is none)",
+    signal.SIGABRT: "SIGABRT (a library has stopped it, perhaps for damaged memory)",
+}
 
 words = np.zeros(WORDS, np.int64)
 _at = words.ctypes.data
-_texts = [ctypes.create_string_buffer(text.encode()) for text in TEXT]
-words[TEXTS : TEXTS + len(TEXT)] = [ctypes.addressof(text) for text in _texts]
+_texts = [ctypes.create_string_buffer(text.encode()) for text in (*TEXT, *REASON.values())]
+words[TEXTS : TEXTS + len(TEXT)] = [ctypes.addressof(text) for text in _texts[: len(TEXT)]]
+for _number, _text in zip(REASON, _texts[len(TEXT) :]):
+    words[REASONS + _number] = ctypes.addressof(_text)
 _cells = memoryview(words)  # its items are set faster than an array's
 _notes, _places, _stacks, _old = {}, {}, [], {}
 _lock = threading.Lock()
@@ -131,14 +143,19 @@ def _count(typingctx, address):
 
 
 _i32, _i64 = types.int32, types.int64
+_mmap = types.ExternalFunction("mmap", _i64(_i64, _i64, _i32, _i32, _i32, _i64))
 _mprotect = types.ExternalFunction("mprotect", _i32(_i64, _i64, _i32))
 _madvise = types.ExternalFunction("madvise", _i32(_i64, _i64, _i32))
 _write = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
 _sigaction = types.ExternalFunction("sigaction", _i32(_i32, _i64, _i64))
 _raise_signal = types.ExternalFunction("raise", _i32(_i32))
+_getpid = types.ExternalFunction("getpid", _i32())
 _pthread_self = types.ExternalFunction("pthread_self", _i64())
 _usleep = types.ExternalFunction("usleep", _i32(_i32))
+SEGV, BUS, ABRT = int(signal.SIGSEGV), int(signal.SIGBUS), int(signal.SIGABRT)
 READ_WRITE, NONE, DONT_NEED = mmap.PROT_READ | mmap.PROT_WRITE, 0, 4
+NEW_PAGE = 0x100022  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE: there, and only if nothing is there
+LOWEST = 1 << 16  # a process may have nothing below
 _END = BUFFER * 8 + 512 * 8 - 32
 
 
@@ -189,10 +206,13 @@ def _row_of(table, thread):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _lend(table, row, address, wrote):
-    """Make the page of an access in the arena a usable one, note the access, and let the launch end."""
+def _lend(table, row, address, wrote, reserved):
+    """Make a page where the access was, note it, and let the launch end. ``reserved``: it is in the arena."""
     page = address & -PAGE
-    if _mprotect(page, PAGE, READ_WRITE) != 0:
+    if reserved:
+        if _mprotect(page, PAGE, READ_WRITE) != 0:
+            return False
+    elif _load(table + N_LENT * 8) >= LENT or _mmap(page, PAGE, READ_WRITE, NEW_PAGE, -1, 0) != page:
         return False
     if row != 0 and _load(row + AT * 8) == 0:
         _store(row + WROTE * 8, wrote)
@@ -212,7 +232,8 @@ def _lend(table, row, address, wrote):
 def _speak(table, signum, row, stack_full):
     """Write the message: on every file, in one piece."""
     first = table + BUFFER * 8
-    to = _put_number(table, _put(table, first, _load(table + (TEXTS + DIES) * 8)), signum)
+    to = _put(table, first, _load(table + (TEXTS + DIES) * 8))
+    to = _put(table, to, _load(table + (REASONS + signum) * 8))
     if row != 0:
         to = _put(table, to, _load(table + (TEXTS + IN_KERNEL) * 8))
         to = _put_kernel(table, to, _load(row + NOTE * 8))
@@ -237,18 +258,27 @@ def _on_signal(table, signum, info, context):
     code, address, thread = _load32(info + CODE), _load(info + ADDRESS), _pthread_self()
     row = _row_of(table, thread)
     stack, at = _load(context + STACK_POINTER), _load(context + PROGRAM_COUNTER)
-    by_access = (signum == 11 or signum == 7) and code > 0
-    if by_access and _load(table + ARENA * 8) <= address < _load(table + ARENA_END * 8) and at != address:
+    by_access = (signum == SEGV or signum == BUS) and code > 0 and at != address
+    full = by_access and stack - (1 << 16) <= address < stack + (1 << 16)
+    if by_access:
         wrote = (_load(context + ERROR_CODE) >> 1) & 1 if X86 else -1
-        if _lend(table, row, address, wrote):
+        reserved = _load(table + ARENA * 8) <= address < _load(table + ARENA_END * 8)
+        nothing_there = row != 0 and signum == SEGV and code == 1 and address >= LOWEST and not full
+        if (reserved or nothing_there) and _lend(table, row, address, wrote, reserved):
             return
-    old = _load(table + (OLD + signum) * 8)
+    elif row != 0 and signum != ABRT and code <= 0 and _load32(info + SENDER) == _getpid():
+        if _load(table + DYING * 8) == 0:
+            return  # `faulthandler`, put before this handler, passes on a signal; the access itself comes again
     if _count(table + DYING * 8) == 0:
-        full = by_access and address != at and stack - (1 << 16) <= address < stack + (1 << 16)
+        _store(table + SPEAKER * 8, thread)
         if row != 0 or _load(table + SPEAK * 8) != 0 and _load(table + SUSPECT * 8) != 0:
             _speak(table, signum, row, full)
-    _sigaction(signum, old, 0)
-    if not by_access:  # nobody repeats it for the handlers before ours
+        _sigaction(signum, _load(table + (OLD + signum) * 8), 0)
+    else:
+        if _load(table + SPEAKER * 8) != thread:  # another thread is about to end the process: let it finish
+            _usleep(np.int32(2 * MOST_WAIT))
+        _sigaction(signum, _load(table + DEFAULT * 8), 0)
+    if not by_access:  # nothing repeats it for the handlers before ours
         _raise_signal(signum)
 
 
@@ -305,11 +335,13 @@ def ensure():
             copy = getattr(sys.stderr, "_original_stdstream_copy", None)  # a notebook: 2 leads into its cells
             if isinstance(copy, int):
                 files.append(copy)
-                words[WAIT] = 400_000  # µs, in which its other threads carry the message there
+                words[WAIT] = MOST_WAIT
             words[N_FILES], words[FILES : FILES + len(files)] = len(files), files
+            _old["default"] = _Action()
+            words[DEFAULT] = ctypes.addressof(_old["default"])
         handler = _old["handler"][0]
         speak = True
-        for number in FATAL:
+        for number in REASON:
             action, before = _Action(handler, flags=SA_SIGINFO | SA_ONSTACK | SA_NODEFER), _Action()
             _libc.sigaction(int(number), ctypes.byref(action), ctypes.byref(before))
             if before.handler != handler:

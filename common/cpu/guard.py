@@ -9,8 +9,8 @@ there is not seen: ``MINI_CHECK=1`` and the sanitizer see it.
 NumPy arrays given to a launch lie where NumPy has put them. `stage` copies them into the arena, as a launch on a GPU
 copies them to the device, and back after it; `launch` decides when.
 
-Where there is no arena (not Linux; no room; very many arrays), canaries of 4096 bytes stand behind the arrays, in
-ordinary memory.
+Where there is no arena (not Linux; no room; very many arrays), arrays lie in ordinary memory, with canaries of 4096
+bytes and some room behind them.
 """
 
 import ctypes
@@ -27,9 +27,10 @@ GAP = 4 << 20  # bytes before and behind each array that nobody may touch
 LARGEST, LEAST = 1 << 38, 1 << 32  # bytes of the arena: the first power of two that can be had. It takes no memory
 MAX_PLACES = 16384  # each is two of the 65530 mappings that Linux gives a process
 FRONT, BACK = 64, 4096  # bytes of the canaries; behind an array in the arena there are fewer than ALIGNMENT
-KEEP_ONE, KEEP_ALL = 32 << 20, 128 << 20  # freed memory of at most so many bytes stays with the process, to be used again
+SPARE = 256 << 10  # bytes behind the canaries, where there is no arena: memory that is never used is not there
+KEEP_ONE, KEEP_ALL = 32 << 20, 128 << 20  # bytes of a freed array, and of all, that stay with the process for others
 HUGE = 4 << 20  # from here on NumPy asks for huge pages, and so do we
-MAX_STAGED = 256 << 20  # bytes of a launch's NumPy arrays: more are not copied for safety
+MAX_STAGED = 64 << 20  # bytes of a launch's NumPy arrays: more are not copied for safety
 PATTERN = bytes((i * 167 + 91) % 251 + 1 for i in range(BACK))  # no byte is 0: kernels like to write zeros
 
 _red = {}  # id of the memory of an array -> `Red`
@@ -38,42 +39,47 @@ _red = {}  # id of the memory of an array -> `Red`
 class Red:
     """The canaries of one array's memory.
 
-    ``pairs``: what reads them, and what must come out, for the launch to compare. ``low``, ``high``: address of the
-    array's first byte and of its end.
+    ``pairs``: what reads them, and what must come out, for the launch to compare. ``parts``: (address, memoryview).
     """
 
-    __slots__ = ("pairs", "canaries", "low", "high", "watch")
+    __slots__ = ("pairs", "parts", "high", "watch")
 
-    def __init__(self, memory, first, end):
-        """``memory``: uint8 array; the array's bytes are first … end - 1 of it."""
-        self.low = _address(memory) + first
-        self.high = self.low + end - first
-        self.canaries = [p for p in (memory[max(0, first - FRONT) : first], memory[end : end + BACK]) if len(p)]
+    def __init__(self, cells, address, first, end):
+        """``cells``: a memoryview of bytes, from ``address`` on; the array's are first … end - 1 of it.
+
+        It must not keep the array's memory alive.
+        """
+        self.high = address + end
+        self.parts, front = [], max(0, first - FRONT)
+        for begin, part in ((front, cells[front:first]), (end, cells[end : end + BACK])):
+            if part:
+                self.parts.append((address + begin, part))
         self.repair()
-        self.pairs = tuple((memoryview(part).tobytes, PATTERN[: len(part)]) for part in self.canaries)
+        self.pairs = tuple([(part.tobytes, PATTERN[: len(part)]) for _, part in self.parts])
 
     def repair(self):
         """Write the pattern again."""
-        for part in self.canaries:
-            part[:] = _PATTERN[: len(part)]
+        for _, part in self.parts:
+            part[:] = PATTERN[: len(part)]
 
     def damage(self):
         """Address of the written canary byte nearest to the array; None if all are whole."""
-        for part in self.canaries:
-            broken = np.flatnonzero(part != _PATTERN[: len(part)])
-            if len(broken):
-                return _address(part) + int(broken[0 if _address(part) >= self.high else -1])
+        for address, part in self.parts:
+            broken = [k for k, (byte, whole) in enumerate(zip(part, PATTERN)) if byte != whole]
+            if broken:
+                return address + broken[0 if address >= self.high else -1]
         return None
 
 
 class Place:
-    """Pages of the arena: ``memory`` is a ctypes array of all their bytes. ``warm``: they are there, not only reserved."""
+    """Pages of the arena. ``memory``, ``cells``: all their bytes; ``warm``: they have not been given back."""
 
-    __slots__ = ("address", "size", "memory", "warm")
+    __slots__ = ("address", "size", "memory", "cells", "warm")
 
     def __init__(self, address, size):
         self.address, self.size, self.warm = address, size, True
         self.memory = (ctypes.c_ubyte * size).from_address(address)
+        self.cells = memoryview(self.memory).cast("B")
 
 
 class Arena:
@@ -84,6 +90,7 @@ class Arena:
         self.libc.mmap.restype = ctypes.c_void_p
         self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self.libc.mprotect.argtypes = self.libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self.libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self.free, self.kept, self.places, self.base, size = {}, 0, [], 0, LARGEST
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
         while size >= LEAST:
@@ -127,11 +134,15 @@ class Arena:
         self.free.setdefault(place.size, []).append(place)
 
     def close_pages(self):
-        """Take back the pages that were lent to kernels outside their arrays: nobody may touch them."""
-        for page in crash.lent_pages():
-            if not any(address <= page < address + size for address, size in self.places):  # since then an array's
+        """Take back the pages that were lent to kernels outside their arrays; gives their addresses."""
+        pages = crash.lent_pages()
+        for page in pages:
+            if not self.base <= page < self.end:
+                self.libc.munmap(page, PAGE)
+            elif not any(address <= page < address + size for address, size in self.places):  # since then an array's
                 self.libc.madvise(page, PAGE, crash.DONT_NEED)
                 self.libc.mprotect(page, PAGE, crash.NONE)
+        return pages
 
 
 _arena = None
@@ -154,11 +165,13 @@ def memory(nbytes, alignment=ALIGNMENT, low=0):
     place = region.take(nbytes + slack) if region and nbytes else None
     if place is not None:
         raw, first = np.ndarray((place.size,), np.uint8, place.memory), place.size - slack - nbytes
+        cells, address = place.cells, place.address
     else:
-        raw = np.empty(FRONT + alignment + nbytes + BACK, np.uint8)
-        first = FRONT + (low - _address(raw) - FRONT) % alignment
+        raw = np.empty(FRONT + alignment + nbytes + BACK + (0 if region else SPARE), np.uint8)
+        address = _address(raw)
+        first, cells = FRONT + (low - address - FRONT) % alignment, memoryview(_bytes_at(address, len(raw)))
     if nbytes:
-        red, key = Red(raw, first, first + nbytes), id(raw)
+        red, key = Red(cells, address, first, first + nbytes), id(raw)
 
         def gone(_, key=key, place=place, red=_red, give=region and region.give):
             red.pop(key, None)
@@ -211,8 +224,8 @@ class Staged:
             host = _bytes_at(low, high - low)
             copy[:] = host
             if any(values[k].flags.writeable for k in members):
-                size = min(values[k].itemsize for k in members)
-                word = np.dtype(f"u{size}" if size in (1, 2, 4, 8) and (high - low) % size == 0 else "u1")
+                size = min(8, *[values[k].itemsize for k in members])
+                word = np.dtype(f"u{size}" if (high - low) % size == 0 else "u1")
                 self.parts.append([part.view(word) for part in (host, copy, copy.copy())])
             for k in members:
                 v = values[k]
@@ -237,8 +250,7 @@ def size_of(values):
 
 def close_pages():
     """See `Arena.close_pages`."""
-    if _arena is not None:
-        _arena.close_pages()
+    return _arena.close_pages() if _arena is not None else []
 
 
 def damaged(values):
@@ -279,5 +291,3 @@ def _bytes_at(address, nbytes):
 def _address(array):
     return array.__array_interface__["data"][0]
 
-
-_PATTERN = np.frombuffer(PATTERN, np.uint8)

@@ -29,6 +29,7 @@ MOST_KINDS = 1000  # of launches of a kernel whose NumPy arrays are watched, see
 SMALL_BYTES, SMALL_KINDS = 64 << 10, 64  # NumPy arrays of so few bytes are watched for so many lists of numbers, too
 
 _NOTE, _ERR, _NOTHING = crash.NOTE, crash.ERR, np.empty(0, np.uint8)
+_NUMBERS = {bool, int, float, complex, *np.sctypeDict.values()}
 
 _mine = threading.local()  # `row`: see `crash.Row`; `helper`: of a thread of the pool
 _pool = None
@@ -240,12 +241,14 @@ class Dispatcher:
                     values.append(value)
                     if isinstance(value, np.ndarray):
                         shapes.append(value.shape)
+                        if value.base is not None:
+                            canaries += guard.pairs_of(value)
                     else:
-                        numbers.append(value)
+                        numbers.append(value if type(value) in _NUMBERS else _Unlike())
         except (TypeError, ValueError):
             values = [self._view(a, i) for i, a in enumerate(args)]
         if _sanitizer is not None:
-            return _sanitizer.launch(self, grid, block, shared_bytes, values)
+            return self._watched(grid, block, shared_bytes, values)
         fresh.unwatched_launch()
         key, compiled = self._prepare(block, values)
         history = self._history.get(key) or self._begin(key, block)
@@ -253,14 +256,20 @@ class Dispatcher:
             row = _mine.row
         except AttributeError:
             row = _mine.row = crash.Row()
+        if row.running[_NOTE]:  # a signal handler launches, in the middle of another launch
+            row = crash.Row()
         used, staged, last = values, None, history.last
         alike = last is not None and grid == last.grid and numbers == last.numbers and shapes == last.shapes
         if not alike:
+            crash.ensure()
             last = _Last(grid, numbers, shapes, crash.place(history.note, grid))
             if shapes and key[3] != "bounds":
                 staged = self._staged(history, last, values)
                 if staged is not None:
                     used, canaries = staged.values, canaries + staged.pairs
+        if shapes and staged is None and not last.named:
+            crash.suspect(last.place)
+            last.named = True
         taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
         if row.running[_ERR]:
             self._failed(compiled, last, row, block, shared_bytes, values, used)
@@ -272,8 +281,20 @@ class Dispatcher:
         if _trace is not None:
             _trace.append((self, grid, block, taken, values))
 
-    def _begin(self, key, block):
+    def _watched(self, grid, block, shared_bytes, values):
+        """A launch under the sanitizer or for a memory report."""
         crash.ensure()
+        row = crash.Row()
+        row.running[_NOTE] = crash.place(crash.note(self.py_func, block), grid)
+        try:
+            _sanitizer.launch(self, grid, block, shared_bytes, values)
+        finally:
+            row.running[_NOTE] = 0
+            pages = guard.close_pages()
+        if pages:
+            raise self._outside(int(row.words[crash.AT]) or pages[0], int(row.words[crash.WROTE]), values, grid, block)
+
+    def _begin(self, key, block):
         return self._history.setdefault(key, _History(crash.note(self.py_func, block)))
 
     def _run(self, compiled, history, last, alike, row, block, shared_bytes, values):
@@ -281,8 +302,6 @@ class Dispatcher:
         gx, gy, gz = last.grid
         blocks = gx * gy * gz
         run, err, running = compiled.run, row.err, row.running
-        if running[_NOTE]:  # a signal handler launches while a launch of its thread is going on
-            raise LaunchError(f"{self.__name__} was launched by a signal handler, in the middle of another launch")
 
         def work(first, end):
             dynamic = np.empty(shared_bytes, np.uint8) if shared_bytes else _NOTHING
@@ -299,12 +318,10 @@ class Dispatcher:
                 _run_pieces(work, 0, blocks, 1)
             else:
                 _run_parallel(work, blocks, known if alike else None, row)
-        except IndexError:
-            if err[0] == 0:
+        except BaseException as error:
+            if not isinstance(error, IndexError) or err[0] in (0, crash.STOPPED):
+                _mine.__dict__.pop("row", None)  # it says that the launch is to stop, and others may still look there
                 raise
-        except KeyboardInterrupt:
-            del _mine.row  # it says that the launch is to stop, and others may still look there
-            raise
         finally:
             running[_NOTE] = 0
         taken = time.perf_counter() - start
@@ -329,15 +346,14 @@ class Dispatcher:
                 elif len(history.kinds) < MOST_KINDS:
                     history.kinds[shapes] = {numbers} if size <= SMALL_BYTES else frozenset()
                 return guard.Staged(values) if size else None
-        crash.suspect(last.place)
         return None
 
-    def _failed(self, compiled, last, row, block, shared_bytes, given, values):
-        """Raise what the row and the canaries say. ``given``: the arrays of the launch, ``values``: the ones used."""
+    def _failed(self, compiled, last, row, block, shared_bytes, given, used):
+        """Raise what the row and the canaries say. ``given``: the launch's values, ``used``: with arrays as staged."""
         err, outside, wrote = row.err.copy(), int(row.words[crash.AT]), int(row.words[crash.WROTE])
         row.err[:] = row.words[crash.AT] = 0
         guard.close_pages()
-        written = guard.damaged(values)
+        written = guard.damaged(used)
         if written is not None and not outside:
             outside, wrote = written, 1
         if not outside:
@@ -348,16 +364,22 @@ class Dispatcher:
             if isinstance(error, OutOfBoundsError):
                 where = f"; in the kernel {self.__name__}, grid {last.grid}, block {block}"
                 raise OutOfBoundsError(error.what + where, error.filename, error.lineno, error.mend) from None
-        position, count, side = guard.nearest(values, outside)
-        names, code = self.py_func.__code__.co_varnames, self.py_func.__code__
+        raise self._outside(outside, wrote, used, last.grid, block)
+
+    def _outside(self, at, wrote, values, grid, block):
+        """The error for an access at an address outside of the arrays. ``wrote``: 1 if it was a write, 0, or -1."""
         verb = {0: "reads", 1: "writes", -1: "reads or writes"}[wrote]
-        raise OutOfBoundsError(
-            f"the kernel {self.__name__} {verb} outside its arrays, {count} bytes {side} {names[position]} (shape "
-            f"{given[position].shape}, {given[position].dtype}); grid {last.grid}, block {block}",
-            code.co_filename,
+        where = "outside its arrays"
+        if position := guard.nearest(values, at):
+            k, count, side = position
+            name, array = self.py_func.__code__.co_varnames[k], values[k]
+            where += f", {count} byte{'s' * (count > 1)} {side} {name} (shape {array.shape}, {array.dtype})"
+        return OutOfBoundsError(
+            f"the kernel {self.__name__} {verb} {where}; grid {grid}, block {block}",
+            self.py_func.__code__.co_filename,
             crash.line_of(self.py_func),
-            "run it again with MINI_CHECK=1 (set it in the environment), which names the line, the index and the "
-            "thread; then guard the access: if i < n: …",
+            "run it again with the environment variable MINI_CHECK=1, which names the line, the index and the thread; "
+            "then guard the access: if i < n: …",
         )
 
     def _look_again(self, last, row, block, shared_bytes, given):
@@ -406,13 +428,20 @@ def _by_name(module, qualname):
     return value
 
 
-class _Last:
-    """What one launch was like: its grid, its numbers, shapes of its NumPy arrays; and ``place``, see `crash.place`."""
+class _Unlike:
+    """Stands for an argument that is not compared with that of the launch before, such as a tuple."""
 
-    __slots__ = ("grid", "numbers", "shapes", "place")
+
+class _Last:
+    """What a launch was like: its grid, its numbers, the shapes of its NumPy arrays.
+
+    place: see `crash.place`; named: has it been handed to `crash.suspect`?
+    """
+
+    __slots__ = ("grid", "numbers", "shapes", "place", "named")
 
     def __init__(self, grid, numbers, shapes, place):
-        self.grid, self.numbers, self.shapes, self.place = grid, numbers, shapes, place
+        self.grid, self.numbers, self.shapes, self.place, self.named = grid, numbers, shapes, place, False
 
 
 class _History:
