@@ -96,7 +96,8 @@ class Arena:
         while size >= LEAST:
             base = self.libc.mmap(None, size, 0, flags, -1, 0)
             if base not in (None, ctypes.c_void_p(-1).value):
-                self.base, self.end, self.next = base, base + size, base + GAP
+                self.base, self.end = base, base + size
+                self.next, self.last = base + size // 4, base + size // 4 * 3  # both sides are for what goes far away
                 crash.words[crash.ARENA], crash.words[crash.ARENA_END] = base, self.end
                 break
             size //= 2
@@ -114,7 +115,7 @@ class Arena:
             pass
         with crash._lock:
             address, end = self.next, self.next + size + GAP
-            if not self.base or len(self.places) >= MAX_PLACES or end > self.end:
+            if not self.base or len(self.places) >= MAX_PLACES or end > self.last:
                 return None
             if self.libc.mprotect(address, size, crash.READ_WRITE):
                 return None
@@ -219,7 +220,7 @@ class Staged:
             else:
                 groups.append([low, high, [k]])
         for low, high, members in groups:
-            raw, first = memory(high - low, 16, low)
+            raw, first = memory(high - low, max(values[k].itemsize for k in members), low)
             copy = raw[first : first + high - low]
             host = _bytes_at(low, high - low)
             copy[:] = host

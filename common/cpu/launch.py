@@ -272,12 +272,13 @@ class Dispatcher:
             last.named = True
         taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
         if row.running[_ERR]:
-            self._failed(compiled, last, row, block, shared_bytes, values, used)
+            self._failed(compiled, history, row, block, shared_bytes, values, used)
         for read, whole in canaries:
             if read() != whole:
-                self._failed(compiled, last, row, block, shared_bytes, values, used)
+                self._failed(compiled, history, row, block, shared_bytes, values, used)
         if staged is not None:
             staged.copy_back()
+            history.watched(last)
         if _trace is not None:
             _trace.append((self, grid, block, taken, values))
 
@@ -321,6 +322,8 @@ class Dispatcher:
         except BaseException as error:
             if not isinstance(error, IndexError) or err[0] in (0, crash.STOPPED):
                 _mine.__dict__.pop("row", None)  # it says that the launch is to stop, and others may still look there
+                guard.damaged(values)  # the next launch is not to blame
+                guard.close_pages()
                 raise
         finally:
             running[_NOTE] = 0
@@ -335,23 +338,19 @@ class Dispatcher:
 
         Copied are those of the first launch with a grid and shapes; small ones also when whole numbers are new.
         """
-        shapes = (last.grid, *last.shapes)
-        numbers = tuple([n for n in last.numbers if isinstance(n, (int, np.integer))])
-        kinds = history.kinds.get(shapes)
-        if kinds is None or kinds and len(kinds) < SMALL_KINDS and numbers not in kinds:
+        shapes, numbers = last.kind()
+        known = history.kinds.get(shapes)
+        if known is None or numbers not in known and len(known) < SMALL_KINDS:
             size = guard.size_of(values)
-            if size <= guard.MAX_STAGED:
-                if kinds is not None:
-                    kinds.add(numbers)
-                elif len(history.kinds) < MOST_KINDS:
-                    history.kinds[shapes] = {numbers} if size <= SMALL_BYTES else frozenset()
-                return guard.Staged(values) if size else None
+            if 0 < size <= (guard.MAX_STAGED if known is None else SMALL_BYTES):
+                return guard.Staged(values)
         return None
 
-    def _failed(self, compiled, last, row, block, shared_bytes, given, used):
+    def _failed(self, compiled, history, row, block, shared_bytes, given, used):
         """Raise what the row and the canaries say. ``given``: the launch's values, ``used``: with arrays as staged."""
         err, outside, wrote = row.err.copy(), int(row.words[crash.AT]), int(row.words[crash.WROTE])
         row.err[:] = row.words[crash.AT] = 0
+        last, history.last = history.last, None
         guard.close_pages()
         written = guard.damaged(used)
         if written is not None and not outside:
@@ -383,19 +382,26 @@ class Dispatcher:
         )
 
     def _look_again(self, last, row, block, shared_bytes, given):
-        """Run a launch again, on copies, with each index checked: so that the error has a line and a thread."""
+        """Run a launch again, on copies, block after block, with each index checked: the error has line and thread."""
         if sum(v.nbytes for v in given if isinstance(v, np.ndarray)) > guard.MAX_STAGED:
             return
         copies = guard.Staged(given, everything=True).values
         _, compiled = self._prepare(block, copies, "bounds")
+        err, row.running[_NOTE] = np.zeros(9, np.int64), last.place
+
+        def work(first, end):
+            compiled.run(first, end, *last.grid, np.empty(shared_bytes, np.uint8), err, *copies)
+
         try:
-            self._run(compiled, _History(0), last, False, row, block, shared_bytes, copies)
-            err = row.err.copy()
+            _run_pieces(work, 0, math.prod(last.grid), 1)
+        except IndexError:
+            if err[0] == 0:
+                raise
         finally:
-            row.err[:] = row.words[crash.AT] = 0
+            row.running[_NOTE] = row.err[0] = row.words[crash.AT] = 0
             guard.close_pages()
         wraps = err[0] == compiling.runtime.OUT_OF_BOUNDS and -err[7] <= err[6] < 0
-        if err[0] and err[0] != crash.LEFT and not wraps:  # an index that wraps round stays inside
+        if err[0] and not wraps:  # an index that wraps round stays inside
             self._raise(compiled.sites[err[1]], err, block)
 
     def _raise(self, site, err, block):
@@ -443,18 +449,28 @@ class _Last:
     def __init__(self, grid, numbers, shapes, place):
         self.grid, self.numbers, self.shapes, self.place, self.named = grid, numbers, shapes, place, False
 
+    def kind(self):
+        """The launch's grid and shapes, and its whole numbers: two tuples."""
+        return (self.grid, *self.shapes), tuple([n for n in self.numbers if isinstance(n, (int, np.integer))])
+
 
 class _History:
     """What is known from earlier launches of a compiled kernel.
 
     tried: runs so far; known: least seconds a block; last: the `_Last` one; note: see `crash.note`; kinds: which
-    NumPy arrays have been watched, see `Dispatcher._staged`.
+    launches with NumPy arrays have been watched, as grid and shapes: {numbers}, see `Dispatcher._staged`.
     """
 
     __slots__ = ("tried", "known", "last", "note", "kinds")
 
     def __init__(self, note):
         self.tried, self.known, self.last, self.note, self.kinds = 0, math.inf, None, note, {}
+
+    def watched(self, last):
+        """A launch has been watched, and stayed inside its arrays."""
+        shapes, numbers = last.kind()
+        if shapes in self.kinds or len(self.kinds) < MOST_KINDS:
+            self.kinds.setdefault(shapes, set()).add(numbers)
 
 
 def _next_size(size, most, seconds):
