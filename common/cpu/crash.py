@@ -3,8 +3,8 @@
 Machine code cannot raise, and Python's own handlers run only when it has returned. So the handler below is compiled:
 Numba makes a C function of `_on_signal`, and the operating system calls it in the thread that made the mistake.
 
-- An access in the reserved memory round device arrays (see `guard`), or where a kernel has nothing at all: a page is
-  lent to it, and the kernel goes on to the end of its block. The launch then raises an error with the kernel's line.
+- An access in the reserved memory round device arrays (see `guard`): a page is lent to the kernel, which goes on to the
+  end of its block. The launch then raises an error with the kernel's line.
 - Anything else kills the process, as it did before, but a message on the standard error says first which kernel ran,
   and what to do. Handlers that were there before (``faulthandler``) have their turn after it.
 
@@ -22,6 +22,7 @@ import platform
 import signal
 import sys
 import threading
+import warnings
 
 import llvmlite.binding as llvm
 import numba
@@ -143,7 +144,6 @@ def _count(typingctx, address):
 
 
 _i32, _i64 = types.int32, types.int64
-_mmap = types.ExternalFunction("mmap", _i64(_i64, _i64, _i32, _i32, _i32, _i64))
 _mprotect = types.ExternalFunction("mprotect", _i32(_i64, _i64, _i32))
 _madvise = types.ExternalFunction("madvise", _i32(_i64, _i64, _i32))
 _write = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
@@ -154,8 +154,6 @@ _pthread_self = types.ExternalFunction("pthread_self", _i64())
 _usleep = types.ExternalFunction("usleep", _i32(_i32))
 SEGV, BUS, ABRT = int(signal.SIGSEGV), int(signal.SIGBUS), int(signal.SIGABRT)
 READ_WRITE, NONE, DONT_NEED = mmap.PROT_READ | mmap.PROT_WRITE, 0, 4
-NEW_PAGE = 0x100022  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE: there, and only if nothing is there
-LOWEST = 1 << 16  # a process may have nothing below
 _END = BUFFER * 8 + 512 * 8 - 32
 
 
@@ -206,13 +204,10 @@ def _row_of(table, thread):
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _lend(table, row, address, wrote, reserved):
-    """Make a page where the access was, note it, and let the launch end. ``reserved``: it is in the arena."""
+def _lend(table, row, address, wrote):
+    """Make the page of an access in the arena a usable one, note the access, and let the launch end."""
     page = address & -PAGE
-    if reserved:
-        if _mprotect(page, PAGE, READ_WRITE) != 0:
-            return False
-    elif _load(table + N_LENT * 8) >= LENT or _mmap(page, PAGE, READ_WRITE, NEW_PAGE, -1, 0) != page:
+    if _mprotect(page, PAGE, READ_WRITE) != 0:
         return False
     if row != 0 and _load(row + AT * 8) == 0:
         _store(row + WROTE * 8, wrote)
@@ -260,11 +255,9 @@ def _on_signal(table, signum, info, context):
     stack, at = _load(context + STACK_POINTER), _load(context + PROGRAM_COUNTER)
     by_access = (signum == SEGV or signum == BUS) and code > 0 and at != address
     full = by_access and stack - (1 << 16) <= address < stack + (1 << 16)
-    if by_access:
+    if by_access and _load(table + ARENA * 8) <= address < _load(table + ARENA_END * 8):
         wrote = (_load(context + ERROR_CODE) >> 1) & 1 if X86 else -1
-        reserved = _load(table + ARENA * 8) <= address < _load(table + ARENA_END * 8)
-        nothing_there = row != 0 and signum == SEGV and code == 1 and address >= LOWEST and not full
-        if (reserved or nothing_there) and _lend(table, row, address, wrote, reserved):
+        if _lend(table, row, address, wrote):
             return
     elif row != 0 and signum != ABRT and code <= 0 and _load32(info + SENDER) == _getpid():
         if _load(table + DYING * 8) == 0:
@@ -303,7 +296,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _compiled_handler():
     """The address of a C function of a signal's three arguments, which hands the table's address on to `_on_signal`."""
-    inner = numba.cfunc(types.void(_i64, _i32, _i64, _i64), cache=True, error_model="numpy")(_on_signal)
+    def compiled(cache):
+        return numba.cfunc(types.void(_i64, _i32, _i64, _i64), cache=cache, error_model="numpy")(_on_signal)
+
+    try:
+        inner = compiled(cache=True)
+    except RuntimeError:  # there is no folder for Numba's cache
+        inner = compiled(cache=False)
     text = f"""
         define void @handler(i32 %signum, i64 %info, i64 %context) {{
             %inner = inttoptr i64 {inner.address} to ptr
@@ -318,19 +317,24 @@ def _compiled_handler():
 
 def ensure():
     """Put the handler in, if it is not there or ``faulthandler`` has been put before it. Cheap if nothing is to do."""
-    global _installed
+    global _installed, CAN_CATCH
     if _installed is not None and _installed == faulthandler.is_enabled():
         return
     with _lock:
         if _installed is not None and _installed == faulthandler.is_enabled():
             return
+        if CAN_CATCH and _installed is None:
+            try:
+                _old["handler"] = _compiled_handler()
+            except Exception as error:
+                CAN_CATCH = False
+                warnings.warn(f"a kernel that leaves its arrays may end this process: {error}", stacklevel=2)
         if not CAN_CATCH:
             if not faulthandler.is_enabled():
                 _enable_faulthandler()
             _installed = faulthandler.is_enabled()
             return
         if _installed is None:
-            _old["handler"] = _compiled_handler()
             files = [2]
             copy = getattr(sys.stderr, "_original_stdstream_copy", None)  # a notebook: 2 leads into its cells
             if isinstance(copy, int):

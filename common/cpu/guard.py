@@ -90,7 +90,6 @@ class Arena:
         self.libc.mmap.restype = ctypes.c_void_p
         self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self.libc.mprotect.argtypes = self.libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        self.libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self.free, self.kept, self.places, self.base, size = {}, 0, [], 0, LARGEST
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
         while size >= LEAST:
@@ -138,9 +137,7 @@ class Arena:
         """Take back the pages that were lent to kernels outside their arrays; gives their addresses."""
         pages = crash.lent_pages()
         for page in pages:
-            if not self.base <= page < self.end:
-                self.libc.munmap(page, PAGE)
-            elif not any(address <= page < address + size for address, size in self.places):  # since then an array's
+            if not any(address <= page < address + size for address, size in self.places):  # since then an array's
                 self.libc.madvise(page, PAGE, crash.DONT_NEED)
                 self.libc.mprotect(page, PAGE, crash.NONE)
         return pages
@@ -152,8 +149,11 @@ _arena = None
 def arena():
     """The one `Arena`, or None where there is none: without room for it, or where access to it cannot be caught."""
     global _arena
-    if _arena is None and crash.CAN_CATCH:
-        _arena = Arena()
+    if _arena is None:
+        crash.ensure()  # before there is memory that only its handler makes harmless
+        with crash._lock:
+            if _arena is None and crash.CAN_CATCH:
+                _arena = Arena()
     return _arena if _arena is not None and _arena.base else None
 
 

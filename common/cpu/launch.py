@@ -272,10 +272,10 @@ class Dispatcher:
             last.named = True
         taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
         if row.running[_ERR]:
-            self._failed(compiled, history, row, block, shared_bytes, values, used)
+            self._failed(compiled, history, last, row, block, shared_bytes, values, used)
         for read, whole in canaries:
             if read() != whole:
-                self._failed(compiled, history, row, block, shared_bytes, values, used)
+                self._failed(compiled, history, last, row, block, shared_bytes, values, used)
         if staged is not None:
             staged.copy_back()
             history.watched(last)
@@ -346,11 +346,11 @@ class Dispatcher:
                 return guard.Staged(values)
         return None
 
-    def _failed(self, compiled, history, row, block, shared_bytes, given, used):
+    def _failed(self, compiled, history, last, row, block, shared_bytes, given, used):
         """Raise what the row and the canaries say. ``given``: the launch's values, ``used``: with arrays as staged."""
         err, outside, wrote = row.err.copy(), int(row.words[crash.AT]), int(row.words[crash.WROTE])
         row.err[:] = row.words[crash.AT] = 0
-        last, history.last = history.last, None
+        history.last = None  # the next launch is looked at like a first one
         guard.close_pages()
         written = guard.damaged(used)
         if written is not None and not outside:
