@@ -31,8 +31,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from .errors import LaunchError
+
 PAGE = mmap.PAGESIZE
-ROWS, HELPERS, SUSPECTS, LENT, MOST_PLACES = 64, 1024, 4, 256, 10_000
+ROWS, HELPERS, SUSPECTS, LENT, MOST_PLACES = 1024, 1024, 4, 256, 10_000
 
 # Words for all: the arena's first byte and end; is the process dying, and of which thread; pages lent so far; how many
 # file descriptors to write to, and which; µs to wait for a notebook; are faults outside of kernels ours to report; the
@@ -64,6 +66,7 @@ STACK_POINTER, PROGRAM_COUNTER = (160, 168) if MACHINE == "x86_64" else (432, 44
 ERROR_CODE = 192  # x86-64 only: bit 1 says that it was a write
 X86 = MACHINE == "x86_64"
 SA_SIGINFO, SA_ONSTACK, SA_NODEFER = 4, 0x08000000, 0x40000000
+SS_DISABLE = 2
 ALTERNATE_STACK = 64 << 10  # bytes: a handler must run though the thread's stack is full
 
 TEXT = (
@@ -97,7 +100,7 @@ words[TEXTS : TEXTS + len(TEXT)] = [ctypes.addressof(text) for text in _texts[: 
 for _number, _text in zip(REASON, _texts[len(TEXT) :]):
     words[REASONS + _number] = ctypes.addressof(_text)
 _cells = memoryview(words)  # its items are set faster than an array's
-_notes, _places, _stacks, _old = {}, {}, [], {}
+_notes, _places, _stacks, _helper_stacks, _old = {}, {}, [], [], {}
 _lock = threading.Lock()
 _free_rows, _free_helpers = list(range(ROWS - 1, -1, -1)), list(range(HELPERS - 1, -1, -1))
 _installed = None  # whether faulthandler was on when our handler was put in; None: not put in
@@ -144,8 +147,8 @@ def _count(typingctx, address):
 
 
 _i32, _i64 = types.int32, types.int64
+_mmap = types.ExternalFunction("mmap", _i64(_i64, _i64, _i32, _i32, _i32, _i64))
 _mprotect = types.ExternalFunction("mprotect", _i32(_i64, _i64, _i32))
-_madvise = types.ExternalFunction("madvise", _i32(_i64, _i64, _i32))
 _write = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
 _sigaction = types.ExternalFunction("sigaction", _i32(_i32, _i64, _i64))
 _raise_signal = types.ExternalFunction("raise", _i32(_i32))
@@ -153,7 +156,8 @@ _getpid = types.ExternalFunction("getpid", _i32())
 _pthread_self = types.ExternalFunction("pthread_self", _i64())
 _usleep = types.ExternalFunction("usleep", _i32(_i32))
 SEGV, BUS, ABRT = int(signal.SIGSEGV), int(signal.SIGBUS), int(signal.SIGABRT)
-READ_WRITE, NONE, DONT_NEED = mmap.PROT_READ | mmap.PROT_WRITE, 0, 4
+READ_WRITE, NONE = mmap.PROT_READ | mmap.PROT_WRITE, 0
+NEW_PAGE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10  # MAP_FIXED: in the place of what is there
 _END = BUFFER * 8 + 512 * 8 - 32
 
 
@@ -218,8 +222,7 @@ def _lend(table, row, address, wrote):
     before = _load(place)
     _store(place, page)
     if before != 0 and before != page:  # as many as that are lent at a time: a long loop outside takes no memory
-        _madvise(before, PAGE, DONT_NEED)
-        _mprotect(before, PAGE, NONE)
+        _mmap(before, PAGE, NONE, NEW_PAGE, -1, 0)
     return True
 
 
@@ -364,14 +367,13 @@ def _enable_faulthandler():
 
 
 def alternate_stack():
-    """Give this thread a stack for handlers, if it has none: one that is full cannot run them."""
-    if not CAN_CATCH:
-        return
+    """Give this thread a stack for handlers, if it has none: one that is full cannot run them. Returns its memory."""
     now = _Stack()
-    if _libc.sigaltstack(None, ctypes.byref(now)) == 0 and now.flags & 2:  # SS_DISABLE
-        memory = ctypes.create_string_buffer(ALTERNATE_STACK)
-        _stacks.append(memory)  # a thread that has ended may still have handlers to come: these are never freed
-        _libc.sigaltstack(ctypes.byref(_Stack(ctypes.addressof(memory), 0, ALTERNATE_STACK)), None)
+    if not CAN_CATCH or _libc.sigaltstack(None, ctypes.byref(now)) or not now.flags & SS_DISABLE:
+        return None
+    memory = _stacks.pop() if _stacks else ctypes.create_string_buffer(ALTERNATE_STACK)
+    _libc.sigaltstack(ctypes.byref(_Stack(ctypes.addressof(memory), 0, ALTERNATE_STACK)), None)
+    return memory
 
 
 def line_of(function):
@@ -393,27 +395,35 @@ def note(function, block):
 
 
 class Row:
-    """The row of a thread that launches kernels. ``err`` is the kernel's error array, ``first`` its first word.
+    """The row of a thread that launches kernels, until the thread ends. Raises LaunchError where all are taken.
 
-    A thread that is no longer there gives its row back. Where all rows are taken, ``first`` is 0: such a launch works,
-    but no message names it.
+    ``first``: number of its first word; ``err``: the kernel's error array; ``running``: the words, as a memoryview.
     """
+
+    number = None
 
     def __init__(self):
         ensure()
-        alternate_stack()
-        self.number = _free_rows.pop() if _free_rows else None
-        self.first = 0 if self.number is None else ROW + self.number * WIDTH
-        self.words = np.zeros(WIDTH, np.int64) if self.number is None else words[self.first : self.first + WIDTH]
+        try:
+            self.number = _free_rows.pop()
+        except IndexError:
+            raise LaunchError(f"more than {ROWS} threads launch kernels", mend="use fewer threads") from None
+        self.stack = alternate_stack()
+        self.first = ROW + self.number * WIDTH
+        self.words = words[self.first : self.first + WIDTH]
         self.words[:] = 0
         self.words[THREAD] = threading.get_ident()
         self.running = memoryview(self.words)  # its items are set faster than an array's
         self.err = self.words[ERR : ERR + 9]
 
     def __del__(self):
+        if self.number is None:
+            return
+        if self.stack is not None and self.words[THREAD] == threading.get_ident():
+            _libc.sigaltstack(ctypes.byref(_Stack(None, SS_DISABLE, 0)), None)
+            _stacks.append(self.stack)
         self.words[THREAD] = self.words[NOTE] = 0
-        if self.number is not None:
-            _free_rows.append(self.number)
+        _free_rows.append(self.number)
 
 
 def place(kernel_note, grid):
@@ -435,17 +445,15 @@ def suspect(launch):
 
 def helper():
     """A number for a thread that helps others with their launches; see `helping`."""
-    alternate_stack()
-    number = _free_helpers.pop() if _free_helpers else None
-    if number is not None:
-        words[HELPER + 2 * number] = threading.get_ident()
+    _helper_stacks.append(alternate_stack())
+    number = _free_helpers.pop()
+    words[HELPER + 2 * number] = threading.get_ident()
     return number
 
 
 def helping(number, row):
     """The helper works for a row from now on (its first word), or for none (0)."""
-    if number is not None:
-        _cells[HELPER + 2 * number + 1] = row
+    _cells[HELPER + 2 * number + 1] = row
 
 
 def lent_pages():
@@ -459,6 +467,8 @@ def lent_pages():
 
 def _after_fork():
     """A forked child runs no kernel yet, and what its parent did is not its own."""
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
     words[SUSPECT : SUSPECT + SUSPECTS] = 0
     words[HELPER:] = 0
     for row in range(ROWS):

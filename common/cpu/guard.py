@@ -6,7 +6,7 @@ An array begins at a multiple of 64 bytes, so up to 63 bytes lie between its end
 before it are *canaries*: filled with a pattern, and looked at after each launch. A write there is reported. A read
 there is not seen: ``MINI_CHECK=1`` and the sanitizer see it.
 
-NumPy arrays given to a launch lie where NumPy has put them. `stage` copies them into the arena, as a launch on a GPU
+NumPy arrays given to a launch lie where NumPy has put them. `Staged` copies them into the arena, as a launch on a GPU
 copies them to the device, and back after it; `launch` decides when.
 
 Where there is no arena (not Linux; no room; very many arrays), arrays lie in ordinary memory, with canaries of 4096
@@ -24,7 +24,7 @@ from . import crash
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 PAGE = crash.PAGE
 GAP = 4 << 20  # bytes before and behind each array that nobody may touch
-LARGEST, LEAST = 1 << 38, 1 << 32  # bytes of the arena: the first power of two that can be had. It takes no memory
+LARGEST, LEAST = 1 << 40, 1 << 32  # bytes of the arena: the first power of two that can be had. It takes no memory
 MAX_PLACES = 16384  # each is two of the 65530 mappings that Linux gives a process
 FRONT, BACK = 64, 4096  # bytes of the canaries; behind an array in the arena there are fewer than ALIGNMENT
 SPARE = 256 << 10  # bytes behind the canaries, where there is no arena: memory that is never used is not there
@@ -91,9 +91,8 @@ class Arena:
         self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self.libc.mprotect.argtypes = self.libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self.free, self.kept, self.places, self.base, size = {}, 0, [], 0, LARGEST
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
         while size >= LEAST:
-            base = self.libc.mmap(None, size, 0, flags, -1, 0)
+            base = self.libc.mmap(None, size, crash.NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
             if base not in (None, ctypes.c_void_p(-1).value):
                 self.base, self.end = base, base + size
                 self.next, self.last = base + size // 4, base + size // 4 * 3  # both sides are for what goes far away
@@ -130,7 +129,7 @@ class Arena:
         if place.warm:
             self.kept += place.size
         else:
-            self.libc.madvise(place.address, place.size, crash.DONT_NEED)
+            self.libc.madvise(place.address, place.size, 4)  # MADV_DONTNEED
         self.free.setdefault(place.size, []).append(place)
 
     def close_pages(self):
@@ -138,8 +137,7 @@ class Arena:
         pages = crash.lent_pages()
         for page in pages:
             if not any(address <= page < address + size for address, size in self.places):  # since then an array's
-                self.libc.madvise(page, PAGE, crash.DONT_NEED)
-                self.libc.mprotect(page, PAGE, crash.NONE)
+                self.libc.mmap(page, PAGE, crash.NONE, crash.NEW_PAGE, -1, 0)
         return pages
 
 

@@ -276,6 +276,13 @@ def test_memory_is_used_again():
         assert after[0] <= before[0] + 2 and after[1] <= before[1] + 1
 
 
+def test_more_memory_than_there_is_is_an_error():
+    total = launch.machine.memory_info()[1]
+    for factor in (4, 100, 10**6):
+        with pytest.raises(MemoryError):
+            cuda.device_array(int(total * factor), np.uint8)
+
+
 @pytest.mark.skipif(not guard.arena(), reason="this system has no arena")
 def test_an_array_ends_where_nothing_is_readable():
     array = cuda.to_device(zeros(1000))
