@@ -20,8 +20,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # The CPU backend's own tests stay out of a process that runs on a GPU: they would teach Numba a second float16.
-INSIDE = ("half", "scalars", "atomics", "errors", "compile", "cache")
+INSIDE = ("half", "scalars", "atomics", "errors", "compile", "cache", "guard", "crash", "interrupt")
 collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for name in INSIDE]
+
+
+LOG = pytest.StashKey()  # of the folder with the log of compilations
 
 
 def pytest_report_header(config):
@@ -65,19 +68,17 @@ def transformers(torch):
 
 def pytest_configure(config):
     if not hasattr(config, "workerinput"):  # the process that starts the workers, or the only one
-        handle, path = tempfile.mkstemp(prefix="compilations")
-        os.close(handle)
-        os.environ["MINI_COMPILE_LOG"] = path
+        config.stash[LOG] = tempfile.TemporaryDirectory(prefix="compilations")
+        os.environ["MINI_COMPILE_LOG"] = os.path.join(config.stash[LOG].name, "log")
 
 
 def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def pytest_terminal_summary(terminalreporter):
-    path = Path(os.environ.pop("MINI_COMPILE_LOG"))
-    spent = [json.loads(line) for line in path.read_text().splitlines()]
-    path.unlink()
+def pytest_terminal_summary(terminalreporter, config):
+    path = Path(config.stash[LOG].name, "log")
+    spent = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     compiled, loaded, seconds = (sum(entry[key] for entry in spent) for key in ("compiled", "loaded", "seconds"))
     if spent:
         terminalreporter.write_line(

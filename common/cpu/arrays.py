@@ -12,10 +12,9 @@ import os
 
 import numpy as np
 
-from . import fresh
+from . import fresh, guard
 from .streams import check_stream
 
-ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 POISON_BYTE = 0xA5  # MINI_CHECK=1: every byte of an uninitialised integer; floats become NaN
 
 _NOT_CONTIGUOUS = (
@@ -24,12 +23,13 @@ _NOT_CONTIGUOUS = (
 )
 
 
-def allocate(shape, dtype=np.float64, strides=None, order="C", poison=True):
+def allocate(shape, dtype=np.float64, strides=None, order="C", device=True):
     """A new ``np.ndarray`` with uninitialised contents whose memory starts at a multiple of 64 bytes.
 
-    ``shape`` is an int or a sequence of ints, ``strides`` are bytes, ``order`` is ``"C"`` or ``"F"``. With the
-    environment variable ``MINI_CHECK=1`` (and ``poison``) the contents are NaN for floats and ``0xA5`` bytes for
-    integers, so that a read before the first write shows. Raises ``TypeError`` or ``ValueError`` for a bad argument.
+    ``shape`` is an int or a sequence of ints, ``strides`` are bytes, ``order`` is ``"C"`` or ``"F"``. ``device``: it is
+    memory that kernels work on, with guards round it (see `guard`). With the environment variable ``MINI_CHECK=1`` its
+    contents are NaN for floats and ``0xA5`` bytes for integers, so that a read before the first write shows. Raises
+    ``TypeError`` or ``ValueError`` for a bad argument.
     """
     dtype = _check_dtype(dtype)
     shape = _check_shape(shape)
@@ -41,10 +41,13 @@ def allocate(shape, dtype=np.float64, strides=None, order="C", poison=True):
     if len(strides) != len(shape):
         raise ValueError(f"strides {strides} do not match the {len(shape)} dimensions of shape {shape}")
     first, end = _extent(shape, strides, dtype.itemsize)
-    raw = np.empty(end - first + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
+    if device:
+        raw, start = guard.memory(end - first)
+    else:
+        raw = np.empty(end - first + guard.ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % guard.ALIGNMENT
     host = np.ndarray(shape, dtype, buffer=raw, offset=start - first, strides=strides)
-    if poison and checking():
+    if device and checking():
         fill_with_poison(host)
     return host
 
@@ -70,12 +73,13 @@ class DeviceNDArray:
     ``host`` is the ``np.ndarray`` underneath, for the launcher; a program that uses it does not run on a GPU.
     """
 
-    __slots__ = ("host", "stream", "__weakref__")
+    __slots__ = ("host", "stream", "canaries", "__weakref__")
     __cuda_ndarray__ = True
 
     def __init__(self, host, stream=0):
         self.host = host
         self.stream = stream
+        self.canaries = guard.pairs_of(host)
 
     shape = property(lambda self: self.host.shape, doc="Tuple of ints.")
     strides = property(lambda self: self.host.strides, doc="Tuple of ints: bytes from one element to the next.")
@@ -131,7 +135,7 @@ class DeviceNDArray:
         if any(stride < 0 and length > 1 for stride, length in zip(self.strides, self.shape, strict=True)):
             raise NotImplementedError(f"D->H copy not implemented for negative strides: {self.strides}")
         if ary is None:
-            ary = allocate(self.shape, self.dtype, self.strides, poison=False)
+            ary = allocate(self.shape, self.dtype, self.strides, device=False)
         elif not isinstance(ary, np.ndarray):
             raise TypeError(f"copy_to_host copies into a NumPy array, got {type(ary).__name__}")
         else:

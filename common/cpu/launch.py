@@ -14,9 +14,10 @@ import numba
 import numpy as np
 from numba.core import serialize, types
 
+from ..backend import BackendError
 from . import compile as compiling
-from . import fresh, machine, runtime
-from .arrays import checking
+from . import crash, fresh, guard, machine, runtime
+from .arrays import DeviceNDArray, checking
 from .device import host_view
 from .errors import (
     DivergenceError,
@@ -35,7 +36,15 @@ MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65
 MAX_DYNAMIC_SHARED = 227 * 1024
 SMALL = 16384  # threads of a launch whose cost is not known yet and is tried without the pool
 INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waking other threads for
+SLICE = 0.05  # seconds of machine code after which Python comes by, for Ctrl-C; blocks are not cut
+MAX_WORKERS = 1024
+MOST_KINDS = 1000  # of launches of a kernel whose NumPy arrays are watched, see `Dispatcher._staged`
+SMALL_BYTES, SMALL_KINDS = 64 << 10, 64  # NumPy arrays of so few bytes are watched for so many lists of numbers, too
 
+_NOTE, _ERR, _NOTHING = crash.NOTE, crash.ERR, np.empty(0, np.uint8)
+_NUMBERS = {bool, int, float, complex, *np.sctypeDict.values()}
+
+_mine = threading.local()  # `row`: see `crash.Row`; `helper`: of a thread of the pool
 _pool = None
 _pool_lock = threading.Lock()
 _trace = None  # a list while a trace is being taken, see common.trace
@@ -44,9 +53,23 @@ _sanitizer = None  # the innermost `sanitizer.Session` in force, see common.sani
 
 @functools.cache
 def workers():
-    """Number of threads that run blocks: ``MINI_THREADS``, or the cores this process may use."""
-    chosen = os.environ.get("MINI_THREADS")
-    return max(1, int(chosen)) if chosen else machine.cpu_count()
+    """Number of threads that run blocks: ``MINI_THREADS``, or the cores this process may use.
+
+    Raises BackendError where the variable is not a whole number in 1 … 1024.
+    """
+    chosen = os.environ.get("MINI_THREADS", "").strip()
+    if not chosen:
+        return machine.cpu_count()
+    if not (chosen.isascii() and chosen.isdigit() and len(chosen) < 19 and 1 <= int(chosen) <= MAX_WORKERS):
+        raise BackendError(
+            f"MINI_THREADS={os.environ['MINI_THREADS'][:40]!r} is not a whole number in 1 … {MAX_WORKERS}: set it to "
+            f"the number of threads that run blocks, or unset it to use the {machine.cpu_count()} cores of this machine"
+        )
+    return int(chosen)
+
+
+if "MINI_THREADS" in os.environ:
+    workers()  # a mistake in it is reported at once, not at the first launch
 
 
 def _threads():
@@ -54,15 +77,20 @@ def _threads():
     with _pool_lock:
         if _pool is None:
             previous = threading.stack_size(16 << 20)  # arrays of a block live on the stack
-            _pool = ThreadPoolExecutor(max(1, workers() - 1), thread_name_prefix="blocks")
+            _pool = ThreadPoolExecutor(max(1, workers() - 1), thread_name_prefix="blocks", initializer=_begin_helper)
             list(_pool.map(lambda _: time.sleep(0.001), range(workers())))
             threading.stack_size(previous)
         return _pool
 
 
+def _begin_helper():
+    _mine.helper = crash.helper()
+
+
 def _forget_pool():
     global _pool
     _pool = None
+    _mine.__dict__.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -108,7 +136,7 @@ class Dispatcher:
             names = self._names[signature] = Names()
             compiling.check_types(function, names, signature, device)
         self._compiled = {}
-        self._seconds = {}  # compiled key -> (runs so far, least seconds a block)
+        self._history = {}  # compiled key -> `_History`
         self._lock = threading.RLock()
 
     @property
@@ -242,47 +270,185 @@ class Dispatcher:
         )
 
     def _launch(self, grid, block, shared_bytes, args):
+        values, numbers, shapes, canaries = [], [], [], []
         try:
-            values = [host_view(a) for a in args]
+            for a in args:
+                if type(a) is DeviceNDArray:
+                    values.append(a.host)
+                    canaries += a.canaries
+                else:
+                    value = host_view(a)
+                    values.append(value)
+                    if isinstance(value, np.ndarray):
+                        shapes.append(value.shape)
+                        if value.base is not None:
+                            canaries += guard.pairs_of(value)
+                    else:
+                        numbers.append(value if type(value) in _NUMBERS else _Unlike())
         except (TypeError, ValueError):
             values = [self._view(a, i) for i, a in enumerate(args)]
         if _sanitizer is not None:
-            return _sanitizer.launch(self, grid, block, shared_bytes, values)
+            return self._watched(grid, block, shared_bytes, values)
         fresh.unwatched_launch()
         key, compiled, values = self._prepare(block, values)
-        blocks = grid[0] * grid[1] * grid[2]
-        err = np.zeros(9, np.int64)
-        run = compiled.run
+        history = self._history.get(key) or self._begin(key, block)
+        try:
+            row = _mine.row
+        except AttributeError:
+            row = _mine.row = crash.Row()
+        if row.running[_NOTE]:  # a signal handler launches, in the middle of another launch
+            row = crash.Row()
+        used, staged, last = values, None, history.last
+        alike = last is not None and grid == last.grid and numbers == last.numbers and shapes == last.shapes
+        if not alike:
+            crash.ensure()
+            last = _Last(grid, numbers, shapes, crash.place(history.note, grid))
+            if shapes and key[3] != "bounds":
+                staged = self._staged(history, last, values)
+                if staged is not None:
+                    used, canaries = staged.values, canaries + staged.pairs
+        if shapes and staged is None and not last.named:
+            crash.suspect(last.place)
+            last.named = True
+        taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
+        if row.running[_ERR]:
+            self._failed(compiled, history, last, row, block, shared_bytes, values, used)
+        for read, whole in canaries:
+            if read() != whole:
+                self._failed(compiled, history, last, row, block, shared_bytes, values, used)
+        if staged is not None:
+            staged.copy_back()
+            history.watched(last)
+        if _trace is not None:
+            _trace.append((self, grid, block, taken, values))
 
-        def work(first, last):
-            dynamic = np.empty(shared_bytes, np.uint8)
-            run(first, last, grid[0], grid[1], grid[2], dynamic, err, *values)
+    def _watched(self, grid, block, shared_bytes, values):
+        """A launch under the sanitizer or for a memory report."""
+        crash.ensure()
+        row = crash.Row()
+        row.running[_NOTE] = crash.place(crash.note(self.py_func, block), grid)
+        try:
+            _sanitizer.launch(self, grid, block, shared_bytes, values)
+        finally:
+            row.running[_NOTE] = 0
+            pages = guard.close_pages()
+        if pages:
+            raise self._outside(int(row.words[crash.AT]) or pages[0], int(row.words[crash.WROTE]), values, grid, block)
 
+    def _begin(self, key, block):
+        return self._history.setdefault(key, _History(crash.note(self.py_func, block)))
+
+    def _run(self, compiled, history, last, alike, row, block, shared_bytes, values):
+        """Run all blocks; returns seconds taken. What went wrong stands in the row."""
+        gx, gy, gz = last.grid
+        blocks = gx * gy * gz
+        run, err, running = compiled.run, row.err, row.running
+
+        def work(first, end):
+            dynamic = np.empty(shared_bytes, np.uint8) if shared_bytes else _NOTHING
+            run(first, end, gx, gy, gz, dynamic, err, *values)
+
+        tried, known = history.tried, history.known
+        small = known * blocks < INLINE_SECONDS or 1 <= tried <= 3 and blocks * math.prod(block) <= SMALL
+        running[_NOTE] = last.place
         start = time.perf_counter()
         try:
-            tried, known = self._seconds.get(key, (0, math.inf))
-            small = known * blocks < INLINE_SECONDS or 1 <= tried <= 3 and blocks * math.prod(block) <= SMALL
-            if blocks == 1 or workers() == 1 or small:
+            if blocks == 1 or alike and known * blocks < INLINE_SECONDS:
                 work(0, blocks)
+            elif small or workers() == 1:
+                _run_pieces(work, 0, blocks, 1)
             else:
-                _run_parallel(work, blocks)
-        except IndexError:
-            if err[0] == 0:
-                raise
-        except (ValueError, ArithmeticError) as error:  # raised by Numba's own code: a GPU's thread would just end
-            code = self.py_func.__code__
-            raise KernelError(
-                f"a thread of {self.__name__} failed: {error}", code.co_filename, code.co_firstlineno,
-                "on a GPU such a thread ends without a word, unless the kernel has debug=True",
-            ) from None
+                _run_parallel(work, blocks, known if alike else None, row)
+        except BaseException as error:
+            if not isinstance(error, IndexError) or err[0] in (0, crash.STOPPED):
+                _mine.__dict__.pop("row", None)  # it says that the launch is to stop, and others may still look there
+                guard.damaged(values)  # the next launch is not to blame
+                guard.close_pages()
+                if not isinstance(error, (ValueError, ArithmeticError)):
+                    raise
+                code = self.py_func.__code__  # raised by Numba's own code
+                raise KernelError(
+                    f"a thread of {self.__name__} failed: {error}", code.co_filename, code.co_firstlineno,
+                    "on a GPU such a thread ends without a word, unless the kernel has debug=True",
+                ) from None
+        finally:
+            running[_NOTE] = 0
         taken = time.perf_counter() - start
         if tried:  # the first run loads machine code: it says nothing about the next
             known = min(known, taken / blocks * (1 if blocks == 1 or small else min(workers(), blocks)))
-        self._seconds[key] = min(tried + 1, 9), known
-        if err[0]:
+        history.tried, history.known, history.last = min(tried + 1, 9), known, last
+        return taken
+
+    def _staged(self, history, last, values):
+        """The arrays of a launch in memory with guards, or None if its NumPy arrays are used where they are.
+
+        Copied are those of the first launch with a grid and shapes; small ones also when whole numbers are new.
+        """
+        shapes, numbers = last.kind()
+        known = history.kinds.get(shapes)
+        if known is None or numbers not in known and len(known) < SMALL_KINDS:
+            size = guard.size_of(values)
+            if 0 < size <= (guard.MAX_STAGED if known is None else SMALL_BYTES):
+                return guard.Staged(values)
+        return None
+
+    def _failed(self, compiled, history, last, row, block, shared_bytes, given, used):
+        """Raise what the row and the canaries say. ``given``: the launch's values, ``used``: with arrays as staged."""
+        err, outside, wrote = row.err.copy(), int(row.words[crash.AT]), int(row.words[crash.WROTE])
+        row.err[:] = row.words[crash.AT] = 0
+        history.last = None  # the next launch is looked at like a first one
+        guard.close_pages()
+        written = guard.damaged(used)
+        if written is not None and not outside:
+            outside, wrote = written, 1
+        if not outside:
             self._raise(compiled.sites[err[1]], err, block)
-        if _trace is not None:
-            _trace.append((self, grid, block, taken, values))
+        try:
+            self._look_again(last, row, block, shared_bytes, given)
+        except (KernelError, MemoryError, IndexError) as error:
+            if isinstance(error, OutOfBoundsError):
+                where = f"; in the kernel {self.__name__}, grid {last.grid}, block {block}"
+                raise OutOfBoundsError(error.what + where, error.filename, error.lineno, error.mend) from None
+        raise self._outside(outside, wrote, used, last.grid, block)
+
+    def _outside(self, at, wrote, values, grid, block):
+        """The error for an access at an address outside of the arrays. ``wrote``: 1 if it was a write, 0, or -1."""
+        verb = {0: "reads", 1: "writes", -1: "reads or writes"}[wrote]
+        where = "outside its arrays"
+        if position := guard.nearest(values, at):
+            k, count, side = position
+            name, array = self.py_func.__code__.co_varnames[k], values[k]
+            where += f", {count} byte{'s' * (count > 1)} {side} {name} (shape {array.shape}, {array.dtype})"
+        return OutOfBoundsError(
+            f"the kernel {self.__name__} {verb} {where}; grid {grid}, block {block}",
+            self.py_func.__code__.co_filename,
+            crash.line_of(self.py_func),
+            "run it again with the environment variable MINI_CHECK=1, which names the line, the index and the thread; "
+            "then guard the access: if i < n: …",
+        )
+
+    def _look_again(self, last, row, block, shared_bytes, given):
+        """Run a launch again, on copies, block after block, with each index checked: the error has line and thread."""
+        if sum(v.nbytes for v in given if isinstance(v, np.ndarray)) > guard.MAX_STAGED:
+            return
+        copies = guard.Staged(given, everything=True).values
+        _, compiled, copies = self._prepare(block, copies, "bounds")
+        err, row.running[_NOTE] = np.zeros(9, np.int64), last.place
+
+        def work(first, end):
+            compiled.run(first, end, *last.grid, np.empty(shared_bytes, np.uint8), err, *copies)
+
+        try:
+            _run_pieces(work, 0, math.prod(last.grid), 1)
+        except IndexError:
+            if err[0] == 0:
+                raise
+        finally:
+            row.running[_NOTE] = row.err[0] = row.words[crash.AT] = 0
+            guard.close_pages()
+        wraps = err[0] == runtime.OUT_OF_BOUNDS and -err[7] <= err[6] < 0
+        if err[0] and not wraps:  # an index that wraps round stays inside
+            self._raise(compiled.sites[err[1]], err, block)
 
     def _raise(self, site, err, block):
         filename, line, what, mend = site
@@ -318,27 +484,111 @@ def _by_name(module, qualname):
     return value
 
 
-def _run_parallel(work, blocks):
-    """Blocks in order, in chunks, on all workers; the calling thread works too."""
+class _Unlike:
+    """Stands for an argument that is not compared with that of the launch before, such as a tuple."""
+
+
+class _Last:
+    """What a launch was like: its grid, its numbers, the shapes of its NumPy arrays.
+
+    place: see `crash.place`; named: has it been handed to `crash.suspect`?
+    """
+
+    __slots__ = ("grid", "numbers", "shapes", "place", "named")
+
+    def __init__(self, grid, numbers, shapes, place):
+        self.grid, self.numbers, self.shapes, self.place, self.named = grid, numbers, shapes, place, False
+
+    def kind(self):
+        """The launch's grid and shapes, and its whole numbers: two tuples."""
+        return (self.grid, *self.shapes), tuple([n for n in self.numbers if isinstance(n, (int, np.integer))])
+
+
+class _History:
+    """What is known from earlier launches of a compiled kernel.
+
+    tried: runs so far; known: least seconds a block; last: the `_Last` one; note: see `crash.note`; kinds: which
+    launches with NumPy arrays have been watched, as grid and shapes: {numbers}, see `Dispatcher._staged`.
+    """
+
+    __slots__ = ("tried", "known", "last", "note", "kinds")
+
+    def __init__(self, note):
+        self.tried, self.known, self.last, self.note, self.kinds = 0, math.inf, None, note, {}
+
+    def watched(self, last):
+        """A launch has been watched, and stayed inside its arrays."""
+        shapes, numbers = last.kind()
+        if shapes in self.kinds or len(self.kinds) < MOST_KINDS:
+            self.kinds.setdefault(shapes, set()).add(numbers)
+
+
+def _next_size(size, most, seconds):
+    """How many blocks to run at a time, after ``size`` took ``seconds``: a `SLICE`, and not much more than before."""
+    return max(1, min(most, 8 * size, int(size * SLICE / max(seconds, 1e-9))))
+
+
+def _run_pieces(work, first, end, size):
+    """Blocks in order, ``size`` at a time at first; Python comes by in between. Returns the size for what follows."""
+    most, start = end - first, time.perf_counter()
+    while first < end:
+        last = min(first + size, end)
+        work(first, last)
+        now = time.perf_counter()
+        if last - first == size:
+            size = _next_size(size, most, now - start)
+        first, start = last, now
+    return size
+
+
+def _run_parallel(work, blocks, known=None, row=None):
+    """Blocks in order, in chunks, on all workers; the calling thread works too.
+
+    ``known``: seconds a block, if that is certain. ``row``: the launch's, see `crash.Row`. If an exception comes by,
+    such as KeyboardInterrupt, no block begins any more, and those that have begun are waited for.
+    """
     count = min(workers(), blocks)
     chunk = max(1, -(-blocks // (count * 8)))
-    starts = itertools.count(0, chunk)
+    least = 1 if known is None else _next_size(chunk, chunk, chunk * known)
+    starts, stopped = itertools.count(0, chunk), False
 
     def loop():
+        size, before = least, time.perf_counter()
         for first in starts:
-            if first >= blocks:
+            if first >= blocks or stopped:
                 return
-            work(first, min(first + chunk, blocks))
+            if size < chunk:
+                size = _run_pieces(work, first, min(first + chunk, blocks), size)
+                before = time.perf_counter()
+            else:
+                work(first, min(first + chunk, blocks))
+                now = time.perf_counter()
+                if now - before > 2 * SLICE:
+                    size = _next_size(chunk, chunk, now - before)
+                before = now
 
-    pool = _threads()
-    others = [pool.submit(loop) for _ in range(count - 1)]
+    def help():
+        number = _mine.helper
+        crash.helping(number, row.first if row is not None else 0)
+        try:
+            loop()
+        finally:
+            crash.helping(number, 0)
+
+    pool, others = _threads(), []
     try:
+        others += [pool.submit(help) for _ in range(count - 1)]
         loop()
-    finally:
         for other in others:
-            other.exception()
-    for other in others:
-        other.result()
+            other.result()
+    except BaseException:
+        stopped = True
+        if row is not None and not row.err[0]:
+            row.err[0] = crash.STOPPED
+        for other in others:
+            if not other.cancel():
+                other.exception()
+        raise
 
 
 class _Configured:

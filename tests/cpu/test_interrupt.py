@@ -1,0 +1,145 @@
+"""Ctrl-C stops a launch between blocks, and what comes after it works; MINI_THREADS is checked by name."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from common import BackendError
+from common.cpu import launch
+
+SCRIPT = f"""
+import sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "cpu")!r}]
+import common
+import signal
+import threading
+import time
+import numpy as np
+from numba import cuda
+import guard_kernels as k
+from common.cpu import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may have been ignored where the tests were started
+grid, block, rounds, before, on_device = (int(v) for v in sys.argv[1:])
+out = np.zeros(grid * block)
+out = cuda.to_device(out) if on_device else out
+for _ in range(before):
+    k.slow[grid, block](out, 10)
+k.slow[1, 1](out, 10)
+history = [(h.tried, h.known) for h in k.slow._history.values()]
+start = time.perf_counter()
+try:
+    print("go", flush=True)
+    k.slow[grid, block](out, rounds)
+    print("finished")
+except KeyboardInterrupt:
+    stopped = time.perf_counter()
+    busy = time.process_time()
+    time.sleep(0.3)
+    print("stopped", time.process_time() - busy < 0.1, [t for t in threading.enumerate() if not t.daemon] != [])
+    if before:
+        assert history == [(h.tried, h.known) for h in k.slow._history.values()]  # half a launch says nothing
+for _ in range(3):
+    k.slow[grid, block](out, 10)
+    result = np.asarray(out)
+    print(result.min(), result.max())
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(
+    "grid, block, rounds, before, on_device",
+    [
+        (400, 64, 4_000_000, 0, 0),  # the first launch, a NumPy array
+        (400, 64, 4_000_000, 1, 1),
+        (400, 64, 4_000_000, 9, 1),  # launches like it were short: it is not one of them
+        (1000, 32, 10_000_000, 5, 0),
+        (200_000, 32, 100_000, 5, 1),  # many short blocks
+        (60, 256, 4_000_000, 9, 1),  # few long ones
+    ],
+)
+def test_ctrl_c_stops_a_launch_within_a_second(threads, grid, block, rounds, before, on_device):
+    env = {key: v for key, v in os.environ.items() if key != "MINI_CHECK"}
+    env |= {"MINI_BACKEND": "cpu", "MINI_THREADS": str(threads)}
+    arguments = [str(v) for v in (grid, block, rounds, before, on_device)]
+    command = [sys.executable, "-c", SCRIPT, *arguments]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "go\n"
+            time.sleep(1.0)
+            child.send_signal(signal.SIGINT)
+            sent = time.monotonic()
+            line = child.stdout.readline()
+            waited = time.monotonic() - sent - 0.3  # the child looks whether its threads have stopped
+            tail = child.stdout.read()
+        finally:
+            child.kill()
+    assert line == "stopped True True\n" and waited < 1 and tail == "16.00390625 16.00390625\n" * 3
+
+
+def test_other_signals_do_not_disturb_a_launch():
+    """A handler that launches kernels itself, and returns: all blocks run, once."""
+    import guard_kernels as k
+    import numpy as np
+    from numba import cuda
+
+    small, hits = cuda.to_device(np.ones(10, np.float32)), []
+    k.guarded[1, 32](small, 1.0)
+    a = np.zeros(64 * 300)
+
+    def handler(*_):
+        k.guarded[1, 32](small, 2.0)
+        hits.append(1)
+
+    k.slow[300, 64](a, 10)
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+    try:
+        for rounds in (200_000, 200_001):
+            k.slow[300, 64](a, rounds)
+            assert (a == a[0]).all() and abs(a[0] - 2 * (rounds - 2)) < 1e-6
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert hits and (small.copy_to_host() == 2.0 ** len(hits)).all()
+
+
+# --- MINI_THREADS -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value", ["x", "0", "-1", str(10**20), "1025", "1.5", "2 3", "1e2", "٣", "0x2", "nan", "9" * 5000]
+)
+def test_a_wrong_number_of_threads_is_named(value, monkeypatch):
+    monkeypatch.setenv("MINI_THREADS", value)
+    with pytest.raises(BackendError) as error:
+        launch.workers.__wrapped__()
+    text = str(error.value)
+    assert text.startswith(f"MINI_THREADS={value[:40]!r} is not a whole number in 1 … 1024") and "\n" not in text
+    assert "unset it" in text and len(text) < 300
+
+
+@pytest.mark.parametrize("value, threads", [("1", 1), ("7", 7), (" 3 ", 3), ("1024", 1024), ("016", 16)])
+def test_a_right_number_of_threads_is_taken(value, threads, monkeypatch):
+    monkeypatch.setenv("MINI_THREADS", value)
+    assert launch.workers.__wrapped__() == threads
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_no_number_of_threads_is_all_cores(value, monkeypatch):
+    monkeypatch.setenv("MINI_THREADS", value)
+    assert launch.workers.__wrapped__() == launch.machine.cpu_count()
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", str(10**20)])
+def test_the_program_says_it_in_one_line(value):
+    env = {**os.environ, "MINI_BACKEND": "cpu", "MINI_THREADS": value}
+    command = [sys.executable, str(ROOT / "ch14_mini_llm" / "run.py"), "--tokens=1", "--max_new=1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"MINI_THREADS='{value}'" in line and "1 … 1024" in line
