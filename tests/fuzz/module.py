@@ -1,0 +1,451 @@
+"""Writes a whole case: constants, device functions, the kernel and its arguments."""
+
+import random
+import re
+
+from tests.fuzz.idioms import Body
+from tests.fuzz.kinds import EXTRAS, STATEMENTS
+from tests.fuzz.parts import BLOCK, BLOCKS, GRIDS, MAX_THREADS, THREAD, WARP, Array, Expr, Function, Var
+from tests.fuzz_cases import ArraySpec, Case, ScalarSpec
+
+
+class Module:
+    """Writes a case: constants, device functions, the kernel."""
+
+    def __init__(self, seed, size, without):
+        self.rng = random.Random(f"kernel {seed}")
+        self.seed, self.size, self.without = seed, size, frozenset(without)
+        unknown = self.without - set(STATEMENTS) - set(EXTRAS)
+        if unknown:
+            raise ValueError(f"unknown features {sorted(unknown)}; known: {sorted({*STATEMENTS, *EXTRAS})}")
+        blocks, weights = zip(*BLOCKS)
+        self.block = self.rng.choices(blocks, weights)[0]
+        self.threads = 1
+        for n in self.block:
+            self.threads *= n
+        grids = [(g, w) for g, w in GRIDS if len(g) <= len(self.block) + 1]
+        while True:
+            self.grid = self.rng.choices([g for g, _ in grids], [w for _, w in grids])[0]
+            self.blocks = 1
+            for n in self.grid:
+                self.blocks *= n
+            if self.blocks * self.threads <= MAX_THREADS or self.blocks == 1:
+                break
+        self.total = self.blocks * self.threads
+        self.pure_functions, self.warp_functions, self.block_functions = [], [], []
+        self.double_buffers = []
+        self.shared_bytes = 0
+        self.constants = set()
+        self.specs = []
+        self.sections = []
+        self.numba_types = self.rng.random() < 0.3
+
+    def on(self, name):
+        return name not in self.without
+
+    def chance(self, p):
+        return self.rng.random() < p
+
+    def dtype(self, name):
+        return name if self.numba_types and name != "float16" else f"np.{name}"
+
+    # -- device functions ---------------------------------------------------------------------------------------------
+    def device_functions(self):
+        if self.on("device_pure"):
+            for _ in range(self.rng.choices([0, 1, 2], [2, 3, 5])[0]):
+                self.pure_function()
+        if self.on("device_warp") and self.chance(0.4):
+            self.warp_function()
+        if self.on("device_block"):
+            for _ in range(self.rng.choices([0, 1, 2], [5, 4, 1])[0]):
+                self.block_function()
+
+    def finish(self, body, name, params, function, functions):
+        self.sections.append("\n".join(["@cuda.jit(device=True)", f"def {name}({', '.join(params)}):", *body.lines]))
+        functions.append(function)
+
+    def interval(self, kind):
+        return (-64, 63, 0) if kind == "i" else (-32, 32, 3)
+
+    def parameters(self, body, kinds, level=THREAD):
+        names = []
+        for k, kind in enumerate(kinds):
+            lo, hi, frac = self.interval(kind)
+            names.append(f"p{k}")
+            body.show(Var(f"p{k}", kind, lo, hi, frac, level, fixed=body.rng.random() < 0.5, reusable=False))
+        return names
+
+    def result(self, body, kind, lo, hi, frac):
+        def make(level=THREAD):
+            if kind == "i":
+                return body.fit(body.int_expr(2, level), lo, hi).text
+            return body.fit_float(body.float_expr(2, level), hi, frac).text
+        return make
+
+    def pure_function(self):
+        body = Body(self, THREAD)
+        kinds = ["i", *self.rng.choices("if", k=self.rng.randint(0, 2))]
+        names = self.parameters(body, kinds)
+        kind = self.rng.choice("if")
+        body.returns = self.result(body, kind, *self.interval(kind))
+        body.atoms.append(("i", Expr("cuda.threadIdx.x", 0, self.block[0] - 1), THREAD))
+        body.depth = 1              # a function is shorter than a kernel
+        body.statements(self.rng.randint(0, 1))
+        if self.chance(0.3):
+            body.emit(f"if {body.bool_expr(1)}:")
+            body.emit(f"    return {body.returns()}")
+            body.emit("else:")
+            body.emit(f"    return {body.returns()}")
+        else:
+            body.emit(f"return {body.returns()}")
+        name, text = f"dp{len(self.pure_functions)}", "\n".join(body.lines)
+        uniform = "threadIdx" not in text and all(f.uniform or f.name not in text for f in self.pure_functions)
+        function = Function(name, kind, tuple(kinds), *self.interval(kind), uniform, body.cost)
+        self.finish(body, name, names, function, self.pure_functions)
+
+    def warp_function(self):
+        body = Body(self, WARP)
+        body.wn = "wn"
+        kind = self.rng.choice("if")
+        kinds = [kind, *self.rng.choices("if", k=self.rng.randint(0, 1))]
+        names = [*self.parameters(body, kinds), "wn"]
+        if self.chance(0.5):
+            body.emit("lane = cuda.laneid")
+            body.atoms.append(("i", Expr("lane", 0, 31), THREAD))
+        first = [n for n in ("collective", "butterfly", "warp_down", "warp_scan") if self.on(n)]
+        if first:
+            getattr(body, f"s_{self.rng.choice(first)}")()
+        body.depth = 1
+        body.statements(self.rng.randint(0, 1))
+        make = self.result(body, kind, *self.interval(kind))
+        if self.chance(0.4):
+            level = self.rng.choice([THREAD, WARP])
+            body.emit(f"if {body.bool_expr(1, level)}:")
+            body.lazy += level == THREAD    # lanes part here: no collectives from now on
+            body.emit(f"    return {make()}")
+        body.emit(f"return {make()}")
+        function = Function("dw0", kind, tuple(kinds), *self.interval(kind), cost=body.cost)
+        self.finish(body, "dw0", names, function, self.warp_functions)
+
+    def block_function(self):
+        """A function that begins and ends with a barrier and works on a shared array of its caller or its own."""
+        body = Body(self, BLOCK)
+        kind = self.rng.choice("if")
+        dtype = self.rng.choice(["int32", "int64"] if kind == "i" else ["float32", "float64"])
+        given = self.chance(0.6)
+        kinds = (["s"] if given else []) + [kind] + (["u"] if self.chance(0.5) else [])
+        array = Array("sm", kind, dtype, (self.padded(),), *self.shared_interval(kind), own=("tid",), mode="W",
+                      warp_tile=True)
+        names = []
+        lo, hi, frac = self.interval(kind)
+        for k in kinds:
+            if k == "s":
+                names.append("sm")
+            elif k == "u":
+                names.append("u")
+                body.show(Var("u", "i", 0, 7, level=BLOCK, fixed=True, reusable=False))
+            else:
+                names.append("x")
+                body.show(Var("x", kind, lo, hi, frac, fixed=self.chance(0.5), reusable=False))
+        names += ["tid", "nt"]
+        body.atoms += [("i", Expr("tid", 0, self.threads - 1), THREAD),
+                       ("i", Expr("nt", self.threads, self.threads), BLOCK)]
+        if not given:
+            body.emit(f"sm = cuda.shared.array({self.padded()}, {self.dtype(dtype)})")
+        body.shared.append(array)
+        body.emit("wbase = tid // 32 * 32")
+        body.emit("wn = min(32, nt - wbase)")
+        body.wn = "wn"
+        body.emit("cuda.syncthreads()")
+        if not given:
+            body.emit(f"for k in range(tid, {self.padded()}, nt):")
+            body.emit(f"    sm[k] = {'k % 7' if kind == 'i' else 'k * 0.25 % 4.0'}")
+        body.emit("sm[tid] = x")
+        body.emit("cuda.syncthreads()")
+        array.mode = body.pick("R", "W")
+        body.depth = 1
+        body.statements(self.rng.randint(1, 2))
+        make = self.result(body, kind, lo, hi, frac)
+        out = Var("result", kind, lo, hi, frac, fixed=True)
+        if "u" in names and self.on("device_return_barrier") and self.chance(0.5):
+            body.emit(f"if {body.compare(0, BLOCK)}:")
+            mode = array.mode
+            with body.nest(BLOCK):
+                body.suite()
+                body.emit(f"result = {make()}")
+                body.emit("cuda.syncthreads()")
+                body.emit("return result")
+                array.mode = mode
+        body.emit(f"{out.name} = {make()}")
+        body.emit("cuda.syncthreads()")
+        body.emit("return result" if kind == "f" else "return result + 0")
+        name = f"db{len(self.block_functions)}"
+        function = Function(name, kind, tuple(kinds), lo, hi, frac, cost=body.cost)
+        self.finish(body, name, names, (function, dtype), self.block_functions)
+
+    # -- the kernel ---------------------------------------------------------------------------------------------------
+    def padded(self):
+        return (self.threads + 31) // 32 * 32
+
+    def shared_interval(self, kind):
+        return {"i": (-(1 << 15), 1 << 15, 0), "f": (-2048, 2048, 3), "b": (0, 1, 0)}[kind]
+
+    def kernel(self):
+        body = Body(self, BLOCK)
+        body.is_kernel = True
+        params = []
+        self.inputs(body, params)
+        self.scalars(body, params)
+        self.outputs(body, params)
+        self.ids(body)
+        self.shared_arrays(body)
+        if self.on("const_array") and self.chance(0.25):
+            kind = self.rng.choice("if")
+            n = self.rng.choice([3, 8, 17])
+            values = [self.rng.randint(-20, 20) for _ in range(n)]
+            dtype = "int32" if kind == "i" else "float32"
+            if kind == "f":
+                values = [v / 4 for v in values]
+            self.sections.insert(0, f"TABLE = np.array({values}, np.{dtype})")
+            body.emit("table = cuda.const.array_like(TABLE)")
+            body.inputs.append(Array("table", kind, dtype, (n,), -20, 20, 2 if kind == "f" else 0))
+        for _ in range(2):
+            body.s_assign()
+        body.statements(self.size)
+        self.flush(body, params)
+        self.rng.shuffle(params)
+        self.specs = [spec for _, spec in params]
+        names = ", ".join(name for name, _ in params)
+        self.sections.append("\n".join(["@cuda.jit", f"def kernel({names}):", *body.lines]))
+
+    def array(self, params, name, dtype, shape, fill, *limits):
+        params.append((name, ArraySpec(dtype, tuple(shape), fill, limits)))
+
+    def inputs(self, body, params):
+        choices = [("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f"), ("float64", "f"), ("bool", "b"),
+                   ("float16", "f")]
+        weights = [4, 3, 2, 4, 3, 2, 2 if self.on("float16") else 0]
+        picked = self.rng.choices(choices, weights, k=self.rng.randint(2, 4))
+        picked.append(self.rng.choice(choices[:2]))
+        for k, (dtype, kind) in enumerate(picked):
+            name, n = f"x{k}", self.rng.choice([5, 16, 33, 64, 100])
+            shape = (n,) if self.chance(0.65) else (self.rng.choice([2, 3, 7]), self.rng.choice([4, 5, 9]))
+            if kind == "i":
+                lo, hi = (0, 1000) if dtype == "uint32" else self.rng.choice([(-100, 100), (0, 31), (-5, 5)])
+                frac = 0
+                self.array(params, name, dtype, shape, "ints", lo, hi)
+            elif kind == "b":
+                lo, hi, frac = 0, 1, 0
+                self.array(params, name, dtype, shape, "bools")
+            else:
+                lo, hi, frac = (-8, 8, 2) if dtype == "float16" else (-16, 16, 2)
+                self.array(params, name, dtype, shape, "dyadic", hi, frac)
+            body.inputs.append(Array(name, kind, dtype, shape, lo, hi, frac))
+
+    def scalars(self, body, params):
+        for k in range(self.rng.randint(1, 2)):
+            value = self.rng.randint(1, 4)
+            params.append((f"na{k}", ScalarSpec(self.rng.choice(["int32", "int64", "int"]), value)))
+            body.atoms.append(("i", Expr(f"na{k}", value, value), BLOCK))
+        for k in range(self.rng.randint(0, 2)):
+            value = self.rng.randint(-20, 20)
+            params.append((f"nb{k}", ScalarSpec(self.rng.choice(["int32", "int"]), value)))
+            body.atoms.append(("i", Expr(f"nb{k}", -20, 20), BLOCK))
+        if self.chance(0.4):
+            dtype = self.rng.choice(["float32", "float64", "float"])
+            params.append(("fa0", ScalarSpec(dtype, self.rng.randint(-8, 8) / 4)))
+            body.atoms.append(("f", Expr("fa0", -2, 2, 2), BLOCK))
+        if self.chance(0.25):
+            params.append(("ba0", ScalarSpec("bool", self.chance(0.5))))
+            body.atoms.append(("b", Expr("ba0", 0, 1), BLOCK))
+        params.append(("nn", ScalarSpec("int32", self.nn())))
+
+    def nn(self):
+        """The size of guarded outputs: a few threads have nothing to do."""
+        if not hasattr(self, "_nn"):
+            self._nn = max(1, self.total - self.rng.choice([0, 1, 5, self.threads // 2, self.threads]))
+        return self._nn
+
+    def outputs(self, body, params):
+        types = [("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f"), ("float64", "f"), ("bool", "b"),
+                 ("float16", "f")]
+        weights = [4, 3, 2, 4, 3, 1.5, 2 if self.on("float16") else 0]
+        total = self.total
+        for k in range(self.rng.randint(3, 5)):
+            dtype, kind = self.rng.choices(types, weights)[0]
+            name, form = f"o{k}", self.rng.choices(["plain", "row", "guard", "stride", "grid2"], [4, 2, 3, 3, 2])[0]
+            lo, hi, frac = {"i": (-512, 511, 0), "f": (-32, 32, 3), "b": (0, 1, 0)}[kind]
+            if dtype == "uint32":
+                lo, hi = 0, 1023
+            own, mode, guard = ("gid",), "own", None
+            if form == "row":
+                columns = self.rng.choice([2, 3])
+                shape, own = (total, columns), tuple(f"gid, {j}" for j in range(columns))
+            elif form == "guard":
+                shape, guard = (self.nn(),), "gid < nn"
+            elif form == "stride":
+                shape, mode, own = (total + self.rng.choice([0, 3, total // 2 + 1, 2 * total]),), "stride", ("gid",)
+            elif form == "grid2" and len(self.block) == 2 and len(self.grid) <= 2:
+                gx, gy = (*self.grid, 1)[:2]
+                shape, own = (self.block[1] * gy, self.block[0] * gx), ("gy, gx",)
+            else:
+                shape = (total,)
+            a = Array(name, kind, dtype, shape, lo, hi, frac, own, mode, guard)
+            body.globals.append(a)
+            if guard is None and kind != "b":
+                body.outputs.append(a)
+            self.array(params, name, dtype, shape, "ints" if kind == "i" else "bools" if kind == "b" else "dyadic",
+                       *((0, 9) if kind == "i" else () if kind == "b" else (4, 2)))
+        for k in range(self.rng.randint(0, 2)):
+            dtype = self.rng.choice(["int32", "int32", "int64", "uint32", "float32"])
+            kind = "f" if dtype == "float32" else "i"
+            op = self.rng.choice(["add", "max", "min"] + (["or_", "xor", "and_"] if kind == "i" else ["add"]))
+            shape = self.rng.choice([(1,), (5,), (16,), (3, 4)])
+            body.globals.append(Array(f"g{k}", kind, dtype, shape, 0, 0, mode="A", op=op))
+            self.array(params, f"g{k}", dtype, shape, *(("ints", 0, 255) if kind == "i" else ("dyadic", 4, 2)))
+
+    def ids(self, body):
+        dims, grid = "xyz"[:len(self.block)], "xyz"[:len(self.grid)]
+        lines = []
+
+        def linear(index, size, axes):
+            text = f"cuda.{index}.{axes[-1]}"
+            for axis in reversed(axes[:-1]):
+                text = f"({text}) * cuda.{size}.{axis} + cuda.{index}.{axis}" if "+" in text else \
+                    f"{text} * cuda.{size}.{axis} + cuda.{index}.{axis}"
+            return text
+
+        lines.append(f"tid = {linear('threadIdx', 'blockDim', dims)}")
+        lines.append(f"bid = {linear('blockIdx', 'gridDim', grid)}")
+        lines.append(f"nt = {' * '.join(f'cuda.blockDim.{a}' for a in dims)}")
+        plain = len(self.block) == len(self.grid) == 1
+        lines.append("gid = cuda.grid(1)" if plain and self.chance(0.6) else "gid = bid * nt + tid")
+        lines.append("gstride = cuda.gridsize(1)" if plain and self.chance(0.5)
+                     else "gstride = nt * " + " * ".join(f"cuda.gridDim.{a}" for a in grid))
+        lines.append(f"lane = {body.pick('tid % 32', 'cuda.laneid', 'tid & 31')}")
+        lines.append(f"warp = tid // {body.pick('32', 'cuda.warpsize')}")
+        lines.append("wbase = warp * 32")
+        lines.append("wn = min(32, nt - wbase)")
+        if any(a.own == ("gy, gx",) for a in body.globals):
+            lines.append("gx, gy = cuda.grid(2)")
+        for line in lines:
+            body.emit(line)
+        body.wn = "wn"
+        t, b = self.threads, self.blocks
+        body.atoms += [("i", Expr("tid", 0, t - 1), THREAD), ("i", Expr("gid", 0, self.total - 1), THREAD),
+                       ("i", Expr("lane", 0, 31), THREAD), ("i", Expr("warp", 0, (t - 1) // 32), WARP),
+                       ("i", Expr("bid", 0, b - 1), BLOCK), ("i", Expr("nt", t, t), BLOCK),
+                       ("i", Expr("cuda.threadIdx.x", 0, self.block[0] - 1), THREAD),
+                       ("i", Expr("cuda.blockIdx.x", 0, self.grid[0] - 1), BLOCK)]
+        if len(self.block) > 1:
+            body.atoms.append(("i", Expr("cuda.threadIdx.y", 0, self.block[1] - 1), THREAD))
+
+    def shared_arrays(self, body):
+        """Declares and fills the shared arrays; afterwards a barrier puts them into their modes."""
+        t, pad = self.threads, self.padded()
+        types = [("int32", "i"), ("int64", "i"), ("float32", "f"), ("float64", "f"), ("uint32", "i")]
+        fills = []
+
+        def add(name, kind, dtype, shape, own, *, declare=True, fill=None, **more):
+            lo, hi, frac = self.shared_interval(kind)
+            if more.get("op"):
+                lo, hi = -(1 << 24), 1 << 24
+            a = Array(name, kind, dtype, shape, 0 if dtype == "uint32" else lo, hi, frac, own, "W", **more)
+            if declare:
+                text = f"({shape[0]}, {shape[1]})" if len(shape) == 2 else str(shape[0])
+                if len(shape) == 1 and self.chance(0.3):
+                    text = f"NT_{shape[0]}"
+                    self.constants.add(shape[0])
+                body.emit(f"{name} = cuda.shared.array({text}, {self.dtype(dtype)})")
+            value = body.pick("k % 11", "(k * 7) % 13") if kind == "i" else body.pick("k * 0.25 % 4.0", "(k % 9) / 8")
+            index = fill or ("k" if len(shape) == 1 else f"k // {shape[1]}, k % {shape[1]}")
+            fills.append((name, shape[0] * (shape[1] if len(shape) == 2 else 1), index, value))
+            body.shared.append(a)
+
+        for k in range(self.rng.choices([0, 1, 2, 3], [1, 4, 4, 2])[0]):
+            dtype, kind = self.rng.choices(types, [4, 3, 4, 3, 1])[0]
+            if self.chance(0.35):
+                columns = self.rng.choice([4, 8, 33, max(1, t // 2)])
+                rows = (t + columns - 1) // columns + self.rng.choice([0, 1])
+                own = f"tid // {columns}, tid % {columns}"
+                if len(self.block) == 2 and self.chance(0.6):
+                    rows, columns, own = self.block[1], self.block[0], "cuda.threadIdx.y, cuda.threadIdx.x"
+                add(f"t{k}", kind, dtype, (rows, columns), (own,))
+            elif self.chance(0.25):     # two neighbours a thread
+                add(f"c{k}", kind, dtype, (2 * t,), ("2 * tid", "2 * tid + 1"))
+            elif self.chance(0.2):      # back to front
+                add(f"r{k}", kind, dtype, (t,), ("nt - 1 - tid",))
+            else:
+                n = pad * self.rng.choice([1, 1, 2])
+                add(f"s{k}", kind, dtype, (n,), ("tid",) if n == pad else ("tid", "tid + nt"), warp_tile=True)
+        for dtype in sorted({needs for _, needs in self.block_functions}):
+            if not any(a.warp_tile and a.dtype == dtype for a in body.shared):
+                add(f"s{len(body.shared)}", "i" if dtype[0] == "i" else "f", dtype, (pad,), ("tid",), warp_tile=True)
+        if self.on("dynamic_shared") and self.chance(0.3):
+            dtype, kind = self.rng.choice([("int32", "i"), ("float32", "f"), ("float64", "f")])
+            body.emit(f"dy = cuda.shared.array(0, {self.dtype(dtype)})")
+            self.shared_bytes = pad * (8 if dtype == "float64" else 4)
+            add("dy", kind, dtype, (pad,), ("tid",), declare=False, warp_tile=True, offset=0)
+            if self.on("dynamic_alias") and dtype != "float64" and self.chance(0.6):
+                # the same bytes under a second name and type: its elements follow those of the first
+                dtype, kind = ("int32", "i") if kind == "f" else ("float32", "f")
+                body.emit(f"dz = cuda.shared.array(0, {self.dtype(dtype)})")
+                self.shared_bytes *= 2
+                add("dz", kind, dtype, (pad,), (f"{pad} + tid",), declare=False, fill=f"{pad} + k", offset=pad)
+        if self.on("atomic") and self.chance(0.45):
+            op = self.rng.choice(["add", "max", "min", "or_", "xor"])
+            add("h0", "i", self.rng.choice(["int32", "int64", "uint32"]), (self.rng.choice([4, 16, 33]),), (), op=op)
+        if self.on("double_buffer") and self.chance(0.25):
+            body.emit(f"bf = cuda.shared.array((2, {t}), {self.dtype('int32')})")
+            self.double_buffers.append(Array("bf", "i", "int32", (2, t), 0, 63))
+        for name, count, index, value in fills:
+            body.emit(f"for k in range(tid, {count}, nt):")
+            body.emit(f"    {name}[{index}] = {value}")
+        if fills:
+            body.barrier()
+
+    def flush(self, body, params):
+        """Everything that is still alive goes to memory, so that no wrong value can hide."""
+        ints, floats = [v for v in body.visible("ib")], [v for v in body.visible("fs")]
+        for name, kept, dtype in (("fi", ints, "int64"), ("ff", floats, "float64")):
+            if not kept:
+                continue
+            for j, v in enumerate(kept):
+                body.emit(f"{name}[{j}, gid] = {v.name}")
+            self.array(params, name, dtype, (len(kept), self.total), "ints" if name == "fi" else "dyadic",
+                       0, 0)
+        if body.shared:
+            body.emit("cuda.syncthreads()")
+            for a in body.shared:
+                count = a.shape[0] * (a.shape[1] if len(a.shape) == 2 else 1)
+                index = "k" if len(a.shape) == 1 else f"k // {a.shape[1]}, k % {a.shape[1]}"
+                if a.offset:
+                    index = f"{a.offset} + k"
+                body.emit(f"for k in range(tid, {count}, nt):")
+                body.emit(f"    e{a.name}[bid, k] = {a.name}[{index}]")
+                self.array(params, f"e{a.name}", a.dtype, (self.blocks, count),
+                           *(("ints", 0, 0) if a.kind == "i" else ("dyadic", 0, 0)))
+
+    def used_sections(self):
+        """The sections without the device functions that nobody calls."""
+        kept = []
+        for section in reversed(self.sections):     # callers stand behind what they call
+            name = re.search(r"^def (d\w+)\(", section, re.MULTILINE)
+            if not name or any(re.search(rf"\b{name[1]}\(", other) for other in kept):
+                kept.insert(0, section)
+        return kept
+
+    def case(self):
+        self.device_functions()
+        self.kernel()
+        ragged = "ragged" if self.threads % 32 else "full"
+        dtypes = sorted({f"{s.dtype} array" for s in self.specs if isinstance(s, ArraySpec)})
+        head = [f"# seed {self.seed}, size {self.size}: {self.threads} threads a block, the last warp is {ragged}",
+                f"# {', '.join(dtypes)}", "import math", "", "import numpy as np", "from numba import cuda"]
+        if self.numba_types:
+            head[-1:] = ["from numba import cuda, float32, float64, int32, int64, uint32"]
+        head += ["", f"GRID = {self.grid}", f"BLOCK = {self.block}", "FULL = 0xFFFFFFFF"]
+        text = "\n\n\n".join(self.used_sections())
+        head += [f"NT_{n} = {n}" for n in sorted(self.constants)]
+        return Case(self.seed, "\n".join(head) + "\n\n\n" + text + "\n", self.grid, self.block, self.shared_bytes,
+                    tuple(self.specs))
