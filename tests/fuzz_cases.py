@@ -9,6 +9,7 @@ import ast
 import copy
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -69,6 +70,7 @@ class Case:
     block: tuple
     shared_bytes: int
     specs: tuple
+    wild: bool = False  # casts and shifts out of range are meant, with the answers that PTX gives
 
     def make_args(self):
         """Fresh arguments (NumPy arrays and scalars), the same every time."""
@@ -83,7 +85,7 @@ class Case:
     def to_text(self):
         """The case as one Python file: the source, and the rest as a JSON comment in the last line."""
         rest = {"seed": self.seed, "grid": self.grid, "block": self.block, "shared_bytes": self.shared_bytes,
-                "specs": [vars(s) for s in self.specs]}
+                "specs": [vars(s) for s in self.specs]} | ({"wild": True} if self.wild else {})
         return f"{self.source.rstrip()}\n\n# case: {json.dumps(rest)}\n"
 
     @classmethod
@@ -95,16 +97,20 @@ class Case:
         rest = json.loads(rest)
         specs = tuple(ArraySpec(s["dtype"], tuple(s["shape"]), s["fill"], tuple(s["limits"])) if "shape" in s
                       else ScalarSpec(**s) for s in rest["specs"])
-        return cls(rest["seed"], source, tuple(rest["grid"]), tuple(rest["block"]), rest["shared_bytes"], specs)
+        return cls(rest["seed"], source, tuple(rest["grid"]), tuple(rest["block"]), rest["shared_bytes"], specs,
+                   rest.get("wild", False))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading and comparing
 # ---------------------------------------------------------------------------------------------------------------------
-def _stub_jit(function=None, **_):
-    if function is None:
-        return _stub_jit
-    return types.SimpleNamespace(py_func=function)
+def _stub_jit(function_or_signatures=None, **_):
+    """`cuda.jit` as a decorator, with or without signatures, that keeps the function and its signatures."""
+    if inspect.isfunction(function_or_signatures):
+        return types.SimpleNamespace(py_func=function_or_signatures, signatures=[])
+    given = function_or_signatures
+    signatures = given if isinstance(given, list) else [] if given is None else [given]
+    return lambda function: types.SimpleNamespace(py_func=function, signatures=signatures)
 
 
 @contextmanager
@@ -160,7 +166,8 @@ def oracle_args(case, **options):
     with stub_cuda():
         module = load_case(case)
         args = case.make_args()
-        run(module.kernel.py_func, case.grid, case.block, args, case.shared_bytes, **options)
+        run(module.kernel.py_func, case.grid, case.block, args, case.shared_bytes,
+            signatures=module.kernel.signatures, wild=case.wild, **options)
     return args
 
 
