@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.fuzz.kinds import DEFAULT_KINDS, GPU_KINDS, KINDS
 from tests.oracle import OracleError, run
 
 
@@ -230,6 +231,18 @@ def failure_of(case, backend_run=launch):
     return None
 
 
+def refusal_of(case, arch):
+    """None if numba-cuda compiles the case's kernel for an architecture such as sm_80, else what it says."""
+    from common.archs import parse_arch
+    from tests.fuzz.ptx import compile_case
+
+    try:
+        compile_case(case, parse_arch(arch))
+    except Exception as error:  # whatever a compiler raises is the answer
+        return f"{type(error).__name__}: {' | '.join(filter(None, map(str.strip, str(error).splitlines())))[:400]}"
+    return None
+
+
 def _suites(tree):
     """Every list of statements inside the functions, innermost last."""
     for function in tree.body:
@@ -299,13 +312,15 @@ def shrink(case, still_fails, rounds=400):
 # ---------------------------------------------------------------------------------------------------------------------
 def _examine(task):
     """(seed, what is wrong or None, the case as text, the shrunk case as text or None)."""
-    seed, size, without, backend, make_small = task
-    if backend:
+    seed, size, without, features, how, make_small = task
+    if how != "oracle":
         import common  # noqa: F401 - chooses the backend before numba.cuda is imported
     from tests.fuzz_kernels import generate
 
-    case = generate(seed, size, without)
-    if not backend:
+    case = generate(seed, size, without, features)
+    if how.startswith("sm_"):
+        return seed, refusal_of(case, how), case.to_text(), None
+    if how == "oracle":
         try:
             check_valid(case)
         except (OracleError, AssertionError) as error:
@@ -326,12 +341,21 @@ def _seeds(text):
     return seeds
 
 
+def _names(text):
+    return {"gpu": GPU_KINDS, "all": tuple(KINDS)}.get(text, tuple(filter(None, text.split(","))))
+
+
 def main(generate, argv=None):
     """The command line of tests/fuzz_kernels.py. Ends by SystemExit: 0 all agree, 1 something failed, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_kernels",
                                      description="Random kernels: the oracle against itself, or against the backend.")
     parser.add_argument("--seeds", type=_seeds, default=range(100), metavar="FIRST:END", help="default 0:100")
     parser.add_argument("--backend", action="store_true", help="compare the backend that common/ chooses")
+    parser.add_argument("--ptx", metavar="ARCH", help="only compile with numba-cuda, for an architecture such as sm_80")
+    parser.add_argument("--features", type=_names, default=DEFAULT_KINDS, metavar="NAME,...",
+                        help="kinds of the language, of which each kernel takes some; `gpu`: all that a GPU runs, "
+                        f"`all`: all of them: {', '.join(KINDS)}")
+    parser.add_argument("--wild", action="store_true", help="the feature wild: casts and shifts out of range")
     parser.add_argument("--shrink", action="store_true", help="also write a shrunk version of a failing case")
     parser.add_argument("--size", type=int, default=5, help="statements at the top level of a kernel (default 5)")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="kinds of statements to leave out")
@@ -340,17 +364,21 @@ def main(generate, argv=None):
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder for failing cases")
     parser.add_argument("--print", action="store_true", help="only print the sources")
     options = parser.parse_args(argv)
+    features = (*options.features, *(["wild"] if options.wild else []))
     try:
-        generate(0, options.size, options.without)
+        generate(0, options.size, options.without, features)
     except ValueError as error:
         parser.error(str(error))
     if options.print:
         for seed in options.seeds:
-            print(generate(seed, options.size, options.without).to_text())
+            print(generate(seed, options.size, options.without, features).to_text())
         raise SystemExit(0)
+    if options.ptx:
+        os.environ["MINI_BACKEND"] = "ptx"
+    how = options.ptx or ("backend" if options.backend else "oracle")
     from tqdm import tqdm
 
-    tasks = [(seed, options.size, tuple(options.without), options.backend, options.shrink) for seed in options.seeds]
+    tasks = [(seed, options.size, tuple(options.without), features, how, options.shrink) for seed in options.seeds]
     problems, tried, end = Counter(), 0, time.monotonic() + options.seconds
     with tqdm(total=len(tasks), unit="kernel", disable=None) as bar:
         def note(result):

@@ -22,22 +22,23 @@ Command line: ``python -m tests.fuzz_kernels --seeds 0:2000 [--backend] [--shrin
 Without --backend the cases run on the oracle alone, in checked mode (races, unwritten memory, order of threads).
 """
 from tests.fuzz.features import FEATURES, features_of
-from tests.fuzz.kinds import EXTRAS, STATEMENTS
+from tests.fuzz.kinds import DEFAULT_KINDS, EXTRAS, GPU_KINDS, KINDS, STATEMENTS
 from tests.fuzz.module import Module
 from tests.fuzz_cases import main
 
-__all__ = ["EXTRAS", "FEATURES", "STATEMENTS", "features_of", "generate"]
+__all__ = ["DEFAULT_KINDS", "EXTRAS", "FEATURES", "GPU_KINDS", "KINDS", "STATEMENTS", "features_of", "generate"]
 
 
-def generate(seed, size=5, without=()):
+def generate(seed, size=5, without=(), features=DEFAULT_KINDS):
     """The random kernel number `seed`.
 
     size      how many statements at the top level of the kernel (about; nested ones come on top)
     without   names of STATEMENTS and EXTRAS that must not appear, for a backend that refuses them
+    features  names of KINDS, of which the kernel contains some
 
-    Returns a Case; the same arguments give the same case. Raises ValueError for an unknown name in `without`.
+    Returns a Case; the same arguments give the same case. Raises ValueError for a name that is not known.
     """
-    return Module(seed, size, without).case()
+    return Module(seed, size, without, features).case()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ class Writer:
         self.is_kernel = False
         self.full = module.threads % 32 == 0
         self.wn = None              # text: lanes in this warp
+        self.typed_atoms = []       # names of known integer types
+        self.raw = []               # (kind, name): variables whose every bit goes to memory at the end
+        self.promised = []          # the modes of shared arrays that the suites around this place will restore
 
     # -- small helpers ------------------------------------------------------------------------------------------------
     def pick(self, *options):
@@ -35,6 +38,9 @@ class Writer:
 
     def on(self, name):
         return name not in self.m.without
+
+    def has(self, kind):
+        return kind in self.m.kinds
 
     def emit(self, text):
         self.lines.append("    " * self.indent + text)
@@ -51,7 +57,9 @@ class Writer:
             self.break_ok = loop
         self.depth, self.indent = self.depth + 1, self.indent + 1
         start = len(self.lines)
+        self.promised.append(modes)
         yield
+        self.promised.pop()
         self.restore(modes)
         if len(self.lines) == start:
             self.emit("pass")

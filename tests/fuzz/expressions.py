@@ -1,7 +1,9 @@
 """Expressions of random kernels: the text, and the interval that its value stays in."""
 
 from tests.fuzz.body import Writer
+from tests.fuzz.constants import member_expression
 from tests.fuzz.parts import BLOCK, MAX_COST, MAX_FLOAT_BITS, THREAD, WARP, Expr, enclosed
+from tests.fuzz.recursion import exact_argument
 
 
 class Expressions(Writer):
@@ -44,6 +46,7 @@ class Expressions(Writer):
             return self.int_atom(level)
         kinds = {"arith": 10, "div": 5, "bits": 4, "unary": 2, "minmax": 2, "cond": 3, "from_float": 2, "from_bool": 2,
                  "count_bits": 3, "call": 4, "collective": 4, "hash": 0.6}
+        kinds |= self.m.int_kinds
         kind = self.rng.choices(list(kinds), list(kinds.values()))[0]
         return getattr(self, f"int_{kind}")(depth, level) or self.int_arith(depth, level)
 
@@ -144,6 +147,15 @@ class Expressions(Writer):
 
     def int_call(self, depth, level):
         return self.call("i", depth, level)
+
+    def int_typed(self, depth, level):
+        return self.typed_call("i", depth, level)
+
+    def int_cast(self, depth, level):
+        return self.cast_expression(depth, level)
+
+    def int_member(self, depth, level):
+        return member_expression(self, level)
 
     def int_collective(self, depth, level):
         if not self.collectives(level):
@@ -292,6 +304,8 @@ class Expressions(Writer):
             return Expr(f"cuda.fma({a.text}, {b.text}, {c.text})", -size, size, max(a.frac + b.frac, c.frac))
         if kind == "call":
             result = self.call("f", depth, level)
+            if self.has("signatures") and (result is None or self.chance(0.4)):
+                result = self.typed_call("f", depth, level) or result
             if result:
                 return result
         if kind == "coll" and self.collectives(level) and level == THREAD and self.exited != "lane":
@@ -434,6 +448,13 @@ class Expressions(Writer):
     def convert(self, a, text):
         if a.kind == "b":
             return Expr(text, 0, 1)
+        if a.dtype == "any" and a.kind == "i":
+            return Expr(f"np.int64({text})", a.lo, a.hi)
+        if a.dtype in ("int8", "int16"):    # narrow integers cannot be shuffled
+            return self.pick(Expr(f"({text} + 0)", a.lo, a.hi), Expr(f"np.int32({text})", a.lo, a.hi))
+        if a.dtype in ("uint8", "uint16", "uint64"):
+            return self.pick(Expr(f"({text} & 127)", 0, 127), Expr(f"({text} % 100)", 0, 99),
+                             Expr(f"np.int64({text})", a.lo, a.hi))
         if a.dtype == "uint32":     # unsigned values would turn min and max into floats
             return self.pick(Expr(f"({text} & 1023)", 0, 1023), Expr(f"({text} % 257)", 0, 256),
                              Expr(f"np.int64({text})", a.lo, a.hi))
@@ -459,7 +480,7 @@ class Expressions(Writer):
             elif kind == "f":
                 texts.append(self.fit_float(self.float_expr(depth - 1, level)).text)
             else:
-                texts.append(kind)
+                texts.append(exact_argument(self, kind, depth - 1, level))
         return ", ".join(texts)
 
     def call(self, kind, depth, level):
@@ -469,7 +490,10 @@ class Expressions(Writer):
             return None
         f = self.rng.choice(options)
         self.cost = max(self.cost, self.mult * f.cost)
-        return Expr(f"{f.name}({self.arguments(f, depth, level)})", f.lo, f.hi, f.frac)
+        text = f"{f.name}({self.arguments(f, depth, level)})"
+        if f.narrow:        # numba-cuda shuffles no narrow integers
+            text = f"({text} + 0)"
+        return Expr(text, f.lo, f.hi, f.frac)
 
     def call_warp(self, kind, depth):
         options = [f for f in self.m.warp_functions if f.kind == kind and f.cost * self.mult <= MAX_COST]

@@ -4,8 +4,8 @@ from tests.fuzz.parts import BLOCK, MAX_COST, THREAD, WARP, Expr
 from tests.fuzz.statements import Statements
 
 
-class Body(Statements):
-    """Writes the statements of one function."""
+class Idioms(Statements):
+    """The statements of one function: those that follow a pattern which people use."""
 
     def scratch(self, kinds="if"):
         """A one-dimensional shared array with one element a thread, for an idiom at BLOCK level."""

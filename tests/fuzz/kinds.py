@@ -1,4 +1,8 @@
-"""The names of what a random kernel may contain."""
+"""The names of what a random kernel may contain.
+
+STATEMENTS and EXTRAS may be in every kernel unless they are left out. KINDS are features of the language that are in
+none unless they are asked for; a kernel takes some of those asked for, by its seed.
+"""
 
 # How often each kind of statement is chosen. `without` of generate() takes these names and those of EXTRAS.
 STATEMENTS = {
@@ -11,3 +15,24 @@ STATEMENTS = {
 }
 EXTRAS = ("dynamic_shared", "dynamic_alias", "float16", "const_array", "device_pure", "device_warp", "device_block",
           "uniform_break", "uniform_load", "shfl_wrap", "device_return_barrier", "negative_index")
+
+KINDS = {
+    "rows": "parts of local and shared arrays of rank 2 and 3: named, passed on, sliced, filled by tuples and scalars",
+    "rows_across": "the same with other statements, barriers too, between them",
+    "iterate": "loops over the elements of a row, rows unpacked",
+    "signatures": "kernels and device functions with explicit signatures, narrow and mixed types",
+    "recursion": "device functions that call themselves",
+    "constants": "constants in enums, named tuples, tuples, and modules of packages",
+    "class_constants": "constants that are attributes of classes, dataclasses and namespaces (numba-cuda refuses them)",
+    "returns": "early returns in nested branches and loops",
+    "casts": "narrow integer types: arrays, casts that wrap, floats in range",
+    "wild": "floats outside an integer's range, shifts beyond the width: answered as PTX's instructions do",
+}
+GPU_KINDS = tuple(k for k in KINDS if k not in ("class_constants", "wild"))   # what every GPU runs, with one answer
+DEFAULT_KINDS = ()
+
+# The statements that a kind brings along.
+KIND_STATEMENTS = {
+    "rows": {"rows": 9}, "casts": {"cast": 5}, "signatures": {"typed": 5}, "recursion": {"recursive_call": 5},
+    "returns": {"nested_return": 5, "call_returning": 4}, "wild": {"wild": 7},
+}

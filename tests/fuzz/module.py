@@ -3,21 +3,40 @@
 import random
 import re
 
-from tests.fuzz.idioms import Body
-from tests.fuzz.kinds import EXTRAS, STATEMENTS
+from tests.fuzz.casts import Casts
+from tests.fuzz.constants import ConstantModule
+from tests.fuzz.idioms import Idioms
+from tests.fuzz.kinds import EXTRAS, KIND_STATEMENTS, KINDS, STATEMENTS
 from tests.fuzz.parts import BLOCK, BLOCKS, GRIDS, MAX_THREADS, THREAD, WARP, Array, Expr, Function, Var
+from tests.fuzz.recursion import Recursion, RecursionModule
+from tests.fuzz.returns import ReturningModule, Returns
+from tests.fuzz.rows import RowModule, Rows
+from tests.fuzz.signatures import SignatureModule, Typed, Typing, wide_scalars
 from tests.fuzz_cases import ArraySpec, Case, ScalarSpec
 
+NUMBA_TYPES = frozenset(("float32", "float64", "int32", "int64", "uint32"))
 
-class Module:
+
+class Body(Rows, Typing, Recursion, Returns, Casts, Idioms):
+    """Writes the statements of one function."""
+
+
+class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, ConstantModule):
     """Writes a case: constants, device functions, the kernel."""
 
-    def __init__(self, seed, size, without):
+    def __init__(self, seed, size, without, features):
         self.rng = random.Random(f"kernel {seed}")
         self.seed, self.size, self.without = seed, size, frozenset(without)
         unknown = self.without - set(STATEMENTS) - set(EXTRAS)
         if unknown:
             raise ValueError(f"unknown features {sorted(unknown)}; known: {sorted({*STATEMENTS, *EXTRAS})}")
+        unknown = set(features) - set(KINDS)
+        if unknown:
+            raise ValueError(f"unknown features {sorted(unknown)}; known: {', '.join(KINDS)}")
+        self.kinds = self.some(features)
+        self.statements = {n: w for n, w in STATEMENTS.items() if n not in self.without}
+        for kind in sorted(self.kinds):
+            self.statements |= KIND_STATEMENTS.get(kind, {})
         blocks, weights = zip(*BLOCKS)
         self.block = self.rng.choices(blocks, weights)[0]
         self.threads = 1
@@ -33,6 +52,11 @@ class Module:
                 break
         self.total = self.blocks * self.threads
         self.pure_functions, self.warp_functions, self.block_functions = [], [], []
+        self.row_functions, self.typed_functions = [], []
+        self.constant_atoms, self.members = [], []
+        self.imports, self.numba_names = set(), set()
+        self.int_kinds = {name: weight for name, kind, weight in (
+            ("typed", "signatures", 3), ("cast", "casts", 3), ("member", "constants", 3)) if kind in self.kinds}
         self.double_buffers = []
         self.shared_bytes = 0
         self.constants = set()
@@ -43,14 +67,39 @@ class Module:
     def on(self, name):
         return name not in self.without
 
+    def has(self, kind):
+        return kind in self.kinds
+
+    def some(self, features):
+        """About half of the features, at least one: small kernels in which each of them has room."""
+        features = sorted(features)
+        rng = random.Random(f"kinds {self.seed}")
+        return frozenset(f for f in features if rng.random() < 0.5) or frozenset(rng.sample(features, bool(features)))
+
     def chance(self, p):
         return self.rng.random() < p
 
     def dtype(self, name):
-        return name if self.numba_types and name != "float16" else f"np.{name}"
+        return name if self.numba_types and name in NUMBA_TYPES else f"np.{name}"
 
     # -- device functions ---------------------------------------------------------------------------------------------
+    def new_body(self, level):
+        body = Body(self, level)
+        body.atoms += self.constant_atoms
+        return body
+
+    def parameter(self, name, lo, hi, frac=0, kind="i", level=THREAD):
+        return Var(name, kind, lo, hi, frac, level, fixed=True, reusable=False)
+
+    def section(self, body, name, params, decoration="device=True"):
+        self.sections.append("\n".join([f"@cuda.jit({decoration})", f"def {name}({', '.join(params)}):", *body.lines]))
+
     def device_functions(self):
+        for kind, write, most in (("signatures", self.typed_function, 2), ("rows", self.row_function, 2),
+                                  ("recursion", self.recursive_function, 2), ("returns", self.returning_function, 1)):
+            if self.has(kind):
+                for _ in range(self.rng.randint(1, most)):
+                    write()
         if self.on("device_pure"):
             for _ in range(self.rng.choices([0, 1, 2], [2, 3, 5])[0]):
                 self.pure_function()
@@ -60,9 +109,17 @@ class Module:
             for _ in range(self.rng.choices([0, 1, 2], [5, 4, 1])[0]):
                 self.block_function()
 
-    def finish(self, body, name, params, function, functions):
-        self.sections.append("\n".join(["@cuda.jit(device=True)", f"def {name}({', '.join(params)}):", *body.lines]))
+    def finish(self, body, name, params, function, functions, types=None):
+        """Add a device function; `types` are those of its result and its parameters, for a signature."""
+        self.section(body, name, params, self.decoration(types[0], types[1:]) if types else "device=True")
         functions.append(function)
+
+    def types_of(self, result, kinds, choose=None):
+        """Types for a signature of a function whose values are small: its result's and its parameters', or None."""
+        if not self.has("signatures") or self.chance(0.5):
+            return None
+        choose = choose or self.narrow
+        return [choose(kind) for kind in (result, *kinds)]
 
     def interval(self, kind):
         return (-64, 63, 0) if kind == "i" else (-32, 32, 3)
@@ -83,7 +140,7 @@ class Module:
         return make
 
     def pure_function(self):
-        body = Body(self, THREAD)
+        body = self.new_body(THREAD)
         kinds = ["i", *self.rng.choices("if", k=self.rng.randint(0, 2))]
         names = self.parameters(body, kinds)
         kind = self.rng.choice("if")
@@ -100,11 +157,13 @@ class Module:
             body.emit(f"return {body.returns()}")
         name, text = f"dp{len(self.pure_functions)}", "\n".join(body.lines)
         uniform = "threadIdx" not in text and all(f.uniform or f.name not in text for f in self.pure_functions)
-        function = Function(name, kind, tuple(kinds), *self.interval(kind), uniform, body.cost)
-        self.finish(body, name, names, function, self.pure_functions)
+        types = self.types_of(kind, kinds)
+        function = Function(name, kind, tuple(kinds), *self.interval(kind), uniform, body.cost,
+                            bool(types) and kind == "i")
+        self.finish(body, name, names, function, self.pure_functions, types)
 
     def warp_function(self):
-        body = Body(self, WARP)
+        body = self.new_body(WARP)
         body.wn = "wn"
         kind = self.rng.choice("if")
         kinds = [kind, *self.rng.choices("if", k=self.rng.randint(0, 1))]
@@ -125,11 +184,16 @@ class Module:
             body.emit(f"    return {make()}")
         body.emit(f"return {make()}")
         function = Function("dw0", kind, tuple(kinds), *self.interval(kind), cost=body.cost)
-        self.finish(body, "dw0", names, function, self.warp_functions)
+        types = self.types_of(kind, [*kinds, "i"], self.shuffled)
+        self.finish(body, "dw0", names, function, self.warp_functions, types)
+
+    def shuffled(self, kind):
+        """A type that can be shuffled."""
+        return self.rng.choice(["int32", "int64"] if kind == "i" else ["float32", "float64"])
 
     def block_function(self):
         """A function that begins and ends with a barrier and works on a shared array of its caller or its own."""
-        body = Body(self, BLOCK)
+        body = self.new_body(BLOCK)
         kind = self.rng.choice("if")
         dtype = self.rng.choice(["int32", "int64"] if kind == "i" else ["float32", "float64"])
         given = self.chance(0.6)
@@ -181,7 +245,11 @@ class Module:
         body.emit("return result" if kind == "f" else "return result + 0")
         name = f"db{len(self.block_functions)}"
         function = Function(name, kind, tuple(kinds), lo, hi, frac, cost=body.cost)
-        self.finish(body, name, names, (function, dtype), self.block_functions)
+        types = self.types_of(kind, [kind, "i", *"ii"[:len(names) - len(kinds)]], self.shuffled)
+        if types:
+            places = {"sm": f"{dtype}[{self.rng.choice([':', '::1'])}]", "x": types[1], "u": types[2]}
+            types = [types[0], *(places.get(n) or self.shuffled("i") for n in names)]
+        self.finish(body, name, names, (function, dtype), self.block_functions, types)
 
     # -- the kernel ---------------------------------------------------------------------------------------------------
     def padded(self):
@@ -191,11 +259,14 @@ class Module:
         return {"i": (-(1 << 15), 1 << 15, 0), "f": (-2048, 2048, 3), "b": (0, 1, 0)}[kind]
 
     def kernel(self):
-        body = Body(self, BLOCK)
+        body = self.new_body(BLOCK)
         body.is_kernel = True
-        params = []
+        params, declared = [], {}
         self.inputs(body, params)
+        signed = self.has("signatures") and self.chance(0.8)
         self.scalars(body, params)
+        if self.has("signatures") or self.has("casts"):
+            self.typed_scalars(body, params, declared, signed)
         self.outputs(body, params)
         self.ids(body)
         self.shared_arrays(body)
@@ -216,7 +287,8 @@ class Module:
         self.rng.shuffle(params)
         self.specs = [spec for _, spec in params]
         names = ", ".join(name for name, _ in params)
-        self.sections.append("\n".join(["@cuda.jit", f"def kernel({names}):", *body.lines]))
+        decorator = f"@cuda.jit({self.kernel_signature(params, declared)})" if signed else "@cuda.jit"
+        self.sections.append("\n".join([decorator, f"def kernel({names}):", *body.lines]))
 
     def array(self, params, name, dtype, shape, fill, *limits):
         params.append((name, ArraySpec(dtype, tuple(shape), fill, limits)))
@@ -225,6 +297,9 @@ class Module:
         choices = [("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f"), ("float64", "f"), ("bool", "b"),
                    ("float16", "f")]
         weights = [4, 3, 2, 4, 3, 2, 2 if self.on("float16") else 0]
+        if self.has("casts") or self.has("signatures"):
+            choices += [(t, "i") for t in ("int8", "uint8", "int16", "uint16", "uint64")]
+            weights += [3] * 5
         picked = self.rng.choices(choices, weights, k=self.rng.randint(2, 4))
         picked.append(self.rng.choice(choices[:2]))
         for k, (dtype, kind) in enumerate(picked):
@@ -232,6 +307,8 @@ class Module:
             shape = (n,) if self.chance(0.65) else (self.rng.choice([2, 3, 7]), self.rng.choice([4, 5, 9]))
             if kind == "i":
                 lo, hi = (0, 1000) if dtype == "uint32" else self.rng.choice([(-100, 100), (0, 31), (-5, 5)])
+                if dtype[0] == "u" and dtype != "uint32":
+                    lo, hi = (0, 255)
                 frac = 0
                 self.array(params, name, dtype, shape, "ints", lo, hi)
             elif kind == "b":
@@ -260,6 +337,29 @@ class Module:
             body.atoms.append(("b", Expr("ba0", 0, 1), BLOCK))
         params.append(("nn", ScalarSpec("int32", self.nn())))
 
+    def typed_scalars(self, body, params, declared, signed):
+        """Scalars of narrow types; with a signature, of other types than they are given as."""
+        for k, (dtype, given, value, after) in enumerate(wide_scalars(self.rng)):
+            name = f"nc{k}"
+            if signed:
+                declared[name] = dtype
+            params.append((name, ScalarSpec(given, value) if signed else ScalarSpec(dtype, after)))
+            body.typed_atoms.append(Typed(name, dtype, after, after))
+            body.raw.append(("i", name))
+        if signed and self.chance(0.5):
+            declared["fc0"] = self.rng.choice(["float32", "float64"])
+            value = self.rng.choice([0.1, 1 / 3, -2.7, 1e-5, 3])
+            given = "int" if value == 3 else self.rng.choice(["float", "float64", "float32"])
+            params.append(("fc0", ScalarSpec(given, value)))
+            body.raw.append(("f", "fc0"))
+        for name, _ in params if signed else ():
+            if name[:2] in ("na", "nb") and self.chance(0.6):
+                declared[name] = self.shuffled("i")
+            elif name == "nn":
+                declared[name] = self.rng.choice(["int16", "int32", "int64"])
+            elif name == "fa0":
+                declared[name] = self.narrow("f")
+
     def nn(self):
         """The size of guarded outputs: a few threads have nothing to do."""
         if not hasattr(self, "_nn"):
@@ -270,13 +370,16 @@ class Module:
         types = [("int32", "i"), ("int64", "i"), ("uint32", "i"), ("float32", "f"), ("float64", "f"), ("bool", "b"),
                  ("float16", "f")]
         weights = [4, 3, 2, 4, 3, 1.5, 2 if self.on("float16") else 0]
+        if self.has("casts"):
+            types += [(t, "i") for t in ("int8", "uint8", "int16", "uint16", "uint64")]
+            weights += [2.5] * 5
         total = self.total
         for k in range(self.rng.randint(3, 5)):
             dtype, kind = self.rng.choices(types, weights)[0]
             name, form = f"o{k}", self.rng.choices(["plain", "row", "guard", "stride", "grid2"], [4, 2, 3, 3, 2])[0]
             lo, hi, frac = {"i": (-512, 511, 0), "f": (-32, 32, 3), "b": (0, 1, 0)}[kind]
-            if dtype == "uint32":
-                lo, hi = 0, 1023
+            if dtype[0] == "u":
+                lo, hi = 0, 1023 if dtype != "uint8" or self.chance(0.5) else 255
             own, mode, guard = ("gid",), "own", None
             if form == "row":
                 columns = self.rng.choice([2, 3])
@@ -407,11 +510,13 @@ class Module:
     def flush(self, body, params):
         """Everything that is still alive goes to memory, so that no wrong value can hide."""
         ints, floats = [v for v in body.visible("ib")], [v for v in body.visible("fs")]
+        ints += [name for kind, name in body.raw if kind == "i"]
+        floats += [name for kind, name in body.raw if kind == "f"]
         for name, kept, dtype in (("fi", ints, "int64"), ("ff", floats, "float64")):
             if not kept:
                 continue
             for j, v in enumerate(kept):
-                body.emit(f"{name}[{j}, gid] = {v.name}")
+                body.emit(f"{name}[{j}, gid] = {v if isinstance(v, str) else v.name}")
             self.array(params, name, dtype, (len(kept), self.total), "ints" if name == "fi" else "dyadic",
                        0, 0)
         if body.shared:
@@ -436,16 +541,21 @@ class Module:
         return kept
 
     def case(self):
+        if self.has("constants") or self.has("class_constants"):
+            self.constant_section()
         self.device_functions()
         self.kernel()
         ragged = "ragged" if self.threads % 32 else "full"
         dtypes = sorted({f"{s.dtype} array" for s in self.specs if isinstance(s, ArraySpec)})
         head = [f"# seed {self.seed}, size {self.size}: {self.threads} threads a block, the last warp is {ragged}",
-                f"# {', '.join(dtypes)}", "import math", "", "import numpy as np", "from numba import cuda"]
+                f"# {', '.join(dtypes)}", "import math", *sorted(self.imports), "", "import numpy as np",
+                "from numba import cuda"]
         if self.numba_types:
-            head[-1:] = ["from numba import cuda, float32, float64, int32, int64, uint32"]
+            self.numba_names |= NUMBA_TYPES
+        if self.numba_names:
+            head[-1] += ", " + ", ".join(sorted(self.numba_names))
         head += ["", f"GRID = {self.grid}", f"BLOCK = {self.block}", "FULL = 0xFFFFFFFF"]
         text = "\n\n\n".join(self.used_sections())
         head += [f"NT_{n} = {n}" for n in sorted(self.constants)]
         return Case(self.seed, "\n".join(head) + "\n\n\n" + text + "\n", self.grid, self.block, self.shared_bytes,
-                    tuple(self.specs))
+                    tuple(self.specs), "wild" in self.kinds)

@@ -58,6 +58,7 @@ class Function(NamedTuple):
     frac: int
     uniform: bool = False   # equal arguments give equal results (it does not look at threadIdx)
     cost: int = 1           # how often its innermost statement runs
+    narrow: bool = False    # its signature gives it a narrow integer as a result
 
 
 def enclosed(text):

@@ -1,7 +1,6 @@
 """Statements of random kernels: assignments, branches, loops, synchronisation, memory, names."""
 
 from tests.fuzz.expressions import Expressions
-from tests.fuzz.kinds import STATEMENTS
 from tests.fuzz.parts import BLOCK, THREAD, WARP, Array, Expr
 
 
@@ -12,7 +11,7 @@ class Statements(Expressions):
             self.statement()
 
     def statement(self):
-        names, weights = zip(*[(n, w) for n, w in STATEMENTS.items() if n not in self.m.without])
+        names, weights = zip(*self.m.statements.items())
         for _ in range(20):
             if getattr(self, f"s_{self.rng.choices(names, weights)[0]}")():
                 return
@@ -504,11 +503,11 @@ class Statements(Expressions):
             self.emit(f"{ref} = {self.bool_expr(1)}")
         elif a.kind == "i":
             if self.chance(0.15):
-                self.emit(f"{ref} = {self.fit_float(self.float_expr(1), 32).text if a.dtype != 'uint32' else 7}")
-            elif a not in self.shared and self.chance(0.3) and a.dtype != "uint32":
+                self.emit(f"{ref} = {self.fit_float(self.float_expr(1), 32).text if a.dtype[0] != 'u' else 7}")
+            elif a not in self.shared and self.chance(0.3) and a.dtype[0] != "u":
                 self.emit(f"{ref} {self.pick('+=', '-=', '^=')} {self.fit(self.int_expr(2), -512, 511).text}")
             else:
-                lo, hi = self.pick((0, 1023), (0, 255), (0, 63)) if a.dtype == "uint32" else (-512, 511)
+                lo, hi = self.pick((0, 1023), (0, 255), (0, 63)) if a.dtype[0] == "u" else (-512, 511)
                 self.emit(f"{ref} = {self.fit(self.int_expr(2), max(lo, a.lo), min(hi, a.hi)).text}")
         else:
             e = self.fit_float(self.float_expr(2), 32).text
@@ -634,7 +633,7 @@ class Statements(Expressions):
     def use(self, var):
         """A statement in which the value matters."""
         target, arrays = self.new(self.pick("i", "f"), -2048, 2048, 3), [a for a in self.inputs if len(a.shape) == 1]
-        arrays = [a for a in arrays if a.kind == target.kind and a.dtype not in ("uint32", "float16")]
+        arrays = [a for a in arrays if a.kind == target.kind and a.dtype in ("int32", "int64", "float32", "float64")]
         if var.kind == "i" and arrays:
             a = self.rng.choice(arrays)
             text = f"{a.name}[{var.name} % {a.shape[0]}]"
