@@ -1,5 +1,7 @@
 """Writes a whole case: constants, device functions, the kernel and its arguments."""
 
+import itertools
+import math
 import random
 import re
 
@@ -443,6 +445,27 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
         if len(self.block) > 1:
             body.atoms.append(("i", Expr("cuda.threadIdx.y", 0, self.block[1] - 1), THREAD))
 
+    @staticmethod
+    def unflat(shape):
+        """The index of element number k of an array."""
+        if len(shape) < 3:
+            return "k" if len(shape) == 1 else f"k // {shape[1]}, k % {shape[1]}"
+        return f"k // {shape[1] * shape[2]}, k // {shape[2]} % {shape[1]}, k % {shape[2]}"
+
+    def shared_parts(self, types, add):
+        """Shared arrays for the feature rows: of rank 3, and such that a row, or a plane, belongs to a thread."""
+        t = self.threads
+        dtype, kind = self.rng.choice(types)
+        if self.chance(0.5):
+            rows, columns = self.rng.choice([(2, 3), (3, 2), (2, 4), (4, 4)])
+            planes = (t + rows * columns - 1) // (rows * columns) + self.rng.choice([0, 1])
+            own = f"tid // {rows * columns}, tid // {columns} % {rows}, tid % {columns}"
+            add("q0", kind, dtype, (planes, rows, columns), (own,))
+        if self.chance(0.7):
+            shape = self.rng.choice([(t, 2), (t, 3), (t, 2, 2)])
+            ends = [", ".join(map(str, i)) for i in itertools.product(*map(range, shape[1:]))]
+            add("w0", kind, dtype, shape, tuple(f"tid, {end}" for end in ends)).row_owned = True
+
     def shared_arrays(self, body):
         """Declares and fills the shared arrays; afterwards a barrier puts them into their modes."""
         t, pad = self.threads, self.padded()
@@ -455,15 +478,15 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
                 lo, hi = -(1 << 24), 1 << 24
             a = Array(name, kind, dtype, shape, 0 if dtype == "uint32" else lo, hi, frac, own, "W", **more)
             if declare:
-                text = f"({shape[0]}, {shape[1]})" if len(shape) == 2 else str(shape[0])
+                text = str(tuple(shape)) if len(shape) > 1 else str(shape[0])
                 if len(shape) == 1 and self.chance(0.3):
                     text = f"NT_{shape[0]}"
                     self.constants.add(shape[0])
                 body.emit(f"{name} = cuda.shared.array({text}, {self.dtype(dtype)})")
             value = body.pick("k % 11", "(k * 7) % 13") if kind == "i" else body.pick("k * 0.25 % 4.0", "(k % 9) / 8")
-            index = fill or ("k" if len(shape) == 1 else f"k // {shape[1]}, k % {shape[1]}")
-            fills.append((name, shape[0] * (shape[1] if len(shape) == 2 else 1), index, value))
+            fills.append((name, math.prod(shape), fill or self.unflat(shape), value))
             body.shared.append(a)
+            return a
 
         for k in range(self.rng.choices([0, 1, 2, 3], [1, 4, 4, 2])[0]):
             dtype, kind = self.rng.choices(types, [4, 3, 4, 3, 1])[0]
@@ -481,6 +504,8 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
             else:
                 n = pad * self.rng.choice([1, 1, 2])
                 add(f"s{k}", kind, dtype, (n,), ("tid",) if n == pad else ("tid", "tid + nt"), warp_tile=True)
+        if self.has("rows"):
+            self.shared_parts(types, add)
         for dtype in sorted({needs for _, needs in self.block_functions}):
             if not any(a.warp_tile and a.dtype == dtype for a in body.shared):
                 add(f"s{len(body.shared)}", "i" if dtype[0] == "i" else "f", dtype, (pad,), ("tid",), warp_tile=True)
@@ -522,10 +547,8 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
         if body.shared:
             body.emit("cuda.syncthreads()")
             for a in body.shared:
-                count = a.shape[0] * (a.shape[1] if len(a.shape) == 2 else 1)
-                index = "k" if len(a.shape) == 1 else f"k // {a.shape[1]}, k % {a.shape[1]}"
-                if a.offset:
-                    index = f"{a.offset} + k"
+                count = math.prod(a.shape)
+                index = f"{a.offset} + k" if a.offset else self.unflat(a.shape)
                 body.emit(f"for k in range(tid, {count}, nt):")
                 body.emit(f"    e{a.name}[bid, k] = {a.name}[{index}]")
                 self.array(params, f"e{a.name}", a.dtype, (self.blocks, count),

@@ -46,6 +46,7 @@ class Array:
         self.name, self.kind, self.dtype, self.shape = name, kind, dtype, shape
         self.lo, self.hi, self.frac, self.own, self.mode, self.op = lo, hi, frac, own, mode, op
         self.warp_tile = warp_tile      # element k belongs to thread k: mode V is possible
+        self.row_owned = False          # a thread owns all elements whose first index is its own
         self.offset = offset            # of a dynamic array: its elements are a part of the launch's shared bytes
 
 

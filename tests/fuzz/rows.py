@@ -13,6 +13,7 @@ class Part(NamedTuple):
     kind: str       # i or f
     dtype: str
     name: str = ""  # of the variable, if it is one
+    fixed: bool = False     # may only be read here
 
 
 class Rows:
@@ -36,6 +37,24 @@ class Rows:
             if self.has("rows_across"):
                 self.statements(1)
         return self.summed_up(whole)
+
+    def s_array_rows(self):
+        """Parts of arguments and of shared arrays: what anybody may read, and the rows that this thread owns."""
+        options = [Part(a.name, a.shape, a.kind, a.dtype, a.name, True) for a in self.inputs if self.is_kernel]
+        for a in self.shared:
+            if a.mode == "R" and a.offset is None:
+                options.append(Part(a.name, a.shape, a.kind, a.dtype, a.name, True))
+            elif a.mode == "W" and a.row_owned:
+                options += [Part(f"{a.name}[tid]", a.shape[1:], a.kind, a.dtype)] * 3
+        options += [Part(f"{a.name}[gid]", a.shape[1:], a.kind, a.dtype) for a in self.globals
+                    if a.mode == "own" and a.own[0] == "gid, 0"]
+        options = [a for a in options if len(a.shape) > a.fixed and a.kind != "b" and a.dtype != "float16"]
+        if not options or self.depth > 2 or self.mult > 8:
+            return False
+        parts = [self.rng.choice(options)]
+        for _ in range(self.rng.randint(1, 3)):
+            self.part_statement(parts)
+        return True
 
     # -- values: an int64 or a float64 that any element holds
     def part_value(self, kind, size=100):
@@ -102,7 +121,7 @@ class Rows:
             cuts.append(text)
             shape.append(length)
         shape += a.shape[len(cuts):]
-        return Part(f"{a.text}[{', '.join(cuts)}]", tuple(shape), a.kind, a.dtype)
+        return a._replace(text=f"{a.text}[{', '.join(cuts)}]", shape=tuple(shape), name="")
 
     def cut(self, n):
         """A slice of an axis of length n, and its length; at least 1."""
@@ -126,6 +145,8 @@ class Rows:
                  "choose": 2, "shape": 1, "pair": 1}
         if self.has("iterate"):
             kinds |= {"iterate": 3, "unpack": 2}
+        if a.fixed:
+            kinds = {k: w for k, w in kinds.items() if k in ("name", "call", "read", "shape", "iterate", "unpack")}
         getattr(self, f"part_{self.rng.choices(list(kinds), list(kinds.values()))[0]}")(parts, a)
 
     def row_name(self):
@@ -168,8 +189,9 @@ class Rows:
         part = self.part_of(a, 1) if len(a.shape) > 1 or self.chance(0.5) else a
         functions = [f for f in functions if f.rank == len(part.shape) and min(part.shape) >= f.least
                      and f.dtype in ("", a.dtype)]
+        functions = [f for f in functions if f.reads_only or not a.fixed]
         if not functions:
-            return self.part_element(parts, a)
+            return self.part_read(parts, a) if a.fixed else self.part_element(parts, a)
         f = self.rng.choice(functions)
         with self.simple():
             text = f"{f.name}({part.text}, {self.fit(self.int_expr(1), 0, 63).text})"
@@ -249,6 +271,8 @@ class Rows:
 
     def part_unpack(self, parts, a):
         row = self.part_of(a, 1)
+        if row.shape[0] > 8:
+            return self.part_read(parts, a)
         names = [self.name(reuse=False) for _ in range(row.shape[0])]
         self.emit(f"{', '.join(names)}{',' if len(names) == 1 else ''} = {row.text}")
         self.result_of(a.kind, f"({' + '.join(names)})")

@@ -98,6 +98,8 @@ class Typing:
 
     def typed_shift(self, depth):
         a, k = self.typed(depth - 1), self.rng.choice([1, 3, 8, 31, 32, 63])
+        if not any(c.isalpha() for c in a.text):    # Python computes with literals, and knows no width
+            k = 3
         a = a.become(self.wide(a))
         if self.chance(0.5):
             return Typed(f"({a.text} >> {k})", a.dtype, a.lo >> k, a.hi >> k)
