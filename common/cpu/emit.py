@@ -31,12 +31,13 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
     """Writes the generated function of one kernel. ``types``: variable -> Numba type.
 
     check: "" or "bounds" (``MINI_CHECK=1``) or "accesses": each access to an array goes through the functions of
-    `shadow`, or "memory": through those of `memlog`. axes: number of axes of each array, then.
+    `shadow`, or "memory": through those of `memlog`. axes: number of axes of each array, then. debug: divisors are
+    looked at.
     """
 
-    def __init__(self, program, analysis, types, check="", axes=None):
+    def __init__(self, program, analysis, types, check="", axes=None, debug=False):
         self.p, self.a, self.types, self.check = program, analysis, types, check
-        self.axes = axes or {}
+        self.axes, self.debug = axes or {}, debug
         self.accesses, self.memory = check in ("accesses", "memory"), check == "memory"
         self.points, self.counters, self.quiet = [], [], set()  # of the memory report, see emit_memory
         self.access_sites = {}
@@ -101,7 +102,7 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         if not self.lane_level or array not in self.axes:
             return None
-        if len(parts) != self.axes[array] or any(isinstance(part, ast.Slice) for part in parts):
+        if len(parts) != self.axes[array] or any(isinstance(p, ast.Slice) or _is_ellipsis(p) for p in parts):
             self.notice(node, f"a part of {array} is taken as an array of its own: what is read and written there")
             return None
         self.need |= {"_tid", "_key"} if self.memory else {"_tid"}
@@ -122,6 +123,18 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
                 facts = array if self.memory else facts
                 text = f"_access{suffix}({facts}, {text}, {where}, {constant.format(elements)})"
         return text
+
+    def divisor(self, operator, value, node):
+        """``value``, as AST, as the right side of an operation: in a kernel with ``debug=True`` it must not be zero."""
+        if not self.debug or not isinstance(operator, (ast.Div, ast.FloorDiv, ast.Mod)):
+            return value
+        what = "modulo by zero" if isinstance(operator, ast.Mod) else "division by zero"
+        site = self.site(node, what, "test the divisor; without debug=True a GPU goes on with inf, nan or any number")
+        if self.lane_level:
+            self.need.add("_tid")
+        rest = f"_err, _U({site}), _bx, _by, _bz, {'_tid' if self.lane_level else '-1'}"
+        text = f"_nonzero({ast.unparse(ast.fix_missing_locations(value))}, {rest})"
+        return ast.parse(text, mode="eval").body
 
     def fail(self, condition, node, what, mend, thread="0"):
         """Emit: if ``condition``, report an error at ``node``'s line and stop."""
@@ -169,6 +182,10 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         return var not in self.a.varying or var in self.scalars
 
 
+def _is_ellipsis(node):
+    return isinstance(node, ast.Constant) and node.value is ...
+
+
 class _Writer(ast.NodeTransformer):
     """Rewrites an expression for the place where it is written: storage of variables, index signs, checks."""
 
@@ -189,7 +206,16 @@ class _Writer(ast.NodeTransformer):
         e.need.add("_i")
         return ast.Subscript(name(e.storage(node.id)), name("_i"), node.ctx)
 
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        node.right = self.e.divisor(node.op, node.right, node)
+        return node
+
     def visit_Call(self, node):
+        if self.e.debug and getattr(node.func, "id", "") == "divmod" and len(node.args) == 2:
+            self.generic_visit(node)
+            node.args[1] = self.e.divisor(ast.Mod(), node.args[1], node)
+            return node
         if isinstance(node.func, ast.Name) and node.func.id.startswith("_atomic_"):
             array = node.args[0].id
             if self.e.accesses and node.func.id == "_atomic_compare_and_swap":
@@ -228,13 +254,22 @@ class _Writer(ast.NodeTransformer):
         text = self.e.touch(array, index, node, access, elements) if self.e.accesses else None
         return text and ast.parse(text, mode="eval").body
 
+    def of_thread(self, array, index):
+        """The index of a local array, or of a part of one, with the thread behind it: threads are its last axis."""
+        self.e.need.add("_i")
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        if not any(map(_is_ellipsis, parts)):
+            parts = [*parts, *(ast.Slice() for _ in range(len(self.e.p.local[array][0]) - len(parts)))]
+        return ast.Tuple([*parts, name("_i")], ast.Load())
+
     def visit_Attribute(self, node):
-        return node
+        of_argument = isinstance(node.value, ast.Name) and node.value.id in self.e.p.params
+        return node if of_argument else self.generic_visit(node)
 
     def visit_Subscript(self, node):
         e = self.e
         if isinstance(node.value, ast.Attribute):
-            return node
+            return self.generic_visit(node)
         if not isinstance(node.value, ast.Name):
             return self.generic_visit(node)
         array = node.value.id
@@ -249,9 +284,7 @@ class _Writer(ast.NodeTransformer):
             return ast.Subscript(name(array), self.with_thread(array, touched), node.ctx)
         index = self.index_of(array, shielded, node)
         if array in e.a.local:
-            e.need.add("_i")
-            parts = index.elts if isinstance(index, ast.Tuple) else [index]
-            index = ast.Tuple([*parts, name("_i")], ast.Load())
+            index = self.of_thread(array, index)
         if getattr(e, "volatile", False) and array in e.a.params and isinstance(node.ctx, ast.Load):
             return ast.Call(name("_volatile_load"), [name(array), index], [])
         return ast.Subscript(name(array), index, node.ctx)
@@ -281,8 +314,11 @@ class _Writer(ast.NodeTransformer):
         e = self.e
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         new = []
+        behind = next((i for i, part in enumerate(parts) if _is_ellipsis(part)), len(parts))
         for axis, part in enumerate(parts):
-            if isinstance(part, ast.Slice):
+            if axis > behind:  # counted from the last axis; a local array has one more, its threads'
+                axis -= len(parts) + (array in e.a.local)
+            if isinstance(part, ast.Slice) or _is_ellipsis(part):
                 new.append(part)
             elif e.check:
                 site = e.site(where, f"{array}", "")

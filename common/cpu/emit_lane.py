@@ -3,6 +3,7 @@
 import ast
 
 from .analysis import exposed, loads, stores
+from .errors import CompileError
 from .fold import has_return
 from .tree import name
 
@@ -152,11 +153,27 @@ class LaneLevel:
                 if temp != t.id:
                     self.emit(f"{self.place(t.id)} = {temp}")
             return
+        if isinstance(target, ast.Subscript) and isinstance(stmt.value, ast.Tuple):
+            self.check_row(target, stmt.value)
         if self.guarded_store(target, "=", stmt.value):
             return
         value = self.expr(stmt.value)
         place = self.place(target.id) if isinstance(target, ast.Name) else self.expr(target)
         self.emit(f"{place} = {value}")
+
+    def check_row(self, target, values):
+        """Refuse values that a row of a shared or local array has no place for: a GPU's thread would end there."""
+        shape, _ = (self.p.local | {k: v[:2] for k, v in self.p.shared.items()}).get(
+            getattr(target.value, "id", ""), (None, None)
+        )
+        parts = target.slice.elts if isinstance(target.slice, ast.Tuple) else [target.slice]
+        if shape and len(parts) == len(shape) - 1 and all(not isinstance(p, ast.Slice) for p in parts):
+            if shape[-1] != len(values.elts):
+                raise CompileError(
+                    f"{len(values.elts)} values for a row of {shape[-1]}: on a GPU the thread would end here, silently",
+                    *self.origin(target),
+                    "assign as many values as the row has elements",
+                )
 
     def rematerialised(self, stmt):
         """Is it the assignment of a value that is computed wherever it is needed?"""
@@ -174,7 +191,8 @@ class LaneLevel:
         op = ast.unparse(ast.fix_missing_locations(ast.AugAssign(name("x", ast.Store()), stmt.op, name("y"))))[1:-1]
         if self.guarded_store(stmt.target, op.strip(), stmt.value):
             return
-        self.emit(f"{self.expr(stmt.target)}{op}{self.expr(stmt.value)}")
+        value = ast.parse(self.expr(stmt.value), mode="eval").body
+        self.emit(f"{self.expr(stmt.target)}{op}{ast.unparse(self.divisor(stmt.op, value, stmt))}")
 
     def scalar_If(self, stmt, ctx, loops):
         self.emit(f"if {self.watched(stmt, self.expr(stmt.test))}:")

@@ -23,7 +23,15 @@ class KernelError(Exception):
 
 
 class CompileError(KernelError):
-    """The kernel uses something that a GPU or this backend does not run."""
+    """The kernel uses something that a GPU or this backend does not run. ``on_gpu_too``: a GPU refuses it as well."""
+
+    def __init__(self, what, filename=None, lineno=None, mend=None, on_gpu_too=False):
+        super().__init__(what, filename, lineno, mend)
+        self.on_gpu_too = on_gpu_too
+
+
+class ArgumentError(CompileError, TypeError):
+    """Too many or too few arguments for the kernel."""
 
 
 class KernelTypeError(KernelError, TypeError):
@@ -44,3 +52,11 @@ class HangError(KernelError):
 
 class LaunchError(KernelError, ValueError):
     """A launch configuration or argument list that no GPU would take."""
+
+
+class LaunchTypeError(LaunchError, TypeError):
+    """The same, where the type of something is wrong: numba-cuda raises a TypeError there."""
+
+
+class DivisionError(KernelError, ZeroDivisionError):
+    """A division by zero in a kernel with ``debug=True``."""

@@ -8,7 +8,7 @@ student's source.
 import ast
 import re
 
-from numba.core import compiler, errors, types
+from numba.core import compiler, errors, ir, types
 from numba.core.registry import cpu_target
 from numba.core.typed_passes import type_inference_stage
 from numba.core.typing import signature
@@ -163,13 +163,8 @@ def infer(program, arg_types, namespace):
         ir = compiler.run_frontend(function)
         result = type_inference_stage(typing, target, ir, (*arg_types, *extra_types, *[types.int64] * len(bases)), None)
     except errors.NumbaError as error:
-        line = getattr(getattr(error, "loc", None), "line", None) or _line_in(str(error), program) or first
-        raise KernelTypeError(
-            _shorten(error),
-            program.filename,
-            line,
-            "the same kernel would fail to compile on a GPU; the message above is Numba's",
-        ) from None
+        raise numba_error(error, program) from None
+    _refuse_whole_arrays(result.calltypes, program)
     table = {}
     for key, kind in result.typemap.items():
         if isinstance(key, str) and not key.startswith("$"):
@@ -182,6 +177,33 @@ def infer(program, arg_types, namespace):
     for key, variable in named.items():
         table[key] = table[variable]
     return table
+
+
+def numba_error(error, program):
+    """A KernelTypeError with the words and the line of an error of Numba's."""
+    line = getattr(getattr(error, "loc", None), "line", None) or _line_in(str(error), program)
+    return KernelTypeError(
+        _shorten(error),
+        program.filename,
+        line or (program.body[0].lineno if program.body else program.kernel.tree.lineno),
+        "the same kernel would fail to compile on a GPU; the message above is Numba's",
+    )
+
+
+def _refuse_whole_arrays(calls, program):
+    """Arithmetic on whole arrays, and copies of one to another, need memory that a GPU's thread cannot ask for."""
+    for node, call in calls.items():
+        if call is None:
+            continue
+        stores = isinstance(node, (ir.SetItem, ir.StaticSetItem)) and isinstance(call.args[-1], types.Array)
+        computes = isinstance(node, ir.Expr) and node.op in ("binop", "inplace_binop", "unary")
+        if stores or computes and any(isinstance(kind, types.Array) for kind in call.args):
+            raise KernelTypeError(
+                "an array is assigned to a part of another" if stores else "arithmetic on a whole array",
+                program.filename,
+                node.loc.line,
+                "numba-cuda does not compile it: write a loop over the elements",
+            )
 
 
 def _copy(stmts, named):

@@ -2,7 +2,10 @@
 
 import ast
 
-from .tree import assign, at, has_special, name, strip_docstring
+from numba.core import types
+
+from .resolve import type_text
+from .tree import assign, at, call, has_special, name, strip_docstring
 
 
 def _always_returns(stmts):
@@ -80,7 +83,11 @@ class Inlining:
         if len(node.args) != len(front.param_names):
             self.fail(node, f"{function.__name__} takes {len(front.param_names)} arguments, not {len(node.args)}")
         assigned = {n.id for n in ast.walk(front.tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        for p, value in zip(front.param_names, node.args):
+        casts, front.result_cast = self.casts(function, node)
+        for p, value, cast in zip(front.param_names, node.args, casts):
+            if cast:
+                out.append(assign(front.rename(p), call(cast, value, like=node), node))
+                continue
             stable = (
                 isinstance(value, ast.Constant)
                 or isinstance(value, ast.Name)
@@ -109,6 +116,27 @@ class Inlining:
         front.lower_device_block(strip_docstring(front.tree.body), body)
         out.extend(body)
         return front.result
+
+    def casts(self, function, node):
+        """``(names of casts, one an argument; that of the result)`` by a device function's explicit signature, or Nones."""
+        given = self.program.names.signatures.get(function, ())
+        if len(given) > 1:
+            self.fail(
+                node,
+                f"{function.__name__} has several signatures and contains barriers or shuffles, which are compiled into "
+                "each kernel",
+                "give it one signature, or none",
+            )
+        if not given:
+            return [None] * len(node.args), None
+        result = None if isinstance(given[0], tuple) else given[0].return_type
+        kinds = given[0] if isinstance(given[0], tuple) else given[0].args
+        return [self.cast_to(kind) for kind in kinds], self.cast_to(result)
+
+    def cast_to(self, kind):
+        """The name of a function that casts to a number type; None for what is not a number."""
+        scalar = isinstance(kind, (types.Number, types.Boolean))
+        return self.program.const(type_text(kind), "ty") if scalar else None
 
     def stable_params(self):
         """Parameters of the kernel that are never reassigned (they may be substituted, arrays above all)."""
@@ -151,7 +179,7 @@ class Inlining:
                     if len(parts) != len(self.result_names):
                         self.fail(stmt, "all returns of this device function must have the same number of values")
                     for n, v in zip(self.result_names, parts):
-                        out.append(assign(n, v, stmt))
+                        out.append(assign(n, call(self.result_cast, v, like=stmt) if self.result_cast else v, stmt))
                 return
             if isinstance(stmt, ast.If) and any(isinstance(n, ast.Return) for n in ast.walk(stmt)):
                 rest = stmts[i + 1 :]

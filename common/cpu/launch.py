@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import numbers
 import os
 import threading
 import time
@@ -13,10 +14,21 @@ import numpy as np
 from numba.core import types
 
 from . import compile as compiling
-from . import fresh, machine
+from . import fresh, machine, runtime
 from .arrays import checking
 from .device import host_view
-from .errors import DivergenceError, HangError, LaunchError, OutOfBoundsError
+from .errors import (
+    DivergenceError,
+    DivisionError,
+    HangError,
+    KernelError,
+    LaunchError,
+    LaunchTypeError,
+    OutOfBoundsError,
+)
+from .signatures import Signatures
+from .source import Names, remember
+from .streams import check_stream
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MAX_DYNAMIC_SHARED = 227 * 1024
@@ -58,17 +70,14 @@ if hasattr(os, "register_at_fork"):
 
 def dim3(value, what, limits):
     """A launch dimension as three ints. Raises LaunchError for anything a GPU would refuse."""
-    dims = value if isinstance(value, (tuple, list)) else (value,)
-    try:
-        dims = tuple(int(d) if float(d) == int(d) else None for d in dims)
-    except (TypeError, ValueError):
-        dims = (None,)
-    if not 1 <= len(dims) <= 3 or any(d is None for d in dims):
-        raise LaunchError(
+    dims = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    whole = all(isinstance(d, numbers.Integral) for d in dims)
+    if not 1 <= len(dims) <= 3 or not whole:
+        raise (LaunchError if whole or value is None else LaunchTypeError)(
             f"the {what} is {value!r}; it must be an int or a tuple of 1 to 3 ints",
-            mend="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…)",
+            mend="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…): // gives an int, / a float",
         )
-    dims += (1,) * (3 - len(dims))
+    dims = (*map(int, dims), *(1,) * (3 - len(dims)))
     for axis, d, limit in zip("xyz", dims, limits):
         if not 1 <= d <= limit:
             raise LaunchError(
@@ -86,15 +95,25 @@ class Dispatcher:
     ``py_func``: the Python function. ``inspect_cpu()``: the generated code.
     """
 
-    def __init__(self, function, device=False, **options):
-        self.py_func, self.device, self.options = function, device, options
+    def __init__(self, function, device=False, signatures=None, debug=False, max_threads=MAX_THREADS):
+        self.py_func, self.device, self.debug, self.max_threads = function, device, debug, max_threads
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
         self.__qualname__ = function.__qualname__
         self.__wrapped__ = function
-        self._digest = None
+        self._names = {}  # types of arguments -> what globals stood for when it was compiled for them first
+        remember(function)
+        self.explicit = signatures and Signatures(function, signatures, device)
+        for signature in self.explicit.all if self.explicit else ():
+            names = self._names[signature] = Names()
+            compiling.check_types(function, names, signature, device)
         self._compiled = {}
         self._seconds = {}  # compiled key -> (runs so far, least seconds a block)
         self._lock = threading.RLock()
+
+    @property
+    def frozen_names(self):
+        """What globals stood for when it was compiled, one `Names` for each list of types."""
+        return list(self._names.values())
 
     def __repr__(self):
         return f"<{'device function' if self.device else 'kernel'} {self.__name__} (CPU backend)>"
@@ -116,13 +135,15 @@ class Dispatcher:
         if self.device:
             raise LaunchError(f"{self.__name__} is a device function: call it from a kernel, do not launch it")
         grid, block = dim3(griddim, "grid", MAX_GRID), dim3(blockdim, "block", MAX_BLOCK)
-        if math.prod(block) > MAX_THREADS:
+        if math.prod(block) > self.max_threads:
+            bounded = "" if self.max_threads == MAX_THREADS else f" of {self.__name__}, by its launch_bounds,"
             raise LaunchError(
-                f"the block {block} has {math.prod(block)} threads; a block has at most {MAX_THREADS}",
+                f"the block {block} has {math.prod(block)} threads; a block{bounded} has at most {self.max_threads}",
                 mend="use a smaller block and more blocks",
             )
-        if not 0 <= int(sharedmem) <= MAX_DYNAMIC_SHARED:
-            raise LaunchError(f"{sharedmem} bytes of dynamic shared memory; a block has at most {MAX_DYNAMIC_SHARED}")
+        check_stream(stream)
+        if not isinstance(sharedmem, numbers.Real) or not 0 <= int(sharedmem) <= MAX_DYNAMIC_SHARED:
+            raise LaunchError(f"{sharedmem!r} bytes of dynamic shared memory; a block has 0 to {MAX_DYNAMIC_SHARED}")
         return _Configured(self, grid, block, int(sharedmem))
 
     def __call__(self, *args):
@@ -133,13 +154,17 @@ class Dispatcher:
             mend=f"{self.__name__}[blocks, threads]({', '.join(['…'] if args else [])})",
         )
 
-    def forall(self, ntasks, tpb=128, stream=0, sharedmem=0):
-        """A 1-D launch over ``ntasks`` threads, as numba-cuda's ``forall``."""
-        return self[max(1, -(-ntasks // (tpb or 128))), tpb or 128, stream, sharedmem]
+    def forall(self, ntasks, tpb=0, stream=0, sharedmem=0):
+        """A 1-D launch over ``ntasks`` threads, as numba-cuda's ``forall``: of none, it does nothing."""
+        if ntasks < 0:
+            raise LaunchError(f"forall of {ntasks} tasks; it takes 0 or more")
+        threads = tpb or min(128, self.max_threads)
+        return self[-(-ntasks // threads), threads, stream, sharedmem] if ntasks else lambda *args: None
 
     @property
     def signatures(self):
-        return [key[1] for key in self._compiled]
+        """The types that it has been compiled for, or its explicit signatures (as for numba-cuda, tuples of types)."""
+        return list(self._names)
 
     def inspect_cpu(self, block=None):
         """The generated Python code, of the block shape ``block`` or of the latest one compiled, as text."""
@@ -155,6 +180,9 @@ class Dispatcher:
         return time.perf_counter() - start
 
     def _prepare(self, block, values, check=None):
+        signature = None
+        if self.explicit:
+            values, signature = self.explicit.convert(values)
         kinds, nonneg = [], []
         for v in values:
             if isinstance(v, np.ndarray):
@@ -171,18 +199,19 @@ class Dispatcher:
             with self._lock:
                 compiled = self._compiled.get(key)
                 if compiled is None:
-                    if self._digest is None:
-                        self._digest = compiling.source_digest(self.py_func)
                     arg_types = [self._typeof(v, i) for i, v in enumerate(values)]
-                    compiled = compiling.load(self.py_func, self._digest, block, arg_types, tuple(nonneg), check)
+                    names = self._names.setdefault(signature or tuple(arg_types), Names())
+                    compiled = compiling.load(
+                        self.py_func, names, block, arg_types, tuple(nonneg), check, self.debug
+                    )
                     self._compiled[key] = compiled
-        return key, compiled
+        return key, compiled, values
 
     def _view(self, value, position):
         try:
             return host_view(value)
         except (TypeError, ValueError) as error:
-            raise LaunchError(
+            raise LaunchTypeError(
                 f"argument {position + 1} of {self.__name__} (a {type(value).__name__}): {error}",
                 mend="pass contiguous NumPy arrays, device arrays, ints and floats",
             ) from None
@@ -209,7 +238,7 @@ class Dispatcher:
         if _sanitizer is not None:
             return _sanitizer.launch(self, grid, block, shared_bytes, values)
         fresh.unwatched_launch()
-        key, compiled = self._prepare(block, values)
+        key, compiled, values = self._prepare(block, values)
         blocks = grid[0] * grid[1] * grid[2]
         err = np.zeros(9, np.int64)
         run = compiled.run
@@ -229,6 +258,12 @@ class Dispatcher:
         except IndexError:
             if err[0] == 0:
                 raise
+        except (ValueError, ArithmeticError) as error:  # raised by Numba's own code: a GPU's thread would just end
+            code = self.py_func.__code__
+            raise KernelError(
+                f"a thread of {self.__name__} failed: {error}", code.co_filename, code.co_firstlineno,
+                "on a GPU such a thread ends without a word, unless the kernel has debug=True",
+            ) from None
         taken = time.perf_counter() - start
         if tried:  # the first run loads machine code: it says nothing about the next
             known = min(known, taken / blocks * (1 if blocks == 1 or small else min(workers(), blocks)))
@@ -246,7 +281,7 @@ class Dispatcher:
             who = f"block ({bx}, {by}, {bz}), thread ({tx}, {ty}, {tz})"
         else:
             who = f"block ({bx}, {by}, {bz}), all threads"
-        if err[0] == compiling.runtime.OUT_OF_BOUNDS:
+        if err[0] == runtime.OUT_OF_BOUNDS:
             index, extent, axis = (int(v) for v in err[6:9])
             negative = " (a negative index wraps round silently without the check, also on a GPU)" if index < 0 else ""
             raise OutOfBoundsError(
@@ -255,7 +290,7 @@ class Dispatcher:
                 line,
                 "guard the access: if i < n: …",
             )
-        kind = HangError if "gone round" in what else DivergenceError
+        kind = HangError if "gone round" in what else DivisionError if "by zero" in what else DivergenceError
         raise kind(f"{what}; {who}", filename, line, mend)
 
 

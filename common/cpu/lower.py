@@ -154,6 +154,7 @@ class Lowering:
                 f"the shape of cuda.{stub.name} must be a compile-time constant, as on a GPU",
                 "use a literal or a global constant; for a size known at launch, cuda.shared.array(0, dtype) "
                 "and the fourth launch argument",
+                on_gpu_too=True,
             )
         dtype = self.dtype(arguments.get("dtype"), node)
         unique = program.fresh(f"{kind[0]}_{target.id.strip('_')}_") if self.prefix else self.rename(target.id)

@@ -24,6 +24,8 @@ import numba
 import numpy as np
 from numba.core import types
 
+from . import machine_code
+
 GLOBAL, SHARED, LOCAL, BRANCH, LOOP = range(5)  # kinds of points
 READ, WRITE, ATOMIC, UPDATE = range(4)  # kinds of access, as in `shadow`
 KEY, POINT, LANES, SLOT, WARP, ADDRESS = range(6)  # of a row; from the last on, one address a lane
@@ -42,19 +44,6 @@ PARAMETERS = {  # of the generated function, behind the kernel's own
     "_meta": types.int64[:, ::1],  # a row an array argument: the address of its first element
     "_ops": types.int64[::1],  # the counters that generated code adds to itself
 }
-
-
-def _jit(**options):
-    """``numba.njit``, kept on disk where that can be: each kernel is compiled in a process of its own."""
-
-    def decorate(function):
-        try:
-            return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
-        except RuntimeError:  # there is no folder for it
-            return numba.njit(nogil=True, error_model="numpy", **options)(function)
-
-    return decorate
-
 
 _A, _B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
@@ -88,7 +77,7 @@ def prepare():
     _log_loop.compile((PARAMETERS["_z"], types.int64, types.int64, types.int64, types.int64))
 
 
-@_jit()
+@machine_code.jit()
 def _mix(a, b):
     h = np.uint64(a) * _A + np.uint64(b) * _B
     h ^= h >> np.uint64(29)
@@ -96,18 +85,18 @@ def _mix(a, b):
     return h ^ (h >> np.uint64(32))
 
 
-@_jit()
+@machine_code.jit()
 def _inner(key, round):
     """The key of a round of a loop, from that of the loop."""
     return np.int64(_mix(key, round) | np.uint64(1))  # never 0
 
 
-@_jit()
+@machine_code.jit()
 def _dropped(key, level):
     return (np.uint64(key) >> np.uint64(40)) & ((np.uint64(1) << np.uint64(level)) - np.uint64(1)) != 0
 
 
-@_jit()
+@machine_code.jit()
 def _thin(w):
     """Drop half of the rounds."""
     for row in range(w[HASHED]):
@@ -127,7 +116,7 @@ def _thin(w):
     w[HASHED] = kept
 
 
-@_jit()
+@machine_code.jit()
 def _log_loop(w, key, tid, point, address):
     """As `_log`, for a lane that is in a loop of its own, or comes here for the second time."""
     lane = tid & 31
@@ -160,7 +149,7 @@ def _log_loop(w, key, tid, point, address):
         key = _inner(key, 1 << 40)  # the lane has been here in this round: it counts as another
 
 
-@_jit(forceinline=True)
+@machine_code.jit(forceinline=True)
 def _log(w, key, tid, point, address):
     """What lane ``tid`` does at ``point`` in round ``key``: an access to ``address``, or another number to keep."""
     lane, t = tid & 31, HEAD + np.int64(point) * WIDTH
@@ -176,7 +165,7 @@ def _log(w, key, tid, point, address):
     w[t + ADDRESS + lane] = address
 
 
-@_jit()
+@machine_code.jit()
 def _close(w, touched):
     """The lanes of a warp are done with a piece of code: sum up their requests."""
     for k in range(w[DIRECT]):
@@ -194,7 +183,7 @@ def _close(w, touched):
         w[HASHED] = 0
 
 
-@_jit()
+@machine_code.jit()
 def _request(w, touched, t, weight):
     """Sum up the row at ``t``, which stands for ``weight`` requests."""
     point, lanes = w[t + POINT], w[t + LANES]
@@ -234,7 +223,7 @@ def _request(w, touched, t, weight):
         w[number] += 1
 
 
-@_jit()
+@machine_code.jit()
 def _loop(w, c, t, weight):
     """Rounds that the lanes went: each time that some leave and others stay, they disagree."""
     lanes, longest, different = w[t + LANES], 0, 0
@@ -251,7 +240,7 @@ def _loop(w, c, t, weight):
     w[c + DIVERGED] += weight * (different - 1)
 
 
-@_jit()
+@machine_code.jit()
 def _add(w, found, count, high, value):
     """Put ``value`` behind the ``count`` numbers at ``found``, the largest of which is ``high``; 0 if it is there."""
     if value <= high:
@@ -262,7 +251,7 @@ def _add(w, found, count, high, value):
     return 1
 
 
-@_jit()
+@machine_code.jit()
 def _global(w, touched, c, t, size, how, weight):
     lanes, found = w[t + LANES], w[SCRATCH]
     sectors = lines = used = 0
@@ -288,7 +277,7 @@ def _global(w, touched, c, t, size, how, weight):
     w[c + LINES] += weight * lines
 
 
-@_jit()
+@machine_code.jit()
 def _shared(w, c, t, size, atomic, weight):
     lanes = w[t + LANES]
     filled, words = w[SCRATCH], w[SCRATCH] + 64
@@ -327,7 +316,7 @@ def _shared(w, c, t, size, atomic, weight):
     w[c + IDEAL_WAVES] += weight * ideal
 
 
-@_jit()
+@machine_code.jit()
 def _local(w, c, t, size, weight):
     lanes, found = w[t + LANES], w[SCRATCH]
     sectors, words = 0, 0
@@ -349,13 +338,13 @@ def _local(w, c, t, size, weight):
 # --- what stands in generated code -----------------------------------------------------------------------------------
 
 
-@_jit()
+@machine_code.jit()
 def _outside(w, point, index, extent):
     w[OUTSIDE], w[WHERE], w[EXTENT] = np.int64(point) + 1, index, extent
     raise IndexError
 
 
-@_jit(forceinline=True)
+@machine_code.jit(forceinline=True)
 def _access1(x, index, m, w, key, tid, point, access, elements):
     """The index of an access to a 1-D array, logged. ``m``: the address of the array's first element, in a tuple."""
     i, extent = np.int64(index), x.shape[0]
@@ -367,7 +356,7 @@ def _access1(x, index, m, w, key, tid, point, access, elements):
     return i
 
 
-@_jit(forceinline=True)
+@machine_code.jit(forceinline=True)
 def _accessn(x, index, m, w, key, tid, point, access, elements):
     """As `_access1` for any number of axes: ``index`` is a tuple of int64, and so is the result."""
     address, out, last = m[0], index, len(index) - 1
@@ -383,7 +372,7 @@ def _accessn(x, index, m, w, key, tid, point, access, elements):
     return out
 
 
-@_jit(forceinline=True)
+@machine_code.jit(forceinline=True)
 def _local1(_, index, m, w, key, tid, point, access):
     """As `_access1` for a local array. ``m``: (bytes an element, extents)."""
     i, extent = np.int64(index), m[1][0]
@@ -395,7 +384,7 @@ def _local1(_, index, m, w, key, tid, point, access):
     return i
 
 
-@_jit(forceinline=True)
+@machine_code.jit(forceinline=True)
 def _localn(_, index, m, w, key, tid, point, access):
     place, out = np.int64(0), index
     for axis in range(len(index)):
@@ -410,36 +399,36 @@ def _localn(_, index, m, w, key, tid, point, access):
     return out
 
 
-@_jit()
+@machine_code.jit()
 def _local_address(byte, tid):
     """Where a byte of a lane's local memory lies in that of its warp: words of 4 bytes, lane beside lane."""
     return (byte >> 2) * 128 + (tid & 31) * 4 + (byte & 3)
 
 
-@_jit()
+@machine_code.jit()
 def _must1(index):
     return index
 
 
-@_jit()
+@machine_code.jit()
 def _mustn(index):
     return index
 
 
-@_jit(forceinline=True)
+@machine_code.jit(forceinline=True)
 def _branch(test, w, key, tid, point):
     """``test``, logged."""
     _log(w, key, tid, point, 1 if test else 0)
     return test
 
 
-@_jit()
+@machine_code.jit()
 def _rounds(w, key, tid, point, rounds):
     """A lane has left a loop after so many rounds."""
     _log(w, key, tid, point, rounds)
 
 
-@_jit()
+@machine_code.jit()
 def _block_starts(w, warps):
     """Begin a block of so many warps."""
     w[FIRST_WARP] = w[WARPS]

@@ -113,7 +113,7 @@ class Session:
     def launch(self, kernel, grid, block, shared_bytes, values):
         """Run a launch with every access logged."""
         fresh.unwatched_launch()
-        _, compiled = kernel._prepare(block, values, "memory")
+        _, compiled, values = kernel._prepare(block, values, "memory")
         run = _Run(self, kernel, compiled, grid, block, shared_bytes, values)
         run.go()
         self.launches += 1

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import enum
 import math
 import types as pytypes
 
@@ -10,7 +11,7 @@ import numpy as np
 from numba.core import types as nbtypes
 
 from .registry import equivalent_of
-from .source import MISSING, lookup, python_function, static_value
+from .source import MISSING, python_function
 from .stubs import Namespace, Stub
 from .tree import at, call, name, strip_docstring
 
@@ -59,7 +60,7 @@ class Resolver(ast.NodeTransformer):
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, (ast.Name, ast.Attribute)):
-            value = static_value(node, self.function, self.locals)
+            value = self.program.names.static_value(node, self.function, self.locals)
             if isinstance(value, Stub) and value.role == "position":
                 if value.name.startswith("blockDim."):
                     return MISSING  # not a compile-time constant on a GPU: shared.array(blockDim.x) must fail
@@ -96,8 +97,8 @@ class Resolver(ast.NodeTransformer):
                 return at(ast.Constant(0), node)
             return at(name(POSITION[value.name]), node)
         if isinstance(value, (bool, int, str)) or value is None:
-            return at(ast.Constant(value), node)
-        if isinstance(value, float):
+            return at(ast.Constant(int(value) if isinstance(value, enum.IntEnum) else value), node)
+        if isinstance(value, float) and not isinstance(value, np.generic):
             if math.isfinite(value):
                 return at(ast.Constant(value), node)
             return at(name(self.program.const(f"float('{value}')")), node)
@@ -126,6 +127,8 @@ class Resolver(ast.NodeTransformer):
                 f"a constant array of {value.nbytes} bytes; constant memory holds 65536",
                 "pass it to the kernel as an argument",
             )
+        if value.dtype.kind not in "biufc":
+            self.fail(node, f"a constant array of {value.dtype}; the CPU backend has arrays of numbers only")
         data = np.ascontiguousarray(value)
         return self.program.const(
             f"np.frombuffer(bytes.fromhex({data.tobytes().hex()!r}), dtype=np.{data.dtype.name})"
@@ -140,19 +143,22 @@ class Resolver(ast.NodeTransformer):
             return _copy_at(self.bindings[node.id], node)
         if node.id in self.locals:
             return at(name(self.arrays.get(node.id) or self.rename(node.id)), node)
-        value = lookup(self.function, node.id)
+        value = self.program.names.lookup(self.function, node.id)
         if value is MISSING:
             self.fail(
-                node, f"the name {node.id!r} is not defined", "define it before the kernel, or check its spelling"
+                node,
+                f"the name {node.id!r} is not defined",
+                "define it before the kernel, or check its spelling",
+                on_gpu_too=True,
             )
         return self.value_node(value, node)
 
     def visit_Attribute(self, node):
-        value = static_value(node, self.function, self.locals)
+        value = self.program.names.static_value(node, self.function, self.locals)
         if value is not MISSING:
             return self.value_node(value, node)
         if isinstance(node.value, (ast.Name, ast.Attribute)):
-            base = static_value(node.value, self.function, self.locals)
+            base = self.program.names.static_value(node.value, self.function, self.locals)
             if isinstance(base, (Namespace, pytypes.ModuleType)):
                 self.fail(node, f"{ast.unparse(node)} does not exist on the CPU backend")
         if node.attr in ("shape", "size", "ndim", "strides", "dtype", "T", "real", "imag"):
@@ -195,6 +201,9 @@ class Resolver(ast.NodeTransformer):
     def visit_Call(self, node):
         callee = self.static(node.func)
         if callee is MISSING:
+            own = isinstance(node.func, ast.Name) and node.func.id == self.function.__name__
+            if own and not self.hoisting:  # an explicit signature is compiled before the name is there
+                return self.device_call(self.function, node)
             if isinstance(node.func, ast.Attribute) and node.func.attr in ("view", "item", "bit_count"):
                 return self.generic_visit(node)
             self.fail(
@@ -210,6 +219,7 @@ class Resolver(ast.NodeTransformer):
         if registered is not None:
             new = call(self.program.const(registered.text, "fn"), *[self.visit(a) for a in node.args], like=node)
             new.registered = registered
+            self.program.modules.add(registered.function.__module__)
             if registered.level == "warp":
                 new.special = "W"
             return new
@@ -224,6 +234,8 @@ class Resolver(ast.NodeTransformer):
             return call(self.program.const(type_text(callee), "ty"), *args, like=node)
         if isinstance(callee, np.ufunc) or getattr(np, getattr(callee, "__name__", ""), None) is callee:
             return call(self.program.const(f"np.{callee.__name__}", "np"), *args, like=node)
+        if callee is round:
+            return call("_round" if len(args) == 1 else "_round_digits", *args, like=node)
         if callee is range:
             self.fail(node, "range stands only in a for loop")
         key = getattr(callee, "__name__", "")
@@ -273,7 +285,7 @@ class Resolver(ast.NodeTransformer):
     def grid_call(self, short, node):
         ndim = self.static(node.args[0]) if len(node.args) == 1 else None
         if ndim not in (1, 2, 3):
-            self.fail(node, f"cuda.{short} takes the literal 1, 2 or 3", f"cuda.{short}(1)")
+            self.fail(node, f"cuda.{short} takes the literal 1, 2 or 3", f"cuda.{short}(1)", on_gpu_too=True)
         parts = []
         for axis, extent in zip("xyz"[:ndim], self.program.block_dim):
             if short == "grid":
@@ -291,15 +303,18 @@ class Resolver(ast.NodeTransformer):
     def device_call(self, function, node):
         if node.keywords:
             self.fail(node, "device functions take their arguments by position")
-        inline, position = self.program.traits(function)
-        args = [self.visit(a) for a in node.args]
-        if inline:
-            if function in self.inline_stack:
+        inline, position, _ = self.program.traits(function)
+        if function in self.inline_stack:
+            if function is not self.function or inline:
                 self.fail(
                     node,
-                    f"{function.__name__} calls itself and contains barriers or shuffles",
+                    f"{function.__name__} calls itself by way of another function, or contains barriers or shuffles",
                     "write the recursion as a loop",
+                    on_gpu_too=not inline,
                 )
+            self.program.recursive.add(function)
+        args = [self.visit(a) for a in node.args]
+        if inline:
             new = call("_inline", *args, like=node)
             new.special, new.function = "I", function
             return new
@@ -316,7 +331,7 @@ class Resolver(ast.NodeTransformer):
         key = f"_d{len(program.device_names)}_{function.__name__}"
         program.device_names[function] = key
         front = type(self)(program, function)
-        front.hoisting = False
+        front.hoisting, front.inline_stack = False, [*self.inline_stack, function]
         params = [front.rename(p) for p in front.param_names]
         if program.traits(function)[1]:
             params += HIDDEN

@@ -14,11 +14,11 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from . import half
+from . import half, machine_code
 from .atomics import ATOMIC, BLOCK_ATOMIC
 from .atomics import volatile_load as _volatile_load
 from .libdevice import LIBDEVICE
-from .scalars import BUILTIN, CUDA_SCALAR, MATH
+from .scalars import BUILTIN, CUDA_SCALAR, MATH, round_whole
 
 FP16 = getattr(half, "FP16", None)
 if FP16 is None:
@@ -65,7 +65,7 @@ def _stack(typingctx, shape, dtype):
     return array(shape, dtype), codegen
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _report(err, site, bx, by, bz, thread):
     """Note the first error of a launch."""
     if err[0] == 0:
@@ -73,7 +73,7 @@ def _report(err, site, bx, by, bz, thread):
         err[0] = 1
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _inside(index, extent, axis, err, site, bx, by, bz, thread):
     """``index`` if it is within the array, else report and stop (MINI_CHECK=1)."""
     if index < 0 or index >= extent:
@@ -85,7 +85,16 @@ def _inside(index, extent, axis, err, site, bx, by, bz, thread):
     return np.intp(index)
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
+def _nonzero(value, err, site, bx, by, bz, thread):
+    """``value`` if it is not zero, else report and stop (``debug=True``)."""
+    if value == 0:
+        _report(err, site, bx, by, bz, thread)
+        raise IndexError
+    return value
+
+
+@machine_code.jit()
 def _any(mask):
     found = False
     for lane in range(32):
@@ -93,7 +102,7 @@ def _any(mask):
     return found
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _same(values, lane, mask):
     """Bits of the lanes in ``mask`` that hold the same value as ``lane``."""
     bits = 0
@@ -103,9 +112,28 @@ def _same(values, lane, mask):
     return bits
 
 
-@numba.njit(nogil=True, error_model="numpy")
+@machine_code.jit()
 def _lanemask_lt(lane):
     return np.uint32((1 << lane) - 1)
+
+
+@machine_code.jit()
+def _round_digits(x, digits):
+    """``round(x, digits)``, step by step as numba-cuda does it: by way of an int64."""
+    if math.isinf(x) or math.isnan(x):
+        return x
+    if digits >= 0:
+        first, second = (10.0 ** (digits - 22), 1e22) if digits > 22 else (10.0**digits, 1.0)
+        y = (x * first) * second
+        if math.isinf(y):
+            return x
+    else:
+        first, second = 10.0 ** (-digits), 1.0
+        y = x / first
+    whole = float(round_whole(y))
+    if math.fabs(y - whole) == 0.5:
+        whole = 2.0 * float(round_whole(y / 2.0))
+    return whole / second / first if digits >= 0 else whole * first
 
 
 _names = {}  # what a generated module finds under which name
@@ -131,6 +159,9 @@ _names.update(
     _stack=_stack,
     _report=_report,
     _inside=_inside,
+    _nonzero=_nonzero,
+    _round=round_whole,
+    _round_digits=_round_digits,
     _any=_any,
     _same=_same,
     _lanemask_lt=_lanemask_lt,

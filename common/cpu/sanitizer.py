@@ -117,7 +117,7 @@ class Session:
 
     def launch(self, kernel, grid, block, shared_bytes, values):
         """Run a launch with every access looked at."""
-        _, compiled = kernel._prepare(block, values, "accesses")
+        _, compiled, values = kernel._prepare(block, values, "accesses")
         run = _Run(self, kernel, compiled, grid, block, shared_bytes, values)
         start = time.perf_counter()
         run.go()

@@ -32,7 +32,7 @@ from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic
 
-from . import vecmath
+from . import gpu_numbers, vecmath
 
 f16, f32, f64 = types.float16, types.float32, types.float64
 i32, u32, i64, u64 = types.int32, types.uint32, types.int64, types.uint64
@@ -241,6 +241,19 @@ def selp(typingctx, test, a, b):
 
 CUDA_SCALAR = {"popc": popc, "clz": clz, "ffs": ffs, "brev": brev, "selp": selp, "fma": fma, "cbrt": cbrt,
                "nanosleep": nanosleep}
+
+
+# --- round ----------------------------------------------------------------------------------------------------------
+
+
+def emit_round(context, builder, sig, args):
+    """The nearest integer, of two the even one, as an int64; beyond its range as `gpu_numbers` has it."""
+    nearest = call_llvm(builder, "llvm.rint", args)
+    return gpu_numbers.saturated(builder, nearest, "f32" if sig.args[0] == f32 else "f64", True, 64)
+
+
+round_whole = make_intrinsic("round", [i64(f32), i64(f64)], emit_round, "`round(x)` of a float: an int64.",
+                             refused=[i64(t) for t in _INTEGERS])
 
 
 # --- min and max ----------------------------------------------------------------------------------------------------

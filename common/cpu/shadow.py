@@ -33,6 +33,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from . import machine_code
+
 # kinds of findings, in the first column of the table
 OUT_OF_BOUNDS, NEGATIVE, SHARED_RACE, GLOBAL_RACE, UNWRITTEN, UNWRITTEN_LOCAL, EXITED, OVERFLOW = range(1, 9)
 READ, WRITE, ATOMIC, UPDATE, EXCHANGE = range(5)  # kinds of access; the last is an atomic that does not read
@@ -47,8 +49,7 @@ LEAVE_OUT, NOWHERE = -1, -2  # instead of an index: the access must not happen; 
 CELL = 40  # bytes: W, then two each of R and A
 W, R, A = 0, 1, 3
 
-JIT = dict(nogil=True, error_model="numpy", cache=True)  # kept on disk: many kernels call the same functions
-INLINE = JIT | dict(forceinline=True)
+INLINE = {"forceinline": True}
 APART = {}  # symbol: (function, signature)
 
 
@@ -72,7 +73,7 @@ def prepare():
     """Compile the functions apart, or load them from disk, and tell LLVM where they lie. Returns what must be kept."""
     kept = []
     for symbol, (function, signature) in APART.items():  # none calls one that comes later
-        kept.append(numba.cfunc(signature, error_model="numpy", cache=True)(function))
+        kept.append(machine_code.callback(function, signature))
         llvm.add_symbol(symbol, kept[-1].address)
     return kept
 
@@ -111,10 +112,10 @@ def _site(record):
     return record >> SITE & (SITE_MAX - 1)
 
 
-_thread, _site = numba.njit(**JIT)(_thread), numba.njit(**JIT)(_site)
+_thread, _site = numba.njit()(_thread), numba.njit()(_site)
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _other_thread(old, now):
     return (old ^ now) & 2046 != 0
 
@@ -146,13 +147,13 @@ def _note(z, kind, now, old, number, place, access, other, extra):
     _put(f, 8, 1)
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _knows(z, thread, old):
     """Has a lane met the one that ``old`` is a record of, at a ``syncwarp`` since?"""
     return _get(_get(z, KNOWN), thread * 32 + (_thread(old) & 31)) >= old >> CLOCK & CLOCK_MAX
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _clash(z, first, number, shared, syncs, k, now, old, access, other):
     """A finding if the earlier access ``old`` and the present one may come in either order."""
     if old < _get(z, FLOOR):
@@ -169,7 +170,7 @@ def _clash(z, first, number, shared, syncs, k, now, old, access, other):
     _note(z, SHARED_RACE if shared else GLOBAL_RACE, now, old, number, (k - first) // CELL, access, other, 0)
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _unwritten(z, first, number, k, now, access):
     """An element is read that nothing has written: kept until the epoch ends. Written by then, it is a race."""
     row = _get(z, WAITING)
@@ -200,7 +201,7 @@ def _flush(z):
 # Functions marked INLINE decide the ordinary cases where they are called; the rest is in the functions apart.
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _safe(old, now, low, floor):
     """Is the access that ``old`` tells of surely ordered before ``now``, or the same thread's?"""
     epoch = old >> EPOCH
@@ -218,7 +219,7 @@ def _read_slow(z, first, number, shared, syncs, atomics, k, now, access):
         _clash(z, first, number, shared, syncs, k, now, old, access, WRITE)
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _mark(z, shared, syncs, k, word, now):
     """Mark a reader, or an atomic, in the first of its two words or, if somebody there must stay, in the second."""
     old = _get(k, word)
@@ -268,7 +269,7 @@ def _atomic(z, first, number, shared, decided, syncs, k, now, low, floor, reads)
     _mark(z, shared, syncs, k, A, now)
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _read(z, m, k, now, low, floor, access):
     first, per, shift, number, shared, decided, syncs, atomics = m
     old, reader, epoch = _get(k, W), _get(k, R), now >> EPOCH
@@ -290,7 +291,7 @@ def _read(z, m, k, now, low, floor, access):
         _put(k, R + 1, now)
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _write(z, m, k, now, low, floor, access):
     first, per, shift, number, shared, decided, syncs, atomics = m
     safe = _safe(_get(k, W), now, low, floor) and _safe(_get(k, R), now, low, floor)
@@ -302,7 +303,7 @@ def _write(z, m, k, now, low, floor, access):
     _put(k, W, now)
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _touch(z, m, k, now, low, floor, access):
     if access == READ:
         _read(z, m, k, now, low, floor, READ)
@@ -329,7 +330,7 @@ def _cells_apart(z, first, number, shared, decided, syncs, atomics, k, now, low,
         k += CELL
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _touch_cells(z, m, k, now, low, floor, access, count):
     first, per, shift, number, shared, decided, syncs, atomics = m
     if access == READ:  # the most frequent one has its own
@@ -341,7 +342,7 @@ def _touch_cells(z, m, k, now, low, floor, access, count):
 # --- an access -------------------------------------------------------------------------------------------------------
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _record(z, syncs, ep, tid, site):
     now = np.int64(ep) << EPOCH | np.int64(site) << SITE | np.int64(tid) << 1
     if syncs:
@@ -349,7 +350,7 @@ def _record(z, syncs, ep, tid, site):
     return now
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _outside(z, number, now, access, index, axis, extent):
     """Note an index that is out of bounds, or negative; returns one that is inside, or -1 if there is none."""
     if -extent <= index < 0:
@@ -371,7 +372,7 @@ def _settle(z, number, now, access, index, axis, extent, elements):
     return 0 if last >= 0 else NOWHERE
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _unless_nowhere(index):
     """``index``; a read from an array that has no element ends the launch: its finding is kept."""
     if index == NOWHERE:
@@ -379,7 +380,7 @@ def _unless_nowhere(index):
     return index
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _access1(extent, stride, index, m, z, ep, low, floor, tid, site, access, elements):
     """The index of an access to a 1-D array, looked at; -1 if it must not happen, 0 for a read that must not.
 
@@ -401,7 +402,7 @@ def _access1(extent, stride, index, m, z, ep, low, floor, tid, site, access, ele
     return i
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _accessn(extents, strides, index, m, z, ep, low, floor, tid, site, access, elements):
     """As `_access1` for several axes: tuples of int64, the result too, all -1 for "must not happen"."""
     first, per, shift, number, shared, decided, syncs, atomics = m
@@ -422,7 +423,7 @@ def _accessn(extents, strides, index, m, z, ep, low, floor, tid, site, access, e
     return index
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _settle_all(extents, strides, index, m, z, now, low, floor, access, elements):
     first, per, shift, number, shared, decided, syncs, atomics = m
     offset, out, outside = np.int64(0), index, False
@@ -441,7 +442,7 @@ def _settle_all(extents, strides, index, m, z, now, low, floor, access, elements
     return out
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _must1(index):
     """``index``; an access that cannot be left out, and has no element, ends the launch: its finding is kept."""
     if index < 0:
@@ -449,13 +450,13 @@ def _must1(index):
     return index
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _mustn(index):
     _must1(index[0])
     return index
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _filled(index, value):
     out = index
     for axis in range(len(index)):
@@ -463,7 +464,7 @@ def _filled(index, value):
     return out
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _set(index, axis, value):
     return numba.cpython.unsafe.tuple.tuple_setitem(index, axis, value)
 
@@ -491,7 +492,7 @@ def _local1_slow(extent, index, stamps, number, threads, z, ep, tid, site, acces
     return i
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _local1(extents, index, m, z, ep, low, floor, tid, site, access):
     """As `_access1`, for an array of each thread's own."""
     at = m[0] + (index * m[2] + np.int64(tid)) * 8
@@ -503,7 +504,7 @@ def _local1(extents, index, m, z, ep, low, floor, tid, site, access):
     return _unless_nowhere(_local1_slow(extents[0], index, m[0], m[1], m[2], z, ep, tid, site, access))
 
 
-@numba.njit(**INLINE)
+@machine_code.jit(**INLINE)
 def _localn(extents, index, m, z, ep, low, floor, tid, site, access):
     """As `_local1` for several axes."""
     place, inside = np.int64(0), True
@@ -519,7 +520,7 @@ def _localn(extents, index, m, z, ep, low, floor, tid, site, access):
     return _localn_slow(extents, index, m, z, ep, tid, site, access)
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _localn_slow(extents, index, m, z, ep, tid, site, access):
     now = _record(z, False, ep, tid, site)
     place, out, outside = np.int64(0), index, False
@@ -555,7 +556,7 @@ def _next_epoch(z):
     return epoch
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _epoch(z):
     """Begin the next epoch; returns it."""
     epoch = _next_epoch(z)
@@ -564,7 +565,7 @@ def _epoch(z):
     return epoch
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _block_starts(z, block):
     """Begin a block: what shared and local arrays hold from the block before counts as never written."""
     epoch = _epoch(z)
@@ -573,12 +574,12 @@ def _block_starts(z, block):
     return epoch
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _floor(z):
     return _get(z, FLOOR)
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _exited(z, alive, ep, site):
     """A barrier that some threads will not come to, since they have returned."""
     gone, left = -1, -1
@@ -614,7 +615,7 @@ def _syncwarp(z, warp, bits):
                 _put(z, COARSE, 1)
 
 
-@numba.njit(**JIT)
+@machine_code.jit()
 def _narrow(value, lowest, highest, z, ep, tid, site):
     """``value``, noted if it does not fit where it is cast to."""
     if value < lowest or value > highest:

@@ -9,6 +9,7 @@ from numba import cuda
 
 import common
 from common.cpu import compile as compiling
+from common.cpu import machine_code
 from common.cpu.errors import OutOfBoundsError
 
 if common.BACKEND != "cpu":
@@ -40,8 +41,8 @@ class Fails:
 
 
 def test_an_abort_while_compiling_does_not_take_this_process_along():
-    assert compiling._compile_in_child(Aborts(), ()) is False
-    assert compiling._compile_in_child(Fails(), ()) is True  # raised again by the parent's own compile
+    assert machine_code.compile_in_child(Aborts(), ()) == (None, False)
+    assert machine_code.compile_in_child(Fails(), ()) == (None, True)  # raised again by the parent's own compile
 
 
 def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_path):
@@ -51,7 +52,7 @@ def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_p
         kernel = cuda.jit(scale.py_func)
         x = np.arange(32, dtype=np.int64)
         kernel[1, 32](x)
-        return x.tolist(), {p.name for p in tmp_path.glob("kbk_scale_*.py")}
+        return x.tolist(), {p.name for p in tmp_path.glob("kernel_scale_*.tables")}
 
     first, files = run()
     assert first == [2 * i + 1 for i in range(32)] and len(files) == 1
@@ -80,8 +81,8 @@ def no_guard(x, y):
 def test_a_kernel_that_has_moved_is_not_compiled_again_and_knows_its_lines(monkeypatch, tmp_path):
     monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("MINI_CHECK", "1")
-    counted, compile_in_child = [], compiling._compile_in_child
-    monkeypatch.setattr(compiling, "_compile_in_child", lambda *a: counted.append(a) or compile_in_child(*a))
+    counted, compile_in_child = [], machine_code.compile_in_child
+    monkeypatch.setattr(machine_code, "compile_in_child", lambda *a: counted.append(a) or compile_in_child(*a))
 
     def launch(name, text):
         (tmp_path / name).write_text(text)
@@ -99,7 +100,7 @@ def test_a_kernel_that_has_moved_is_not_compiled_again_and_knows_its_lines(monke
     assert len(counted) == 1
     assert launch("third.py", moved.replace("2 *", "3 *")) == (str(tmp_path / "third.py"), 8)
     assert len(counted) == 2
-    assert len(list((tmp_path / "cache").glob("run_no_guard_*.py"))) == 2
+    assert len(list((tmp_path / "cache").glob("run_no_guard_*.machine"))) == 2
 
 
 @cuda.jit
@@ -128,5 +129,6 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path
     monkeypatch.setenv("MINI_CACHE_DIR", str(blocked))
     kernel = cuda.jit(scale.py_func)
     x = np.arange(32, dtype=np.int64)
-    kernel[1, 32](x)
+    with pytest.warns(UserWarning, match="a file.*not a folder.*MINI_CACHE_DIR"):
+        kernel[1, 32](x)
     assert x[5] == 11

@@ -1,0 +1,155 @@
+"""What is kept on disk between runs: one file an entry, with a digest of its content, in a folder of the user's own.
+
+An entry is read only if it is whole, belongs to this user and nobody else can write it; anything else counts as not
+there, and is made anew. A folder that cannot be used costs a compilation in each process, and one line of warning.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import stat
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+MAGIC = b"kernel-by-kernel 2\n"
+
+_warned = set()  # folders that a warning was given for
+
+
+def cache_dir():
+    """Where compiled kernels are kept: ``MINI_CACHE_DIR``, or a folder below the user's cache."""
+    chosen = os.environ.get("MINI_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "kernel-by-kernel"
+
+
+def read(name):
+    """The content (bytes) of an entry; None if there is none that is whole and to be trusted."""
+    folder = cache_dir()
+    try:
+        if not _ours(os.lstat(folder), folder):
+            return None
+        with open(os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not _ours(os.fstat(file.fileno()), None):
+                return None
+            data = file.read()
+    except OSError:  # not there, or not to be read
+        return None
+    head = len(MAGIC) + 32
+    content = data[head:]
+    if data[: len(MAGIC)] != MAGIC or data[len(MAGIC) : head] != hashlib.sha256(content).digest():
+        return None
+    return content
+
+
+def write(name, content):
+    """Keep ``content`` (bytes) as an entry; where that cannot be done, warn once and go on without."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _ours(os.lstat(folder), folder):
+            return
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f"{name}.", suffix=".tmp")
+        try:
+            with open(handle, "wb") as file:
+                file.write(MAGIC + hashlib.sha256(content).digest() + content)
+            os.replace(temporary, folder / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        _warn(folder, f"{error.strerror or error}")
+
+
+def _ours(status, folder):
+    """May what has this ``os.stat`` result be trusted? A folder of ours that others can write is closed to them."""
+    if folder is None:
+        return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    if not stat.S_ISDIR(status.st_mode):
+        if stat.S_ISLNK(status.st_mode) and folder.is_dir():  # a link that this user has set
+            return status.st_uid == os.geteuid() and _ours(os.stat(folder), folder)
+        _warn(folder, "it is not a folder")
+        return False
+    if status.st_uid != os.geteuid():
+        _warn(folder, "it belongs to another user")
+        return False
+    if status.st_mode & 0o077:
+        os.chmod(folder, 0o700)
+    return True
+
+
+def _warn(folder, why):
+    if folder not in _warned:
+        _warned.add(folder)
+        warnings.warn(
+            f"compiled kernels cannot be kept in {folder} ({why}); they are compiled in each process. "
+            "Set MINI_CACHE_DIR to a folder of your own",
+            stacklevel=2,
+        )
+
+
+def short_digest(text):
+    """20 hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+# --- what code is made of ---------------------------------------------------------------------------------------------
+
+
+def meaning(path):
+    """The digest of what a Python file means: of its code without comments and docstrings."""
+    return _meanings((Path(path),))[Path(path).stem][0]
+
+
+def meaning_of_module(name):
+    """The same of an imported module; empty if it has no file of Python."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return meaning(file) if file and file.endswith(".py") else ""
+
+
+def meaning_of_backend(*names):
+    """A digest of the modules ``names`` of this folder and of all that they import from it; of all without names."""
+    known = _meanings(tuple(sorted(Path(__file__).parent.glob("*.py"))))
+    todo, used = list(names or known), {}
+    while todo:
+        name = todo.pop()
+        if name in known and name not in used:
+            used[name], imports = known[name]
+            todo += imports
+    return hashlib.sha256(repr(sorted(used.items())).encode()).hexdigest()
+
+
+@functools.cache
+def _meanings(paths):
+    """{module: (digest, relative imports)} of Python files. Parsing takes time, so it is kept, by the files' bytes."""
+    texts = [path.read_bytes() for path in paths]
+    name = f"meaning_{hashlib.sha256(repr((sys.version_info[:2], texts)).encode()).hexdigest()[:24]}"
+    known = read(name)
+    if known is None:
+        trees = {path.stem: ast.parse(text) for path, text in zip(paths, texts)}
+        meanings = {
+            stem: (hashlib.sha256(_without_docstrings(tree).encode()).hexdigest(), sorted(set(_relative_imports(tree))))
+            for stem, tree in trees.items()
+        }
+        known = json.dumps(meanings).encode()
+        write(name, known)
+    return json.loads(known)
+
+
+def _relative_imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            yield from [node.module] if node.module else [alias.name for alias in node.names]
+
+
+def _without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)

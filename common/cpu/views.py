@@ -1,0 +1,174 @@
+"""Parts of arrays that have a name: ``row = tile[i]`` and then ``row[j]`` becomes ``tile[i, j]``.
+
+A kernel's threads take turns on the CPU, so what lives from one turn to the next is kept once a thread: numbers are,
+arrays are not. A name for a part is therefore taken out of the program. The index that it was made with is kept
+instead, as it was then, and the part is written out wherever the name stands::
+
+    row = tile[i]              row_0 = i
+    row[j] = row[0] + 1   ->   tile[row_0, j] = tile[row_0, 0] + 1
+
+Bounds checks and the sanitizer then see which array it is. Chains such as ``tile[i][j]`` become one index as well.
+"""
+
+import ast
+
+from numba.core import types
+
+from .analysis import BASES, UNIFORM, copy_expr
+from .tree import at, bodies, name
+
+
+def parts_of(index):
+    return list(index.elts) if isinstance(index, ast.Tuple) else [index]
+
+
+def is_part(node, ranks):
+    """Is an expression surely or possibly a part of an array of ``ranks`` (name -> axes), or such an array itself?"""
+    if isinstance(node, ast.Name):
+        return node.id in ranks
+    if not isinstance(node, ast.Subscript):
+        return isinstance(node, ast.IfExp) and (is_part(node.body, ranks) or is_part(node.orelse, ranks))
+    if not isinstance(node.value, ast.Name):
+        return is_part(node.value, ranks)
+    parts = parts_of(node.slice)
+    sliced = any(isinstance(p, ast.Slice) or isinstance(p, ast.Constant) and p.value is ... for p in parts)
+    return node.value.id in ranks and (sliced or len(parts) < ranks[node.value.id])
+
+
+def has_parts(stmts, ranks):
+    """Does a program name parts of arrays, or index parts of them?"""
+    for node in (n for stmt in stmts for n in ast.walk(stmt)):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and is_part(node.value, ranks):
+            return True
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Subscript) and is_part(node.value, ranks):
+            return True
+    return False
+
+
+def write_out(program, ranks, kinds):
+    """Take names of parts out of a program, in place. kinds: {variable: Numba type}, by a first inference.
+
+    A name that stands for parts of different arrays, or for parts taken in different ways, stays: it can be used until
+    the next barrier or loop of the whole block, and is refused where it lives longer.
+    """
+    named = {v for v, kind in kinds.items() if isinstance(kind, types.Array) and v not in ranks and isinstance(v, str)}
+    pass_ = _WriteOut(program, ranks, kinds, named)
+    pass_.block(program.body)
+    pass_.substitute(program.body)
+
+
+class _WriteOut:
+    def __init__(self, program, ranks, kinds, named):
+        self.ranks, self.kinds = ranks, dict(kinds)
+        self.definitions = {variable: [] for variable in named}
+        plain = set()
+        for stmt in (n for s in program.body for n in ast.walk(s)):
+            if isinstance(stmt, ast.Assign) and isinstance(stmt.targets[0], ast.Name):
+                plain.add(id(stmt.targets[0]))
+                if stmt.targets[0].id in named:
+                    self.definitions[stmt.targets[0].id].append(stmt)
+        others = (n for s in program.body for n in ast.walk(s) if isinstance(n, ast.Name) and id(n) not in plain)
+        mixed = {n.id for n in others if isinstance(n.ctx, ast.Store)}
+        self.parts = dict.fromkeys(mixed & named)  # name -> a chain of indices on an array; None: it stays as it is
+        for variable in sorted(named):
+            self.part(variable, ())
+
+    def part(self, variable, busy):
+        """The expression that stands for a name, with names for the indices that are kept; None if there is none."""
+        if variable in busy:
+            return None
+        if variable not in self.parts:
+            found = [self.taken(stmt, (*busy, variable))[0] for stmt in self.definitions[variable]]
+            same = None not in found and len({ast.dump(part) for part in found}) == 1
+            self.parts[variable] = found[0] if same else None
+        return self.parts[variable]
+
+    def taken(self, stmt, busy):
+        """``(part, kept)`` of a definition: what the name stands for, and the assignments that keep the indices."""
+        variable, kept = stmt.targets[0].id, []
+        once = len(self.definitions[variable]) == 1  # then a constant index needs no variable
+
+        def chain(node):
+            if isinstance(node, ast.Name):
+                if node.id in self.ranks:
+                    return copy_expr(node)
+                part = self.part(node.id, busy) if node.id in self.definitions else None
+                return part and copy_expr(part)
+            if not isinstance(node, ast.Subscript):
+                return None
+            base = chain(node.value)
+            return base and ast.copy_location(ast.Subscript(base, copy_expr(node.slice), ast.Load()), node)
+
+        def held(part):
+            if part is None or isinstance(part, ast.Constant) and (type(part.value) is not int or once):
+                return part
+            if isinstance(part, ast.Slice):
+                return ast.copy_location(ast.Slice(held(part.lower), held(part.upper), held(part.step)), part)
+            key = f"_{variable.lstrip('_')}_part{len(kept)}"
+            self.kinds[key] = types.int64 if self.integer(part) else types.none
+            kept.append(at(ast.Assign([name(key, ast.Store())], part), stmt))
+            return at(name(key), stmt)
+
+        def keep(node):
+            if isinstance(node, ast.Subscript):
+                keep(node.value)
+                parts = [held(part) for part in parts_of(node.slice)]
+                node.slice = at(ast.Tuple(parts, ast.Load()), stmt) if isinstance(node.slice, ast.Tuple) else parts[0]
+
+        part = chain(stmt.value)
+        if part is not None:
+            keep(part)
+        return part, kept
+
+    def block(self, stmts):
+        """Replace the definitions of names by what keeps their indices."""
+        new = []
+        for stmt in stmts:
+            for below in bodies(stmt):
+                self.block(below)
+            target = stmt.targets[0] if isinstance(stmt, ast.Assign) else None
+            if isinstance(target, ast.Name) and self.parts.get(target.id) is not None:
+                new += self.taken(stmt, ())[1]
+            else:
+                new.append(stmt)
+        if stmts:
+            stmts[:] = new or [at(ast.Pass(), stmts[0])]
+
+    def substitute(self, stmts):
+        """Write the parts out wherever their names stand, and make one index of chains."""
+        writer = self
+
+        class Substitute(ast.NodeTransformer):
+            def visit_Name(self, node):
+                part = writer.parts.get(node.id) if isinstance(node.ctx, ast.Load) else None
+                return node if part is None else at(copy_expr(part), node)
+
+            def visit_Subscript(self, node):
+                self.generic_visit(node)
+                return writer.joined(node)
+
+        for stmt in stmts:
+            Substitute().visit(stmt)
+
+    def joined(self, node):
+        """``x[i][j]`` as ``x[i, j]``, where i is known to be an integer."""
+        inner = node.value
+        if not (isinstance(inner, ast.Subscript) and isinstance(inner.value, ast.Name)):
+            return node
+        first, second = parts_of(inner.slice), parts_of(node.slice)
+        rank = self.ranks.get(inner.value.id, 0)
+        if not all(map(self.integer, first)) or not len(first) < rank >= len(first) + len(second):
+            return node
+        inner.slice = ast.copy_location(ast.Tuple([*first, *second], ast.Load()), node)
+        inner.ctx = node.ctx
+        return inner
+
+    def integer(self, node):
+        if isinstance(node, ast.Constant):
+            return type(node.value) is int
+        if isinstance(node, ast.Name):
+            kind = self.kinds.get(node.id, types.int64 if node.id in BASES | UNIFORM else types.none)
+            return isinstance(types.unliteral(kind), types.Integer)
+        if isinstance(node, (ast.BinOp, ast.UnaryOp)):
+            return all(self.integer(n) for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr))
+        return False

@@ -1,0 +1,179 @@
+"""Parts of local, shared and global arrays as values: rows, columns, slices. Values were read off a GPU."""
+
+import numpy as np
+import pytest
+from numba import cuda
+
+import common
+
+
+@cuda.jit(device=True)
+def total(row):
+    s = 0.0
+    for j in range(row.shape[0]):
+        s += row[j]
+    return s
+
+
+@cuda.jit(device=True)
+def fill(row, value):
+    for j in range(len(row)):
+        row[j] = value + j
+
+
+@cuda.jit(device=True)
+def sum_of_all(m):
+    s = 0.0
+    for i in range(m.shape[0]):
+        for j in range(m.shape[1]):
+            s += m[i, j]
+    return s
+
+
+HEAD = """
+def kernel(out):
+    i = cuda.threadIdx.x
+    m = cuda.local.array((2, 3), np.float64)
+    q = cuda.local.array((2, 2, 2), np.int64)
+    for a in range(2):
+        for b in range(3):
+            m[a, b] = 10 * a + b + 100 * i
+        for b in range(2):
+            for c in range(2):
+                q[a, b, c] = 4 * a + 2 * b + c + 10 * i
+"""
+T = np.arange(4)
+
+LOCAL = {  # statements, and what the four threads store (t: the thread)
+    "out[i] = m[1][2]": 12 + 100 * T,
+    "r = m[1]; out[i] = r[2]": 12 + 100 * T,
+    "r = m[1]; r[0] = 7; out[i] = m[1, 0]": 7 + 0 * T,
+    "r = m[i % 2]; r[0] = 7; out[i] = m[0, 0] + 1000 * m[1, 0]": [7 + 10000, 100 + 7000, 7 + 210000, 300 + 7000],
+    "out[i] = m[1].shape[0] + 10 * m.shape[0]": 23 + 0 * T,
+    "out[i] = len(m[1]) + 10 * len(m)": 23 + 0 * T,
+    "out[i] = m[1].size + 10 * m[1].ndim + 100 * m.ndim": 213 + 0 * T,
+    "out[i] = m[1][1:][0]": 11 + 100 * T,
+    "out[i] = m[:, 1][1]": 11 + 100 * T,
+    "s = m[0:1]; s[0, 2] = 5; out[i] = m[0, 2]": 5 + 0 * T,
+    "m[0] = i; out[i] = m[0, 0] + m[0, 2]": 2 * T,
+    "m[0] = 7, 8, 9; out[i] = m[0, 1] + 10 * m[1, 1]": 8 + 110 + 1000 * T,
+    "m[:, 1] = i; out[i] = m[1, 1] + m[0, 1]": 2 * T,
+    "m[:] = i + 1; out[i] = m[1, 1] + m[0, 2]": 2 * T + 2,
+    "m[1][2] += 5; out[i] = m[1, 2]": 17 + 100 * T,
+    "out[i] = m[-1][-1]": 12 + 100 * T,
+    "out[i] = m[1, :][2]": 12 + 100 * T,
+    "out[i] = m[..., 1][1]": 11 + 100 * T,
+    "out[i] = m[1][::2][1]": 12 + 100 * T,
+    "out[i] = m[1][::-1][0]": 12 + 100 * T,
+    "a = m[0]; b = m[1]; m[0, 0], m[1, 0] = m[1, 0], m[0, 0]; out[i] = a[0] * 1000 + b[0]": 10000 + 100100 * T,
+    "r = m[0]\n    if i > 1:\n        r = m[1]\n    r[1] = -1; out[i] = m[0, 1] + 1000 * m[1, 1]": [
+        10999, 110999, -799, -699,
+    ],
+    "k = 0; r = m[k]; k = 1; out[i] = r[1] + k": 2 + 100 * T,
+    "r = m[1]; s = r[1:]; s[0] = 3; out[i] = m[1, 1] + r[1]": 6 + 0 * T,
+    "r = m[0]\n    for j in range(3):\n        r[j] = j * i\n    out[i] = m[0, 1] + 10 * m[0, 2]": T + 20 * T,
+    "out[i] = total(m[1])": 33 + 300 * T,
+    "out[i] = total(m[:, 2])": 14 + 200 * T,
+    "fill(m[1], i); out[i] = m[1, 0] + 10 * m[1, 2] + 1000 * m[0, 0]": 11 * T + 20 + 100000 * T,
+    "out[i] = sum_of_all(m)": 36 + 600 * T,
+    "out[i] = q[1][0][1]": 5 + 10 * T,
+    "r = q[1]; s = r[0]; s[1] = -2; out[i] = q[1, 0, 1] + r.shape[1]": 0 * T,
+    "r = q[1, 0]; out[i] = r[1]": 5 + 10 * T,
+    "q[1, 0] = 8, 9; out[i] = q[1, 0, 1] + 10 * q[1, 1, 0]": 9 + 60 + 100 * T,
+    "out[i] = sum_of_all(q[1])": 22 + 40 * T,
+    "r = m[1]; cuda.syncthreads(); out[i] = r[2]": 12 + 100 * T,
+}  # fmt: skip
+
+
+def compiled(tmp_path, text):
+    """A kernel from its text, in a file."""
+    path = tmp_path / "rows.py"
+    path.write_text(text)
+    names = {"cuda": cuda, "np": np, "total": total, "fill": fill, "sum_of_all": sum_of_all}
+    exec(compile(text, path, "exec"), names)
+    return cuda.jit(names["kernel"])
+
+
+def launched(kernel, *args, threads=4):
+    out = cuda.to_device(np.zeros(threads))
+    kernel[1, threads](out, *args)
+    return out.copy_to_host()
+
+
+@pytest.mark.parametrize("body", LOCAL)
+def test_parts_of_local_arrays(tmp_path, body):
+    kernel = compiled(tmp_path, HEAD + f"    {body}\n")
+    np.testing.assert_array_equal(launched(kernel), LOCAL[body])
+
+
+@pytest.mark.parametrize("body", ["out[i] = m[1][2]", "r = m[1]; r[0] = 7; out[i] = m[1, 0]", "out[i] = total(m[1])"])
+def test_more_threads_than_a_row_has_elements(tmp_path, body):
+    kernel = compiled(tmp_path, HEAD + f"    {body}\n")
+    expected = {"out[i] = m[1][2]": 12 + 100 * np.arange(64), "out[i] = total(m[1])": 33 + 300 * np.arange(64)}
+    np.testing.assert_array_equal(launched(kernel, threads=64), expected.get(body, np.full(64, 7)))
+
+
+SHARED = """
+def kernel(out):
+    i = cuda.threadIdx.x
+    m = cuda.shared.array((4, 3), np.float64)
+    for b in range(3):
+        m[i, b] = 10 * i + b
+    cuda.syncthreads()
+    {body}
+"""
+
+
+@pytest.mark.parametrize("body, expected", [
+    ("r = m[i]; out[i] = r[1]", 10 * T + 1), ("out[i] = m[:, 1][i]", 10 * T + 1), ("m[i] = i; out[i] = m[i, 2]", T),
+    ("out[i] = m[3 - i][2]", 32 - 10 * T), ("m[i] = 7, 8, 9; out[i] = m[i, 2]", 9 + 0 * T),
+    ("r = m[3 - i]; cuda.syncthreads(); out[i] = r[0]", 30 - 10 * T), ("out[i] = total(m[i])", 30 * T + 3),
+    ("r = m[1]; r[i % 3] = i; cuda.syncthreads(); out[i] = m[1, 1] + m[2, 2]", 23 + 0 * T),
+    ("fill(m[i], i); out[i] = m[i, 2]", T + 2), ("out[i] = m[1:3, i % 3][1]", [20, 21, 22, 20]),
+])  # fmt: skip
+def test_parts_of_shared_arrays(tmp_path, body, expected):
+    np.testing.assert_array_equal(launched(compiled(tmp_path, SHARED.format(body=body))), expected)
+
+
+def test_parts_of_arguments(tmp_path):
+    body = "    r = a[i]; r[0] = 5; a[i, 1] = a[i][2] + total(a[i, 1:]); out[i] = r[1]\n"
+    kernel = compiled(tmp_path, "def kernel(out, a):\n    i = cuda.threadIdx.x\n" + body)
+    a = cuda.to_device(np.arange(12.0).reshape(4, 3))
+    np.testing.assert_array_equal(launched(kernel, a), [2 + 3, 5 + 9, 8 + 15, 11 + 21])
+    assert a.copy_to_host()[:, 0].tolist() == [5] * 4
+
+
+@pytest.mark.parametrize("body", [
+    "m[0] = m[1]; out[i] = m[0, 2]",  # a copy of an array needs memory that a thread cannot ask for
+    "m[0] += 1; out[i] = m[0, 1]",
+    "m[0] = m[1] + m[0]; out[i] = m[0, 1]",
+    "m[0] = i * 1.0, 2, 3; out[i] = m[0, 1]",  # a tuple of two types
+])  # fmt: skip
+def test_what_a_gpu_refuses(tmp_path, body):
+    with pytest.raises(Exception) as caught:
+        launched(compiled(tmp_path, HEAD + f"    {body}\n"))
+    if common.BACKEND == "cpu":
+        assert type(caught.value).__name__ == "KernelTypeError"
+
+
+@pytest.mark.skipif(common.BACKEND != "cpu", reason="a GPU's thread ends there without a word")
+def test_too_few_values_for_a_row(tmp_path):
+    with pytest.raises(Exception, match="2 values for a row of 3"):
+        launched(compiled(tmp_path, HEAD + "    m[0] = 7, 8; out[i] = m[0, 1]\n"))
+    kernel = compiled(tmp_path, "def kernel(out, a):\n    a[0] = 7, 8\n    out[0] = a[0, 1]\n")
+    with pytest.raises(Exception, match="a thread of kernel failed"):
+        launched(kernel, cuda.to_device(np.zeros((2, 3), np.int64)))
+
+
+@pytest.mark.skipif(common.BACKEND != "cpu", reason="MINI_CHECK is the CPU backend's")
+@pytest.mark.parametrize("body, words", [
+    ("r = m[1]; out[i] = r[i]", "m: index 3 on axis 1 is outside 0 … 2"),
+    ("out[i] = m[i][0]", "m: index 2 on axis 0 is outside 0 … 1"),
+    ("r = m[i]; r[0] = 1; out[i] = r[1]", "m: index 2 on axis 0"),
+    ("out[i] = m[..., i][1]", "m: index 3 on axis -"),
+    ("out[i] = total(m[i])", "m: index 2 on axis 0"),
+])  # fmt: skip
+def test_parts_are_checked(tmp_path, monkeypatch, body, words):
+    monkeypatch.setenv("MINI_CHECK", "1")
+    with pytest.raises(IndexError, match=words):
+        launched(compiled(tmp_path, HEAD + f"    {body}\n"))
