@@ -374,7 +374,13 @@ def main(generate, argv=None):
             print(generate(seed, options.size, options.without, features).to_text())
         raise SystemExit(0)
     if options.ptx:
-        os.environ["MINI_BACKEND"] = "ptx"
+        os.environ["MINI_BACKEND"] = "ptx"  # before common is imported, which chooses then
+        from common.archs import UsageError, parse_arch
+
+        try:
+            parse_arch(options.ptx)
+        except UsageError as error:
+            parser.error(str(error))
     how = options.ptx or ("backend" if options.backend else "oracle")
     from tqdm import tqdm
 

@@ -17,9 +17,13 @@ Global inputs are only read, global outputs are written by the thread that owns 
 How divergence is kept valid: the generator knows at which level the control flow is uniform (BLOCK, WARP or THREAD) and
 of which level each value is. Barriers appear at BLOCK level only, shuffles and votes at WARP level or above.
 
-Command line: ``python -m tests.fuzz_kernels --seeds 0:2000 [--backend] [--shrink] [--out DIR] [--size N] [--jobs N]
-[--seconds S]``.
-Without --backend the cases run on the oracle alone, in checked mode (races, unwritten memory, order of threads).
+What the language has beyond that (rows of arrays, signatures, recursion, ...) are features with names, listed in
+tests/fuzz/kinds.py: a kernel contains some of those asked for.
+
+Command line: ``python -m tests.fuzz_kernels --seeds 0:2000 [--backend | --ptx sm_80] [--features rows,signatures | gpu]
+[--wild] [--shrink] [--out DIR] [--size N] [--jobs N] [--seconds S]``.
+Without --backend the cases run on the oracle alone, in checked mode (races, unwritten memory, order of threads). With
+--ptx they do not run: numba-cuda compiles them, which shows that a GPU would take them.
 """
 from tests.fuzz.features import FEATURES, features_of
 from tests.fuzz.kinds import DEFAULT_KINDS, EXTRAS, GPU_KINDS, KINDS, STATEMENTS

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from tests import fuzz_cases, oracle
+from tests.fuzz.features import FEATURES_OF_KINDS
 from tests.fuzz_cases import Case, check_valid, compare, failure_of, load_case, oracle_args, run_case, shrink, stub_cuda
-from tests.fuzz_kernels import FEATURES, STATEMENTS, features_of, generate
+from tests.fuzz_kernels import DEFAULT_KINDS, FEATURES, GPU_KINDS, KINDS, STATEMENTS, features_of, generate
 from tests.oracle import OracleError, run
 
 cuda = types.ModuleType("cuda")     # the oracle looks at names, never into the module
@@ -1209,6 +1210,48 @@ def test_every_feature_is_common():
     assert not rare, f"of 400 kernels fewer than 5 % contain {rare}"
 
 
+COMPANIONS = {"iterate": ("rows",), "recursion": ("signatures",), "signatures": ("rows",)}
+
+
+@pytest.mark.parametrize("kind", FEATURES_OF_KINDS)
+def test_every_part_of_a_feature_is_common(kind):
+    features, count = (kind, *COMPANIONS.get(kind, ())), Counter()
+    for seed in range(200):
+        count.update(features_of(generate(seed, 3, features=features).source, FEATURES_OF_KINDS[kind]))
+    rare = {f: count[f] for f in FEATURES_OF_KINDS[kind] if count[f] < 8}
+    assert not rare, f"of 200 kernels fewer than 4 % contain {rare}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_with_a_feature_are_valid(kind):
+    for seed in range(2000, 2006):
+        check_valid(generate(seed, 3, features=(kind, *COMPANIONS.get(kind, ()))))
+
+
+def test_features_are_asked_for_by_name():
+    assert generate(7) == generate(7, features=DEFAULT_KINDS)
+    assert set(GPU_KINDS) < set(KINDS) == set(GPU_KINDS) | {"class_constants", "wild"}
+    assert generate(7, features=["rows"]) != generate(7, features=[]) != generate(7, features=["casts"])
+    case = generate(7, features=["wild"])
+    assert case.wild and Case.from_text(case.to_text()).wild and not generate(7, features=["rows"]).wild
+    with pytest.raises(ValueError, match="unknown features .*nonsense.*; known: rows, "):
+        generate(0, features=["rows", "nonsense"])
+
+
+def test_numba_cuda_takes_the_kernels_of_every_feature(tmp_path):
+    pytest.importorskip("numba_cuda")
+    result = command_line("--seeds", "3000:3008", "--size", "2", "--features", "gpu", "--wild", "--ptx", "sm_80",
+                          "--out", str(tmp_path))
+    assert result.returncode == 0 and "8 of 8 kernels agree" in result.stdout, result.stdout + result.stderr
+
+
+def test_what_numba_cuda_refuses_is_a_failure(tmp_path):
+    pytest.importorskip("numba_cuda")
+    result = command_line("--seeds", "0:2", "--size", "2", "--features", "class_constants", "--ptx", "sm_80",
+                          "--out", str(tmp_path))
+    assert result.returncode == 1 and "Cannot determine Numba type of" in result.stdout
+
+
 def test_generation_is_deterministic_and_features_can_be_left_out():
     assert generate(5) == generate(5) != generate(6)
     case = generate(5)
@@ -1258,15 +1301,16 @@ def test_shrinking_keeps_the_failure_and_little_else():
     check_valid(small)
 
 
-def test_command_line(tmp_path):
-    def call(*arguments):
-        root = Path(__file__).resolve().parent.parent
-        return subprocess.run([sys.executable, "-m", "tests.fuzz_kernels", *arguments], cwd=root, capture_output=True,
-                              text=True, timeout=120)
+def command_line(*arguments):
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run([sys.executable, "-m", "tests.fuzz_kernels", *arguments], cwd=root, capture_output=True,
+                          text=True, timeout=300)
 
-    result = call("--seeds", "0:4", "--out", str(tmp_path / "failures"))
+
+def test_command_line(tmp_path):
+    result = command_line("--seeds", "0:4", "--out", str(tmp_path / "failures"))
     assert result.returncode == 0 and "4 of 4 kernels agree" in result.stdout
     assert not (tmp_path / "failures").exists()
-    for bad in (["--seeds", "5:5"], ["--without", "nonsense"]):
-        result = call(*bad)
+    for bad in (["--seeds", "5:5"], ["--without", "nonsense"], ["--features", "rows,nonsense"], ["--ptx", "sm_1"]):
+        result = command_line(*bad)
         assert result.returncode == 2 and "Traceback" not in result.stderr

@@ -55,9 +55,50 @@ FEATURES = {
     "keeps old value": r"keeps its value", "scalar float": r"fa\d", "scalar bool": r"ba\d",
 }
 
+# What a set of cases with a feature must contain: by the feature's name in kinds.py.
+FEATURES_OF_KINDS = {
+    "rows": {
+        "local rank 2": r"local\.array\(\(\d, \d\)", "local rank 3": r"local\.array\(\(\d, \d, \d\)",
+        "shared rank 3": r"shared\.array\(\(\d+, \d, \d\)", "row of a shared array": r"w0\[tid\]",
+        "part named": r"^ +r\d+ = \w+\[", "part of a part": r"^ +r\d+ = r\d+\[", "row passed": r"dr\d\(\w+\[",
+        "row function writes": (r"def dr", r"^ +row\[.*\] = "), "tuple to a part": r"^ +\w+\[.*\] = [^=]*, ",
+        "scalar to a part": r"^ +\w+\[[^=]*:[^=]*\] = [^,]*$", "column": r"\w\[:, ", "stride": r"::2",
+        "backwards": r"::-1", "several subscripts": r"[lr]\d+\[[^]]*\]\[", "shape of a part": r"\]\.shape",
+        "either part": r"^ +r\d+ = .* if .* else ", "pair of parts": r"^ +r\d+ = \(",
+    },
+    "iterate": {"loop over a row": r"for v\d+ in \w+\[.*\]:"},
+    "signatures": {
+        "device string": r'^@cuda\.jit\("\w+\(.*\)", device=True\)', "device list": r"^@cuda\.jit\(\[.*device",
+        "device types": r"^@cuda\.jit\(\w+\(.*\), device=True", "kernel string": r'^@cuda\.jit\("(?:void)?\([^"]*"\)$',
+        "kernel tuple": r"^@cuda\.jit\(\(\w", "kernel call": r"^@cuda\.jit\(void\(",
+        "kernel list": r'^@cuda\.jit\(\["void.*", "void',
+        "narrow parameter": r"u?int(?:8|16)\b.*device=True", "unsigned result": r"jit\(\W*uint\d+\(",
+        "float parameter, integer result": r"jit\(\W*u?int\d+\(.*float", "array parameter": r"jit\(.*\[:.*device=True",
+        "converted at the launch": r"def kernel\(.*nc0", "negative": r"\(-p\d\)", "inverse": r"\(~p\d\)",
+    },
+    "recursion": {
+        "recursion": (r"def dx", r"dx\d\("), "two recursive calls": (r"def dx", r"dx\d\(.*dx\d\("),
+        "recursion with a signature": r"^@cuda\.jit\(.*int64\((?:int64, int64|int64, float64)\)",
+    },
+    "constants": {
+        "enum": r"class Mode\(IntEnum\)", "member": r"[^.]Mode\.\w+ |Mode\.\w+\)", "value": r"Mode\.\w+\.value",
+        "named tuple": r"CONFIG\.\w+[^,]*$", "module": r"^ .*pkg\.sub\.", "tuple": r"^ .*TRIPLE\[",
+    },
+    "returns": {
+        "nested return": (r"def dn", r"if |for |while ", r"if |for |while ", r"return"),
+        "return in a loop": (r"def dn", r"for |while ", r"return"),
+        "nested return of the kernel": (r"def kernel", r"if |for |while ", r"if ", r"^ +return$"),
+    },
+    "casts": {
+        "narrow": r"np\.u?int(?:8|16)\(", "twice": r"np\.u?int\d+\(np\.u?int\d+\(",
+        "narrow array": r"int8 array|int16 array", "float in range": r"np\.u?int\d+\(.*\* \d\.0\)",
+    },
+}
 
-def features_of(source):
-    """The names in FEATURES that occur in a case's source."""
+
+
+def features_of(source, features=FEATURES):
+    """The names in `features` that occur in a case's source."""
     lines = [(len(text) - len(text.lstrip()), text) for text in source.splitlines() if text.strip()]
 
     def inside(patterns, start, stop):
@@ -72,4 +113,4 @@ def features_of(source):
                     return True
         return False
 
-    return {name for name, p in FEATURES.items() if inside((p,) if isinstance(p, str) else p, 0, len(lines))}
+    return {name for name, p in features.items() if inside((p,) if isinstance(p, str) else p, 0, len(lines))}

@@ -34,5 +34,5 @@ DEFAULT_KINDS = ()
 # The statements that a kind brings along.
 KIND_STATEMENTS = {
     "rows": {"rows": 9, "array_rows": 6}, "casts": {"cast": 5}, "signatures": {"typed": 5}, "wild": {"wild": 7},
-    "recursion": {"recursive_call": 5}, "returns": {"nested_return": 5, "call_returning": 4},
+    "recursion": {"recursive_call": 9}, "returns": {"nested_return": 15, "call_returning": 4},
 }

@@ -266,9 +266,10 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
         params, declared = [], {}
         self.inputs(body, params)
         signed = self.has("signatures") and self.chance(0.8)
+        form = self.rng.choice(["string", "string", "tuple", "call", "list", "bare"]) if signed else None
         self.scalars(body, params)
         if self.has("signatures") or self.has("casts"):
-            self.typed_scalars(body, params, declared, signed)
+            self.typed_scalars(body, params, declared, signed and form != "list")
         self.outputs(body, params)
         self.ids(body)
         self.shared_arrays(body)
@@ -284,13 +285,19 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
             body.inputs.append(Array("table", kind, dtype, (n,), -20, 20, 2 if kind == "f" else 0))
         for _ in range(2):
             body.s_assign()
-        body.statements(self.size)
+        body.statements(max(self.size - self.kind_statements(body), 1))
         self.flush(body, params)
         self.rng.shuffle(params)
         self.specs = [spec for _, spec in params]
         names = ", ".join(name for name, _ in params)
-        decorator = f"@cuda.jit({self.kernel_signature(params, declared)})" if signed else "@cuda.jit"
+        decorator = f"@cuda.jit({self.kernel_signature(params, declared, form)})" if signed else "@cuda.jit"
         self.sections.append("\n".join([decorator, f"def kernel({names}):", *body.lines]))
+
+    def kind_statements(self, body):
+        """At the kernel's top level, a statement of most features that it is to contain; returns how many it wrote."""
+        names = [name for kind in sorted(self.kinds) for name in KIND_STATEMENTS.get(kind, ()) if self.chance(0.8)]
+        self.rng.shuffle(names)
+        return sum(any(getattr(body, f"s_{name}")() for _ in range(3)) for name in names)
 
     def array(self, params, name, dtype, shape, fill, *limits):
         params.append((name, ArraySpec(dtype, tuple(shape), fill, limits)))
@@ -339,22 +346,22 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
             body.atoms.append(("b", Expr("ba0", 0, 1), BLOCK))
         params.append(("nn", ScalarSpec("int32", self.nn())))
 
-    def typed_scalars(self, body, params, declared, signed):
-        """Scalars of narrow types; with a signature, of other types than they are given as."""
+    def typed_scalars(self, body, params, declared, converted):
+        """Scalars of narrow types; where a signature converts them, of other types than they are given as."""
         for k, (dtype, given, value, after) in enumerate(wide_scalars(self.rng)):
             name = f"nc{k}"
-            if signed:
+            if converted:
                 declared[name] = dtype
-            params.append((name, ScalarSpec(given, value) if signed else ScalarSpec(dtype, after)))
+            params.append((name, ScalarSpec(given, value) if converted else ScalarSpec(dtype, after)))
             body.typed_atoms.append(Typed(name, dtype, after, after))
             body.raw.append(("i", name))
-        if signed and self.chance(0.5):
+        if converted and self.chance(0.5):
             declared["fc0"] = self.rng.choice(["float32", "float64"])
             value = self.rng.choice([0.1, 1 / 3, -2.7, 1e-5, 3])
             given = "int" if value == 3 else self.rng.choice(["float", "float64", "float32"])
             params.append(("fc0", ScalarSpec(given, value)))
             body.raw.append(("f", "fc0"))
-        for name, _ in params if signed else ():
+        for name, _ in params if converted else ():
             if name[:2] in ("na", "nb") and self.chance(0.6):
                 declared[name] = self.shuffled("i")
             elif name == "nn":

@@ -27,6 +27,9 @@ class Rows:
         shape = self.pick((2, 2), (2, 3), (3, 2), (4, 2), (2, 4), (2, 2, 2), (2, 3, 2), (3, 2, 2))
         narrow = ["int8", "uint8", "int16", "uint16"] if self.has("casts") else ["int16"]
         dtype = self.pick("int32", "int64", *narrow) if kind == "i" else self.pick("float32", "float64")
+        wanted = [f.dtype for f in self.m.row_functions if f.dtype and f.kind == kind]
+        if wanted and self.chance(0.6):
+            dtype = self.rng.choice(wanted)
         name = self.name(reuse=False).replace("v", "l")
         self.emit(f"{name} = cuda.local.array({shape}, {self.m.dtype(dtype)})")
         whole = Part(name, shape, kind, dtype, name)
@@ -141,10 +144,10 @@ class Rows:
 
     def part_statement(self, parts):
         a = self.rng.choice(parts)
-        kinds = {"name": 5, "element": 4, "augment": 2, "scalar": 2, "tuple": 3, "call": 5, "read": 4, "loop": 2,
-                 "choose": 2, "shape": 1, "pair": 1}
+        kinds = {"name": 6, "element": 4, "augment": 2, "scalar": 3, "tuple": 3, "call": 7, "read": 3, "loop": 2,
+                 "choose": 3, "shape": 2, "pair": 2}
         if self.has("iterate"):
-            kinds |= {"iterate": 3, "unpack": 2}
+            kinds |= {"iterate": 6, "unpack": 4}
         if a.fixed:
             kinds = {k: w for k, w in kinds.items() if k in ("name", "call", "read", "shape", "iterate", "unpack")}
         getattr(self, f"part_{self.rng.choices(list(kinds), list(kinds.values()))[0]}")(parts, a)
@@ -343,7 +346,7 @@ class RowModule:
         text = "total & 4095" if kind == "i" else body.fit_float(Expr("total", -1 << 13, 1 << 13, 8)).text
         body.emit(f"return {text}")
         dtype, decoration = "", "device=True"
-        if self.has("signatures") and self.chance(0.4):
+        if self.has("signatures") and self.chance(0.6):
             dtype = self.rng.choice(["int32", "int64"] if kind == "i" else ["float32", "float64"])
             array = f"{dtype}[{', '.join(':' * rank)}]"
             result = self.rng.choice(["int32", "int64", "int16"] if kind == "i" else ["float32", "float64"])

@@ -307,8 +307,8 @@ class SignatureModule:
             e = e.become("int64", f"np.int64({e.text})")
         return Expr(e.text, e.lo, e.hi)
 
-    def kernel_signature(self, params, declared):
-        """The decoration of the kernel: a string, a tuple of types, a call of types, or a list of strings."""
+    def kernel_signature(self, params, declared, form):
+        """The argument of the kernel's decorator: a string, a tuple of types, types called with types, or a list."""
         types = []
         for name, spec in params:
             dtype = declared.get(name, spec.dtype)
@@ -317,7 +317,6 @@ class SignatureModule:
             last = self.rng.choice([":", "::1"])
             types.append(f"{dtype}[{', '.join([':'] * (rank - 1) + [last])}]" if rank else dtype)
         text = ", ".join(types)
-        form = self.rng.choice(["string", "string", "tuple", "call", "list", "bare"])
         if "float16" in text and form in ("tuple", "call"):     # Numba has no name for it
             form = "string"
         if form in ("tuple", "call"):
@@ -328,7 +327,9 @@ class SignatureModule:
         signature = f"({text})" if form == "bare" else f"void({text})"
         if form != "list":
             return f'"{signature}"'
-        return f'["{signature}"]'
+        # a second one, that no launch takes: the size is a float in it
+        other = ", ".join("float64" if name == "nn" else t for t, (name, _) in zip(types, params))
+        return self.rng.choice([f'["{signature}", "void({other})"]', f'["void({other})", "{signature}"]'])
 
 
 def wide_scalars(rng):
