@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 from numba import cuda  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from chapters.ch03_indexing import kernels as ch03  # noqa: E402
 from chapters.ch06_shared_tile import kernels as ch06  # noqa: E402
 from chapters.ch07_warp_reduce import kernels as ch07  # noqa: E402
@@ -198,6 +199,12 @@ def main():
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--no-simulator", action="store_true", help="leave out the simulator (it takes 10 s)")
     options = parser.parse_args()
+    if options.repeat < 1:
+        parser.error(f"--repeat={options.repeat}: at least 1")
+    try:
+        make_output(options.out, "--out")
+    except FileError as error:
+        parser.error(str(error))
     if common.BACKEND != "cpu":
         sys.exit("bench_cpu.py measures the CPU backend: run it with MINI_BACKEND=cpu")
     result = {
@@ -239,8 +246,7 @@ def main():
         rows.append(
             ("matmul 64³, simulator", f"{mine * 1e6:8.1f} µs", f"{peer:8.2f} s", f"{peer / mine:.0f}", ">= 100000")
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_text(options.out, json.dumps(result, indent=1) + "\n")
     print(f"{result['machine']}, {result['workers']} workers, numpy {result['numpy']}")
     print(f"{'kernel':24} {'ours':>18} {'peer':>12} {'ratio':>8}  bar")
     for name, ours, peer, ratio, bar in rows:

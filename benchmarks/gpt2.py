@@ -42,6 +42,7 @@ from tqdm import tqdm  # noqa: E402
 
 from benchmarks import peers as other  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.generate import generate  # noqa: E402
 from ch14_mini_llm.weights import DATA_DIR, GPT2Config, WeightsError, load_weights  # noqa: E402
 from common import bench  # noqa: E402
@@ -382,6 +383,11 @@ def main(argv=None):
         parser.error(
             f"--prompt={options.prompt} --tokens={options.tokens}: at least 1 and 2, and {config.n_ctx} together"
         )
+    path = options.out / device_folder() / "gpt2.json"
+    try:
+        make_output(path, "--out")
+    except FileError as error:
+        parser.error(str(error))
     tensors = tensors or other.random_weights(config)
     what = options.levels, options.peers
     with tqdm(total=steps(config, *what, options.skip_prefill), disable=None) as bar:
@@ -393,9 +399,7 @@ def main(argv=None):
         found = measure(config, tensors, *what, options.tokens, options.prompt, options.skip_prefill, progress)
     weights = options.weights.name if options.weights else "random, standard deviation 0.02, seed 0"
     result = {"weights": weights, **found}
-    path = options.out / device_folder() / "gpt2.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{format_table(result)}\n\nwritten: {path}")
     raise SystemExit(1 if any(row["error"] for row in result["rows"]) else 0)
 

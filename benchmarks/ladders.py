@@ -22,6 +22,7 @@ import common  # noqa: E402  (before numba.cuda)
 # isort: split
 from tqdm import tqdm  # noqa: E402
 
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from common import bench  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -55,7 +56,11 @@ def main(argv=None):
     if options.rounds < 1:
         parser.error(f"--rounds={options.rounds}: at least 1")
     folder = options.out / device_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for chapter in wanted:
+            make_output(folder / f"ch{chapter}.json", "--out")
+    except FileError as error:
+        parser.error(str(error))
     failed = 0
     for chapter in wanted:
         ladders = importlib.import_module(known[chapter]).LADDERS
@@ -74,7 +79,7 @@ def main(argv=None):
         for ladder in result["ladders"]:
             print(f"\n{bench.format_table(result, ladder)}", flush=True)
         path = folder / f"ch{chapter}.json"
-        path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         print(f"\nwritten: {path}")
     raise SystemExit(1 if failed else 0)
 

@@ -30,6 +30,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
+
 BUILD = ROOT / "build" / "memory_model"
 PLACES = ("/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/*/ncu", "/usr/local/cuda*/nsight-compute-*/ncu")
 SECTOR_LIMIT, CONFLICT_LIMIT = 0.02, 0.10
@@ -151,7 +153,7 @@ def say(text):
 
 def write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 # --- predict ---------------------------------------------------------------------------------------------------------
@@ -420,6 +422,11 @@ def main(argv=None):
     command.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     command.set_defaults(function=compare)
     options = parser.parse_args(argv)
+    try:
+        if "out" in options:
+            make_output(options.out, "--out")
+    except FileError as error:
+        parser.error(str(error))
     return options.function(options)
 
 

@@ -28,6 +28,7 @@ LADDERS = [  # chapter, ladder, version, size as the ladder's label has it, what
     (10, "softmax", "softmax_v5_registers", "16 384 × 4 096", "softmax of 64 Mi floats"),
     (7, "layernorm", "layernorm_v4_registers", "16 384 × 4 096", "layer norm of 64 Mi floats"),
 ]
+VOCAB_SIZE = 50257  # what chapter 13's sampling is measured with, in logits a microsecond
 LIBRARY = {9: "cuBLAS", 12: "PyTorch's attention"}
 
 
@@ -49,13 +50,24 @@ def model_table(folder):
         prompts = [f"{bench.short(entry['ms'][0])} ms" for entry in row["prefill"]]
         lines.append(" | ".join([f"| {name}", bench.short(row["tokens_s"][0]), ratio, *prompts]) + " |")
     fewer = f" (`{rows[0]['name']}`: {rows[0]['new_tokens']})"
+    sampling = next(ladder for ladder in read(folder, "ch13")["ladders"] if ladder["name"] == "sampling")
+    ours = next(row["values"] for row in sampling["rows"] if not row["library"])
+    filtered, step = VOCAB_SIZE / ours[sampling["sizes"].index("top-k 50")], 1e6 / fast
     what = (
         f"*{result['device']}, GPT-2 small (124M) in one run: {result['new_tokens']} tokens{fewer} after a prompt of "
         f"{result['prompt_tokens']}, batch 1, float16 (`naive` and `kv`: float32), random weights. "
         "All weights read at the speed of the device's own copy would be "
-        f"{result['ceiling_tokens_s']:.0f} tokens/s.*"
+        f"{result['ceiling_tokens_s']:.0f} tokens/s. All figures are of the likeliest token each time. To draw one "
+        f"from the k likeliest (`--top_k`) takes chapter 13's kernel {filtered:.0f} µs at k = 50, where the whole step "
+        f"of `fast` takes {step:.0f} µs: it leaves at most about a {_part(step / (step + filtered))} of the speed.*"
     )
     return [*lines, "", what]
+
+
+def _part(share):
+    """A share as a word, such as "fifth"."""
+    words = {2: "half", 3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth"}
+    return words.get(round(1 / share), f"{100 * share:.0f} %")
 
 
 def kernel_table(folder):

@@ -27,6 +27,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from benchmarks.ladders import benchable  # noqa: E402
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from common.bench import device_name, on_device  # noqa: E402
 
 PLAIN_SECONDS, SANITIZED_SECONDS = 0.1, 0.5  # spent on the repeats of a launch, about
@@ -67,6 +68,10 @@ def main(argv=None):
     parser.add_argument("--chapters", nargs="+", default=list(known), choices=list(known), metavar="CH")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "cpu" / "sanitizer.json")
     options = parser.parse_args(argv)
+    try:
+        make_output(options.out, "--out")
+    except FileError as error:
+        parser.error(str(error))
     tasks = []
     for chapter in options.chapters:
         module = importlib.import_module(known[chapter])
@@ -84,8 +89,7 @@ def main(argv=None):
         speed = row["accesses"] / row["sanitized_s"] / 1e6
         print(f"{row['version']:<30}{row['size']:<24}{1e3 * row['plain_s']:>10.3f}{1e3 * row['sanitized_s']:>14.2f}"
               f"{row['slower']:>8.0f}{speed:>16.0f}{'  FINDINGS' if row['findings'] else ''}")  # fmt: skip
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"device": device_name(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    write_text(options.out, json.dumps({"device": device_name(), "rows": rows}, indent=1) + "\n")
     raise SystemExit(1 if any(row["findings"] for row in rows) else 0)
 
 

@@ -27,6 +27,7 @@ from tqdm import tqdm  # noqa: E402
 from benchmarks.gpt2 import GPT2_124M, LEVELS, _names, _summary  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.peers import random_weights  # noqa: E402
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.weights import DATA_DIR, save_weights  # noqa: E402
 from common import bench  # noqa: E402
 
@@ -92,6 +93,11 @@ def main(argv=None):
         parser.error(f"--repeats={options.repeats} --engines={','.join(options.engines)}: at least one of each")
     if options.weights and not options.weights.is_file():
         parser.error(f"--weights={options.weights}: no such file; data/download_gpt2.py makes one")
+    path = options.out / device_folder() / "start.json"
+    try:
+        make_output(path, "--out")
+    except FileError as error:
+        parser.error(str(error))
     with tempfile.TemporaryDirectory() as folder:
         weights = options.weights and options.weights.resolve()
         if not weights and common.BACKEND == "gpu":
@@ -109,9 +115,7 @@ def main(argv=None):
             except ProgramFailed as error:
                 print(f"error: a program that was to be measured failed: {error}", file=sys.stderr)
                 raise SystemExit(1) from None
-    path = options.out / device_folder() / "start.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{format_table(result)}\n\nwritten: {path}")
 
 

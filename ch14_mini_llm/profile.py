@@ -12,7 +12,8 @@ The pass is run once before (that compiles the kernels), then measured:
   The program starts itself again under the tool and matches the tool's launches with its own, in their order;
 - ``auto`` (the default): nsys, else ncu, else trace.
 
-Exit codes: 0 done; 2 a mistake in the arguments, the weights, the backend or the tool (one line says which).
+Exit codes: 0 done; 2 a mistake in the arguments, the environment, the weights, the backend or the tool, or an output
+that cannot be written (one line says which); 130 interrupted; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -35,18 +36,10 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 
+from ch14_mini_llm.cli import Parser, integer, run_program  # noqa: E402
+from ch14_mini_llm.files import FileError, check_output, write_text  # noqa: E402
 from ch14_mini_llm.request import RequestError, check_request  # noqa: E402
-from ch14_mini_llm.run import (  # noqa: E402
-    BackendProblem,
-    Parser,
-    describe,
-    integer,
-    pick_backend,
-    prompt_tokens,
-    say,
-    shown,
-    upload,
-)  # fmt: skip
+from ch14_mini_llm.run import BackendProblem, describe, pick_backend, prompt_tokens, say, shown, upload  # noqa: E402
 from ch14_mini_llm.timeline import Slice, as_slice, draw, format_profile  # noqa: E402
 from ch14_mini_llm.tokenizer import TokenizerError  # noqa: E402
 from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
@@ -63,18 +56,8 @@ class ToolError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")
-        run(build_parser().parse_args(argv))
-        return 0
-    except (RequestError, WeightsError, TokenizerError, BackendProblem, ToolError) as error:
-        print(f"profile.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nprofile.py: interrupted", file=sys.stderr)
-        return 130
+    mistakes = (WeightsError, TokenizerError, BackendProblem, ToolError, FileError)
+    return run_program("profile.py", lambda: run(build_parser().parse_args(argv)), mistakes)
 
 
 def build_parser() -> Parser:
@@ -99,6 +82,9 @@ def run(options: argparse.Namespace) -> None:
     config, tensors = load_weights(path)
     tokens = prompt_tokens(options)
     if options.length is not None:
+        if options.length >= config.n_ctx:  # before so many are in memory
+            raise RequestError(f"--length is {options.length}; this model's context (n_ctx) leaves room for 1 to "
+                               f"{config.n_ctx - 1} prompt tokens")  # fmt: skip
         tokens = (tokens * options.length)[: options.length]
     check_request(config, tokens, 1, None)
     backend, device, reason = pick_backend()
@@ -120,11 +106,11 @@ def run(options: argparse.Namespace) -> None:
         slices = measure(upload(config, tensors, len(tokens)), tokens)
     title = f"one forward pass of GPT-2 over {len(tokens)} token{'' if len(tokens) == 1 else 's'}"
     how = f"{device}, timed by {'our own event trace' if tool == 'trace' else tool}"
-    print(f"{title}: {shown(path)}, {how}\n")
-    print(format_profile(slices))
     if options.save:
         draw(slices, f"{title}\n{describe(config)}\n{how}", options.save)
         say(f"written: {options.save}")
+    print(f"{title}: {shown(path)}, {how}\n")
+    print(format_profile(slices))
 
 
 def check_usage(options: argparse.Namespace) -> Path:
@@ -135,15 +121,15 @@ def check_usage(options: argparse.Namespace) -> Path:
         raise RequestError(f"--with={options.tool}: it is auto, trace, nsys or ncu")
     if options.length is not None and options.length < 1:
         raise RequestError(f"--length is {options.length}; give at least 1")
+    weights = Path(options.weights or default_weights())
     if options.save is not None:
         picture = Path(options.save)
         if picture.suffix not in PICTURES:
             raise RequestError(f"--save={options.save}: the name must end in {' or '.join(PICTURES)}")
-        if not picture.absolute().parent.is_dir():
-            raise RequestError(f"--save={options.save}: there is no folder {picture.absolute().parent}")
+        check_output(options.save, "--save", [weights])
         if importlib.util.find_spec("matplotlib") is None:
             raise RequestError("--save draws with matplotlib, which is not installed: pip install matplotlib")
-    return Path(options.weights or default_weights())
+    return weights
 
 
 def pick_tool(wish: str, backend: str) -> str:
@@ -209,7 +195,7 @@ def write_child(model, tokens: list[int], path: str) -> None:
         model.forward(tokens)
     cuda.synchronize()
     cuda.profile_stop()
-    Path(path).write_text(json.dumps([asdict(as_slice(launch)) for launch in launches]), encoding="utf-8")
+    write_text(path, json.dumps([asdict(as_slice(launch)) for launch in launches]), "--child")
 
 
 def measure_with(tool: str, weights: Path, tokens: list[int]) -> list[Slice]:

@@ -36,13 +36,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise RequestError(
-                f"temperature is {self.temperature:g}; it must be above 0 and finite "
+                f"temperature is {self.temperature}; it must be above 0 and finite "
                 "(for the most likely token every time, ask for no sampling at all)"
             )
         if self.top_k is not None and self.top_k < 1:
             raise RequestError(f"top_k is {self.top_k}; it must be at least 1 (leave it out to draw from all tokens)")
         if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p is {self.top_p:g}; it must be above 0 and at most 1 (1 draws from all tokens)")
+            raise RequestError(f"top_p is {self.top_p}; it must be above 0 and at most 1 (1 draws from all tokens)")
         if not 0 <= self.seed <= MAX_SEED:
             raise RequestError(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}")
 

@@ -8,7 +8,8 @@
 The text appears token by token; the last two lines are the final list of token ids and its text. With --json the
 output is one JSON object. Everything else (progress, messages) goes to the standard error.
 
-Exit codes: 0 done; 2 a mistake in the arguments, the weights or the backend (one line says which); 130 interrupted.
+Exit codes: 0 done; 2 a mistake in the arguments, the environment, the weights or the backend, or an output that cannot
+be written (one line says which); 130 interrupted; 141 whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ PROGRAM_START = time.perf_counter()  # before the slow imports
 import argparse  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
-import re  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
@@ -32,6 +32,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == ROOT / "ch14_mini
 elif str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engines import ENGINES, make_engine  # noqa: E402
 from ch14_mini_llm.request import RequestError, Sampling, check_request  # noqa: E402
 from ch14_mini_llm.tokenizer import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
@@ -47,32 +48,10 @@ class BackendProblem(Exception):
     """The backend asked for cannot be had."""
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, printed by `main`."""
-
-    def error(self, message):
-        raise RequestError(message)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-        run(build_parser().parse_args(argv))
-        sys.stdout.flush()
-        return 0
-    except (RequestError, WeightsError, TokenizerError, BackendProblem) as error:
-        print(f"run.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nrun.py: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (head, say) has gone. Python flushes once more at its end: let it write to nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    mistakes = (WeightsError, TokenizerError, BackendProblem)
+    return run_program("run.py", lambda: run(build_parser().parse_args(argv)), mistakes)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -178,26 +157,6 @@ def build_parser() -> Parser:
     return parser
 
 
-def integer(text: str) -> int:
-    """An integer of the command line."""
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
-        raise argparse.ArgumentTypeError(f"{cut(text)} is not an integer; give one such as 64")
-    return int(text)
-
-
-def number(text: str) -> float:
-    """A number of the command line."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{cut(text)} is not a number; give one such as 0.8") from None
-
-
-def cut(text: str) -> str:
-    """`text` quoted and not longer than a line."""
-    return repr(text if len(text) <= 40 else text[:40] + "...")
-
-
 def prompt_tokens(options: argparse.Namespace) -> list[int]:
     """The token ids of the prompt; raises `RequestError`."""
     if options.tokens is not None and options.prompt is not None:
@@ -212,12 +171,13 @@ def prompt_tokens(options: argparse.Namespace) -> list[int]:
         raise RequestError("--tokens is empty; give at least one id, such as --tokens=15496,11,612,318")
     ids = []
     for position, item in enumerate(options.tokens.split(",")):
-        if not re.fullmatch(r"[+-]?[0-9]{1,18}", item.strip()):
+        try:
+            ids.append(integer(item))
+        except argparse.ArgumentTypeError:
             raise RequestError(
-                f"--tokens: item {position} is {cut(item)}, not an integer; "
+                f"--tokens: item {position} is {cut(item)}, not an integer that could be an id; "
                 "give ids with commas between, such as --tokens=15496,11,612,318"
-            )
-        ids.append(int(item))
+            ) from None
     return ids
 
 
@@ -240,6 +200,14 @@ def pick_backend() -> tuple[str, str, str]:
     from common.backend import describe
 
     facts = describe(common.choice)
+    if facts["backend"] == "cpu":
+        from common.cpu.launch import workers
+
+        try:
+            workers()
+        except (ValueError, RuntimeError) as error:  # now, not at the first launch
+            named = "" if "MINI_THREADS" in str(error) else f"MINI_THREADS is {cut(os.environ['MINI_THREADS'])}: "
+            raise BackendProblem(f"{named}{error}") from None
     return facts["backend"], facts["device"], facts["reason"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ch14_mini_llm.files import replacing
+
 WIDTH = 48  # columns of the timeline in text
 SHADES = " ·░▒▓█"  # how much of a column's time a kernel has: none … all
 
@@ -107,5 +109,7 @@ def draw(slices: list[Slice], title: str, path: str) -> None:
         side.spines[:].set_visible(False)
     axis.set_title(f"{title}\n{verdict(slices)}", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, **({"metadata": {"Date": None}} if path.endswith(".svg") else {"dpi": 120}))
+    kind = path.rpartition(".")[2]
+    with replacing(path, "--save") as file:
+        figure.savefig(file, format=kind, **({"metadata": {"Date": None}} if kind == "svg" else {"dpi": 120}))
     plt.close(figure)

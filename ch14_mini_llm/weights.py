@@ -1,9 +1,10 @@
-"""The weight file: its layout, written down once, with a writer and a memory-mapping reader.
+"""A GPT-2's weight file: its sizes, its tensors in order, a writer and a memory-mapping reader.
 
-A file is a header of 16 little-endian int32 followed by every tensor of a GPT-2 as one fp16 stream, without
-padding, in the order `tensor_table` gives. Two numbers of the architecture have no field because every GPT-2 shares
-them: layer norm uses `LAYER_NORM_EPS`, and the MLP uses the tanh form of GELU. The output head is the token
-embedding itself (tied), so it is not stored twice. `data/README.md` shows the same layout as a table for people.
+`layout.py` has the layout of the file, for any model, and its checksums. Here is what a GPT-2 puts into it. Files of
+version 1 are read as well: they have 16 int32 for a header, and then the tensors as one stream without padding.
+
+Every GPT-2 has the same `LAYER_NORM_EPS`, the tanh form of GELU in the MLP, and the token embedding for an output head
+(tied), which is not stored twice. `data/README.md` shows the same as tables for people.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; tensor names and the (in, out)
 orientation of the matrices are those of the published checkpoints.
@@ -11,41 +12,40 @@ orientation of the matrices are those of the published checkpoints.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-MAGIC = int.from_bytes(b"KbKW", "little")  # "Kernel by Kernel Weights": the file's first four bytes
-VERSION = 1
-DTYPE_FP16 = 1
-HEADER_FIELDS = ("magic", "version", "n_layer", "n_head", "d_model", "d_ff", "n_ctx", "vocab_size", "dtype")
-HEADER_INTS = 16
-HEADER_BYTES = 4 * HEADER_INTS
+from ch14_mini_llm.files import FileError, open_input
+from ch14_mini_llm.layout import (
+    LIMITS,
+    MODEL_FIELDS,
+    REMAKE,
+    VERSION,
+    WeightsError,
+    make_layout,
+    read_layout,
+    read_tensors,
+    read_version,
+    write_layout,
+)
+
+# The header of version 1: these int32, and 7 more that are 0.
+V1_FIELDS = ("magic", "version", "n_layer", "n_head", "d_model", "d_ff", "n_ctx", "vocab_size", "dtype")
+V1_INTS = 16
+V1_HEADER_BYTES = 4 * V1_INTS
+V1_FP16 = 1
+
 LAYER_NORM_EPS = 1e-5
 FP16_MAX = 65504.0
 
-# Upper limits are generous (GPT-2 XL is 48, 25, 1600, 6400, 1024, 50257): they are there to catch garbage.
-LIMITS = {
-    "n_layer": (1, 1024),
-    "n_head": (1, 1024),
-    "d_model": (1, 65536),
-    "d_ff": (1, 262144),
-    "n_ctx": (1, 1048576),
-    "vocab_size": (1, 4194304),
-}
-
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
-_REMAKE = "make the file again with data/download_gpt2.py or data/train_tiny.py"
 _EXPONENT = np.uint16(0x7C00)  # all exponent bits set: the fp16 is an infinity or a NaN
-
-
-class WeightsError(ValueError):
-    """A weight file or a model configuration that cannot be used; the message says which field and what to do."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class GPT2Config:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        for field, (low, high) in LIMITS.items():
-            value = getattr(self, field)
+        for field, value in asdict(self).items():
+            low, high = LIMITS[field]
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise WeightsError(f"{field} is {value!r}; it must be an integer from {low} to {high}")
             if not low <= value <= high:
@@ -89,14 +89,15 @@ class GPT2Config:
 
     @property
     def file_bytes(self) -> int:
-        """Length in bytes of a weight file of these sizes."""
-        return HEADER_BYTES + 2 * self.n_parameters
+        """Length in bytes of a weight file of these sizes, of the version that is written."""
+        return make_layout(_model_of(self), _fp16_tensors(self)).end
 
 
 def tensor_table(config: GPT2Config) -> list[tuple[str, tuple[int, ...], int]]:
-    """The tensors of a weight file in file order, as (name, shape, offset in bytes from the start of the file).
+    """The tensors of a weight file in file order, as (name, shape, offset in bytes in a file of version 1).
 
-    Matrices are stored row by row as (in, out), so that y = x @ weight + bias.
+    In a file of version 2 they are at the offsets that its header gives. Matrices are stored row by row as (in, out),
+    so that y = x @ weight + bias.
     """
     d, d_ff = config.d_model, config.d_ff
     shapes: list[tuple[str, tuple[int, ...]]] = [
@@ -121,7 +122,7 @@ def tensor_table(config: GPT2Config) -> list[tuple[str, tuple[int, ...], int]]:
         shapes += [(f"h.{layer}.{name}", shape) for name, shape in block]
     shapes += [("ln_f.weight", (d,)), ("ln_f.bias", (d,))]
 
-    table, offset = [], HEADER_BYTES
+    table, offset = [], V1_HEADER_BYTES
     for name, shape in shapes:
         table.append((name, shape, offset))
         offset += 2 * math.prod(shape)
@@ -136,71 +137,56 @@ def save_weights(
 ) -> str:
     """Write `tensors` (name -> floating-point array of the shape `tensor_table` gives) as fp16; return the SHA-256.
 
-    The file appears under `path` only when it is complete: a temporary file beside it is written, flushed to the
-    disk and renamed. `tensors` is read one tensor at a time, so it may be a lazy mapping; `on_tensor(name)` is
+    The file appears under `path` only when it is complete: a temporary file in the same folder is written, flushed to
+    the disk and renamed. `tensors` is read one tensor at a time, so it may be a lazy mapping; `on_tensor(name)` is
     called after each, for a progress bar. Raises `WeightsError` for a missing or surplus tensor, a wrong shape,
-    NaN or infinity, and a value that does not fit fp16.
+    NaN or infinity, and a value that does not fit fp16; `FileError` if `path` is no place for a file.
     """
-    path = Path(path)
-    table = tensor_table(config)
-    expected = {name for name, _, _ in table}
-    for what, names in (("missing", expected - set(tensors)), ("not part of the layout", set(tensors) - expected)):
+    shapes = {name: shape for name, shape, _ in tensor_table(config)}
+    for what, names in (
+        ("missing", set(shapes) - set(tensors)), ("not part of the layout", set(tensors) - set(shapes)),
+    ):  # fmt: skip
         if names:
             some = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
             raise WeightsError(f"{len(names)} tensors are {what}: {some}; see tensor_table(config) for the names")
 
-    header = np.zeros(HEADER_INTS, dtype="<i4")
-    values = {"magic": MAGIC, "version": VERSION, "dtype": DTYPE_FP16, **asdict(config)}
-    header[: len(HEADER_FIELDS)] = [values[field] for field in HEADER_FIELDS]
+    def read(name: str) -> memoryview:
+        return _to_fp16(name, tensors[name], shapes[name]).reshape(-1).view(np.uint8).data
 
-    digest = hashlib.sha256()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-
-            def put(data: bytes | memoryview) -> None:
-                file.write(data)
-                digest.update(data)
-
-            put(header.tobytes())
-            for name, shape, _ in table:
-                put(_to_fp16(name, tensors[name], shape).reshape(-1).view(np.uint8).data)
-                if on_tensor is not None:
-                    on_tensor(name)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest.hexdigest()
+    return write_layout(path, make_layout(_model_of(config), _fp16_tensors(config)), read, on_tensor)
 
 
 def load_weights(path: str | os.PathLike) -> tuple[GPT2Config, dict[str, np.ndarray]]:
     """Memory-map a weight file: (config, name -> read-only fp16 `np.memmap` view of the shape in `tensor_table`).
 
-    Nothing is copied; pages are read from the disk when they are touched. Raises `WeightsError`, naming the file and
-    the field, for a file that is missing, truncated, of another format or version, of impossible sizes, or that
-    holds NaN or infinity.
+    Nothing is copied. Raises `WeightsError`, naming the file and the field, for a file that is missing, no regular
+    file, truncated, damaged, of another format, version or architecture, of impossible sizes, or that holds NaN or
+    infinity.
     """
     path = Path(path)
-    config = _read_header(path)
-    found = path.stat().st_size
-    if found != config.file_bytes:
+    try:
+        with open_input(path) as file:
+            version = read_version(file)
+            if version not in _LOADERS:
+                raise WeightsError(f"version is {version}; this code reads 1 and {VERSION}: {REMAKE}")
+            config, tensors = _LOADERS[version](file)
+    except FileNotFoundError:
         raise WeightsError(
-            f"{path}: the file length is {found} bytes, but a model of the sizes in its header ({_describe(config)}) "
-            f"takes {config.file_bytes} bytes; the file is {'cut short' if found < config.file_bytes else 'too long'}: "
-            f"{_REMAKE}"
-        )
-    stream = np.memmap(path, dtype="<f2", mode="r", offset=HEADER_BYTES)
-    tensors = {}
-    for name, shape, offset in tensor_table(config):
-        start = (offset - HEADER_BYTES) // 2
-        flat = stream[start : start + math.prod(shape)]
+            f"{path}: there is no such weight file; get real GPT-2 with data/download_gpt2.py, or name no weights "
+            "to use the model in data/"
+        ) from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); give the path of a weight file") from None
+    except FileError as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); give the path of a weight file") from None
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    for name, tensor in tensors.items():
+        flat = tensor.reshape(-1)
         bad = first_non_finite(flat)
         if bad is not None:
-            index = tuple(int(i) for i in np.unravel_index(bad, shape))
-            raise WeightsError(f"{path}: tensor {name} holds {flat[bad]} at index {index}; {_REMAKE}")
-        tensors[name] = flat.reshape(shape)
+            index = tuple(int(i) for i in np.unravel_index(bad, tensor.shape))
+            raise WeightsError(f"{path}: tensor {name} holds {flat[bad]} at index {index}; {REMAKE}")
     return config, tensors
 
 
@@ -236,41 +222,78 @@ def first_non_finite(flat: np.ndarray, chunk: int = 1 << 18) -> int | None:
     return None
 
 
-def _read_header(path: Path) -> GPT2Config:
-    """The configuration in a file's header, after checking every one of the 16 integers."""
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(HEADER_BYTES)
-    except FileNotFoundError:
-        raise WeightsError(
-            f"{path}: there is no such weight file; get real GPT-2 with data/download_gpt2.py, or name no weights "
-            "to use the model in data/"
-        ) from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror}); give the path of a weight file") from None
-    if len(raw) < HEADER_BYTES:
-        raise WeightsError(
-            f"{path}: the file length is {len(raw)} bytes; the header alone is {HEADER_BYTES}: {_REMAKE}"
-        )
-    header = [int(value) for value in np.frombuffer(raw, dtype="<i4")]
-    fields = dict(zip(HEADER_FIELDS, header, strict=False))
-    for field, wanted, meaning in (
-        ("magic", MAGIC, "the file is not in this project's format: convert the model with data/download_gpt2.py"),
-        ("version", VERSION, "this code reads only that version: " + _REMAKE),
-        ("dtype", DTYPE_FP16, "that is fp16, the only type defined so far: " + _REMAKE),
-    ):
-        if fields[field] != wanted:
-            shown = (hex(fields[field] & 0xFFFFFFFF), hex(wanted)) if field == "magic" else (fields[field], wanted)
-            raise WeightsError(f"{path}: {field} is {shown[0]}; it must be {shown[1]}; {meaning}")
-    for position in range(len(HEADER_FIELDS), HEADER_INTS):
-        if header[position]:
+def _model_of(config: GPT2Config) -> dict:
+    """The header's model of a GPT-2."""
+    model = {
+        "architecture": "gpt2",
+        **{field: int(size) for field, size in asdict(config).items()},
+        "n_kv_head": int(config.n_head),
+        "head_dim": int(config.head_dim),
+        "epsilon": LAYER_NORM_EPS,
+        "rotary_base": None,
+        "tied_head": True,
+        "tokenizer": "gpt2",
+    }
+    return {field: model[field] for field in MODEL_FIELDS}
+
+
+def _fp16_tensors(config: GPT2Config) -> list[tuple[str, str, tuple[int, ...]]]:
+    return [(name, "fp16", shape) for name, shape, _ in tensor_table(config)]
+
+
+def _load_v2(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
+    """Sizes and tensors of a GPT-2, not yet looked at for NaN."""
+    layout = read_layout(file)
+    model = layout.model
+    if model["architecture"] != "gpt2":
+        raise WeightsError(f"architecture is {model['architecture']!r}; this code runs 'gpt2': choose another model")
+    config = GPT2Config(**{field.name: model[field.name] for field in fields(GPT2Config)})
+    expected = _model_of(config)
+    for field, value in model.items():
+        if value != expected.get(field):
             raise WeightsError(
-                f"{path}: reserved header integer {position} is {header[position]}; it must be 0; {_REMAKE}"
+                f"{field} is {value!r}; in a GPT-2 of these sizes it is {expected.get(field)!r}: choose another model"
             )
+    stored = [(tensor.name, tensor.type, tensor.shape) for tensor in layout.tensors]
+    for there, wanted in zip([*stored, None], [*_fp16_tensors(config), None]):
+        if there != wanted:
+            raise WeightsError(f"the header lists {there}, where a GPT-2 of these sizes has {wanted}: {REMAKE}")
+    shapes = {name: shape for name, _, shape in stored}
+    return config, {name: data.view("<f2").reshape(shapes[name]) for name, data in read_tensors(file, layout).items()}
+
+
+def _load_v1(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
+    """Sizes and tensors of a file of version 1, which has no checksum, not yet looked at for NaN."""
+    file.seek(0)
+    raw = file.read(V1_HEADER_BYTES)
+    if len(raw) < V1_HEADER_BYTES:
+        raise WeightsError(f"the file length is {len(raw)} bytes; the header alone is {V1_HEADER_BYTES}: {REMAKE}")
+    header = [int(value) for value in np.frombuffer(raw, dtype="<i4")]
+    values = dict(zip(V1_FIELDS, header, strict=False))
+    if values["dtype"] != V1_FP16:
+        raise WeightsError(f"dtype is {values['dtype']}; it must be {V1_FP16}, which is fp16: {REMAKE}")
+    for position in range(len(V1_FIELDS), V1_INTS):
+        if header[position]:
+            raise WeightsError(f"reserved header integer {position} is {header[position]}; it must be 0; {REMAKE}")
     try:
-        return GPT2Config(**{field: fields[field] for field in LIMITS})
+        config = GPT2Config(**{field.name: values[field.name] for field in fields(GPT2Config)})
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}; the header is damaged: {_REMAKE}") from None
+        raise WeightsError(f"{error}; the header is damaged: {REMAKE}") from None
+    length, expected = os.fstat(file.fileno()).st_size, V1_HEADER_BYTES + 2 * config.n_parameters
+    if length != expected:
+        raise WeightsError(
+            f"the file length is {length} bytes, but a model of the sizes in its header ({_describe(config)}) takes "
+            f"{expected} bytes; the file is {'cut short' if length < expected else 'too long'}: {REMAKE}"
+        )
+    stream = np.memmap(file, dtype="<f2", mode="r", offset=V1_HEADER_BYTES)
+    tensors = {}
+    for name, shape, offset in tensor_table(config):
+        start = (offset - V1_HEADER_BYTES) // 2
+        tensors[name] = stream[start : start + math.prod(shape)].reshape(shape)
+    return config, tensors
+
+
+_LOADERS = {1: _load_v1, 2: _load_v2}
 
 
 def _to_fp16(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -288,7 +311,7 @@ def _to_fp16(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
         value = tensor[index]
         if np.isfinite(value):
             raise WeightsError(
-                f"tensor {name} holds {value:g} at index {index}; fp16 ends at {FP16_MAX:g}: scale it down"
+                f"tensor {name} holds {value:.9g} at index {index}; fp16 ends at {FP16_MAX:g}: scale it down"
             )
         raise WeightsError(f"tensor {name} holds {value} at index {index}; every weight must be finite")
     return half

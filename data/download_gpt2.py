@@ -11,8 +11,8 @@ as pytorch_model.bin. Weights are rounded to fp16.
 
 from __future__ import annotations
 
-import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ch14_mini_llm.cli import Parser, cut, run_program
+from ch14_mini_llm.files import FileError, check_output, open_input
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, WeightsError, save_weights, tensor_table
 
 HUB_NAMES = {
@@ -30,6 +32,8 @@ HUB_NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
+LARGEST_JSON = 1 << 26  # bytes
+SAVE_AS_FLOAT = "save the model as float32 or float16 first"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 # What the kernels compute; a setting that is absent from config.json has transformers' default, the first value here.
@@ -53,16 +57,14 @@ def convert(
 ) -> tuple[GPT2Config, str]:
     """Write the GPT-2 in `source` (a folder, a name in `HUB_NAMES`, or a hub id "owner/name") to the file `out`.
 
-    Returns (GPT2Config, SHA-256 of the file). Raises `ConversionError`, or `WeightsError` naming the tensor when a
-    value is not finite or does not fit fp16.
+    Returns (GPT2Config, SHA-256 of the file). Raises `ConversionError`, `FileError` before anything is fetched when
+    `out` cannot be written, or `WeightsError` naming the tensor when a value is not finite or does not fit fp16.
     """
+    check_output(out, "--out")
     out = Path(out)
-    if not out.parent.is_dir():
-        raise ConversionError(f"--out: there is no folder {out.parent}; make it, or choose another place")
-    if out.is_dir():
-        raise ConversionError(f"--out: {out} is a folder; give the name of the file to write")
     folder = local_folder(source) or fetch(str(source), revision)
     config = read_config(folder / "config.json")
+    check_output(out, "--out", [path for path in folder.iterdir() if path.is_file()], config.file_bytes)
     tensors = select_tensors(open_tensors(folder), config)
     if not progress:
         return config, save_weights(out, config, tensors)
@@ -76,15 +78,18 @@ def convert(
 def local_folder(source: str | Path) -> Path | None:
     """The folder `source` names, or None when it names a model on the hub."""
     path = Path(source)
-    if path.is_dir() and (path / "config.json").is_file():
+    if not str(source):
+        raise ConversionError(f"--model is empty; give one of {', '.join(HUB_NAMES)}, a hub id or a folder")
+    is_folder = os.path.isdir(path)
+    if is_folder and os.path.lexists(path / "config.json"):
         return path
     if str(source) in HUB_NAMES:
         return None
-    if path.is_dir():
+    if is_folder:
         raise ConversionError(f"--model: the folder {path} has no config.json; give a folder saved by save_pretrained")
     if path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1:
         raise ConversionError(
-            f"--model: {str(source)!r} is neither a folder here, nor one of {', '.join(HUB_NAMES)}, nor owner/name"
+            f"--model: {cut(str(source))} is neither a folder here, nor one of {', '.join(HUB_NAMES)}, nor owner/name"
         )
     return None
 
@@ -118,7 +123,7 @@ def fetch(name: str, revision: str | None = None) -> Path:
                     raise  # the connection broke; the file may well exist
                 continue
             if filename.endswith(".index.json"):
-                for shard in _shards(path):
+                for shard in sorted(_shards(path)):
                     get(shard)
             return folder
     except ConversionError:
@@ -173,9 +178,20 @@ def _offline_message(repo: str) -> str:
     )
 
 
-def _shards(index: Path) -> list[str]:
-    """Names of the files a model.safetensors.index.json spreads the tensors over."""
-    return sorted(set(_read_json(index)["weight_map"].values()))
+def _shards(index: Path) -> dict[str, set[str]]:
+    """{file: names of its tensors} of a model.safetensors.index.json; raises `ConversionError`."""
+    content = _read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError(f"{index}: there is no weight_map of tensors in it; fetch it again")
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+            raise ConversionError(
+                f"{index}: {_name(name)} is said to be in {cut(str(shard))}, which is no .safetensors file next to it"
+            )
+        shards.setdefault(shard, set()).add(name)
+    return shards
 
 
 def read_config(path: Path) -> GPT2Config:
@@ -185,40 +201,75 @@ def read_config(path: Path) -> GPT2Config:
         raise ConversionError(f"{path}: not a JSON object; give the config.json of a GPT-2")
     problems = []
     if settings.get("model_type") != "gpt2":
-        problems.append(f"model_type is {settings.get('model_type')!r}, not 'gpt2'")
+        problems.append(f"model_type is {_shown(settings.get('model_type'))}, not 'gpt2'")
     for field, allowed in SUPPORTED.items():
         value = settings.get(field, allowed[0])
         if value not in allowed:
-            problems.append(f"{field} is {value!r}, not {' or '.join(repr(choice) for choice in allowed)}")
+            problems.append(f"{field} is {_shown(value)}, not {' or '.join(repr(choice) for choice in allowed)}")
     if problems:
         raise ConversionError(f"{path}: this model cannot be run here: {'; '.join(problems)}; choose a plain GPT-2")
 
-    def size(*names: str) -> int:
-        for name in names:
-            if settings.get(name) is not None:
-                return settings[name]
-        raise ConversionError(f"{path}: {names[0]} is missing; give the config.json that belongs to the model")
+    def size(*names: str, fallback: str | None = None) -> int:
+        """The value of the names that transformers takes for one another, or else of `fallback`."""
+        given = {name: settings[name] for name in names if settings.get(name) is not None}
+        if not given and fallback is not None and settings.get(fallback) is not None:
+            given = {fallback: settings[fallback]}
+        if not given:
+            raise ConversionError(f"{path}: {names[0]} is missing; give the config.json that belongs to the model")
+        (name, value), *others = given.items()
+        for other, different in others:
+            if different != value:
+                raise ConversionError(
+                    f"{path}: {name} is {_shown(value)} and {other} is {_shown(different)}, two names of one size; "
+                    "remove the wrong one"
+                )
+        if type(value) is not int:
+            raise ConversionError(f"{path}: {name} is {_shown(value)}; it must be an integer")
+        return value
 
     d_model = size("n_embd", "hidden_size")
-    d_ff = settings.get("n_inner")
     try:
         return GPT2Config(
             n_layer=size("n_layer", "num_hidden_layers"),
             n_head=size("n_head", "num_attention_heads"),
             d_model=d_model,
-            d_ff=d_ff if d_ff is not None else 4 * d_model,
-            n_ctx=size("n_positions", "max_position_embeddings", "n_ctx"),
+            d_ff=size("n_inner") if settings.get("n_inner") is not None else 4 * d_model,
+            n_ctx=size("n_positions", "max_position_embeddings", fallback="n_ctx"),
             vocab_size=size("vocab_size"),
         )
     except WeightsError as error:
         raise ConversionError(f"{path}: {error}") from None
 
 
+def _shown(value: object) -> str:
+    """A value of a JSON file, not longer than a line."""
+    return cut(value) if isinstance(value, str) else f"{value!r}"[:60]
+
+
 def _read_json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: cannot be read as JSON ({error}); delete it and fetch it again") from None
+        with open_input(path) as file:
+            text = file.read(LARGEST_JSON + 1)
+        if len(text) > LARGEST_JSON:
+            raise ConversionError(f"{path}: longer than {LARGEST_JSON} bytes; give the folder of a GPT-2")
+        return json.loads(text.decode("utf-8"), object_pairs_hook=lambda pairs: _object(path, pairs))
+    except FileError as error:
+        raise ConversionError(f"{error}; give a folder saved by save_pretrained") from None
+    except ConversionError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)[:100]
+        raise ConversionError(f"{path}: cannot be read as JSON ({reason}); delete it and fetch it again") from None
+
+
+def _object(path: Path, pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object; raises `ConversionError` for a field that is there twice: which one counts?"""
+    fields: dict = {}
+    for field, value in pairs:
+        if field in fields:
+            raise ConversionError(f"{path}: {cut(field)} is there twice; remove the wrong one")
+        fields[field] = value
+    return fields
 
 
 class LazyTensors(Mapping):
@@ -228,7 +279,14 @@ class LazyTensors(Mapping):
         self._readers = readers
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._readers[name]()
+        reader = self._readers[name]
+        try:
+            return reader()
+        except (ConversionError, WeightsError):
+            raise
+        except Exception as error:  # whatever the library finds wrong with the file only now
+            reason = _reason(error)
+            raise ConversionError(f"tensor {_name(name)} cannot be read ({reason}); fetch the model again") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -238,33 +296,53 @@ class LazyTensors(Mapping):
 
 
 def open_tensors(folder: Path) -> LazyTensors:
-    """The tensors stored in a model folder, under the names the file gives them."""
+    """The tensors stored in a model folder, under the names the file gives them. Raises `ConversionError`."""
     single, index, pickled = (folder / name for name in WEIGHT_FILES)
-    if single.is_file():
+    if os.path.lexists(single):
         return LazyTensors(_safetensors_readers(single))
-    if index.is_file():
+    if os.path.lexists(index):
         readers = {}
-        for shard in _shards(index):
-            readers.update(_safetensors_readers(folder / shard))
+        for shard, names in _shards(index).items():
+            stored = _safetensors_readers(folder / shard)
+            for what, odd in (("is not in it", names - set(stored)), ("is not listed", set(stored) - names)):
+                if odd:
+                    raise ConversionError(f"{index}: {_name(min(odd))} {what}: {shard}; fetch the model again")
+            readers.update(stored)
         return LazyTensors(readers)
-    if pickled.is_file():
+    if os.path.lexists(pickled):
         return LazyTensors(_pytorch_readers(pickled))
     raise ConversionError(f"{folder} has none of {', '.join(WEIGHT_FILES)}; give a folder saved by save_pretrained")
 
 
+def _require_file(path: Path) -> None:
+    """Raises `ConversionError` unless `path` is a regular file that can be opened: the libraries wait for a pipe."""
+    try:
+        open_input(path).close()
+    except FileError as error:
+        raise ConversionError(f"{error}; give a folder saved by save_pretrained") from None
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be read ({error.strerror}); delete it and fetch it again") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says is wrong, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
+
+
 def _safetensors_readers(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     try:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
     except ImportError:
         raise ConversionError("reading model.safetensors needs a package: pip install safetensors") from None
+    _require_file(path)
     try:
         file = safe_open(path, framework="np")
         types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{path}: cannot be read ({error}); delete it and fetch it again") from None
+    except Exception as error:  # of many types, the library's own among them
+        raise ConversionError(f"{path}: cannot be read ({_reason(error)}); delete it and fetch it again") from None
     for name, dtype in types.items():
         if dtype not in ("F16", "F32", "F64") and not _is_ignored(_plain_name(name)):
-            raise ConversionError(f"{path}: {name} is stored as {dtype}; save the model as float32 or float16 first")
+            raise ConversionError(f"{path}: {_name(name)} is stored as {dtype}; {SAVE_AS_FLOAT}")
     return {name: lambda name=name: file.get_tensor(name) for name in types}
 
 
@@ -275,11 +353,35 @@ def _pytorch_readers(path: Path) -> dict[str, Callable[[], np.ndarray]]:
         raise ConversionError(
             f"{path.name} can only be read with PyTorch: pip install torch, or choose a model with model.safetensors"
         ) from None
+    _require_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)  # weights_only: never runs code from the file
-        return {name: lambda tensor=tensor: tensor.float().numpy() for name, tensor in state.items()}
     except Exception as error:  # unpickling damaged files fails in many ways
         raise ConversionError(f"{path}: cannot be read ({type(error).__name__}); fetch it again") from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ConversionError(f"{path}: no dictionary of tensors by name; save the model's state_dict")
+    floats = (torch.float16, torch.float32, torch.float64, torch.bfloat16)
+    for name, tensor in state.items():
+        if _is_ignored(_plain_name(name)):
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise ConversionError(f"{path}: {_name(name)} is no tensor but a {kind}; save the model's state_dict")
+        if tensor.dtype not in floats or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device.type}".replace("torch.", "")
+            raise ConversionError(f"{path}: {_name(name)} is stored as {kind}; {SAVE_AS_FLOAT}")
+    return {name: lambda tensor=tensor: _as_numpy(tensor) for name, tensor in state.items()}
+
+
+def _as_numpy(tensor) -> np.ndarray:
+    """A torch tensor of floats as an array; bfloat16, which NumPy has not, as float32."""
+    tensor = tensor.detach()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _name(name: str) -> str:
+    """A tensor's name, as it is if that is one for people."""
+    return name if name.isprintable() and 0 < len(name) <= 80 else cut(name)
 
 
 def _plain_name(name: str) -> str:
@@ -294,15 +396,26 @@ def _is_ignored(name: str) -> bool:
 def select_tensors(stored: Mapping[str, np.ndarray], config: GPT2Config) -> LazyTensors:
     """The layout's tensors out of a checkpoint's, without "transformer.", masks and the tied head.
 
-    Raises `ConversionError` for missing or unknown tensors and for a head that differs from the token embedding.
+    Raises `ConversionError` for missing or unknown tensors, for one that is there under two names, and for a head that
+    differs from the token embedding.
     """
-    names = {_plain_name(name): name for name in stored if not _is_ignored(_plain_name(name))}
+    names: dict[str, str] = {}
+    for name in stored:
+        plain = _plain_name(name)
+        if plain in names:
+            both = f"{_name(names[plain])} and {_name(name)}"
+            raise ConversionError(f"tensor {_name(plain)} is there twice, as {both}; remove the wrong one")
+        names[plain] = name
+    layers = range(config.n_layer)
+    masks = {f"h.{layer}.attn.{mask}" for layer in layers for mask in ("bias", "masked_bias")}
+    names = {plain: name for plain, name in names.items() if plain not in masks}
     head = names.pop("lm_head.weight", None)
     wanted = {name for name, _, _ in tensor_table(config)}
     for what, found in (("is missing", sorted(wanted - set(names))), ("is unknown", sorted(set(names) - wanted))):
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise ConversionError(f"tensor {found[0]} {what}{more}; the file must hold exactly a GPT-2's tensors")
+            first = _name(found[0])
+            raise ConversionError(f"tensor {first} {what}{more}; the file must hold exactly a GPT-2's tensors")
     if head is not None and not np.array_equal(stored[head], stored[names["wte.weight"]]):
         raise ConversionError(
             "lm_head.weight differs from wte.weight; only a head tied to the embedding can be run here"
@@ -312,7 +425,8 @@ def select_tensors(stored: Mapping[str, np.ndarray], config: GPT2Config) -> Lazy
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (0, or 2 after a one-line error)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
+        prog="download_gpt2.py",
         description="Fetch GPT-2's weights and write them in this project's layout (fp16; 124M makes about 250 MB).",
         epilog="Then: python ch14_mini_llm/run.py --prompt 'Hello, there is' takes data/gpt2-small.bin by itself.",
     )
@@ -323,21 +437,18 @@ def main(argv: list[str] | None = None) -> int:
         help=f"{', '.join(HUB_NAMES)}, a hub id owner/name, or a folder saved by save_pretrained (default: gpt2)",
     )
     parser.add_argument("--revision", help="branch, tag or commit on the hub (default: the newest)")
-    options = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
+        options = parser.parse_args(argv)
         config, digest = convert(options.model, options.out, options.revision, progress=True)
-    except (ConversionError, WeightsError, OSError) as error:
-        print(f"download_gpt2: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("download_gpt2: stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    print(
-        f"{options.out}: n_layer {config.n_layer}, n_head {config.n_head}, d_model {config.d_model}, "
-        f"d_ff {config.d_ff}, n_ctx {config.n_ctx}, vocab_size {config.vocab_size}"
-    )
-    print(f"{config.n_parameters:,} parameters, {config.file_bytes:,} bytes, SHA-256 {digest}")
-    return 0
+        print(
+            f"{options.out}: n_layer {config.n_layer}, n_head {config.n_head}, d_model {config.d_model}, "
+            f"d_ff {config.d_ff}, n_ctx {config.n_ctx}, vocab_size {config.vocab_size}"
+        )
+        print(f"{config.n_parameters:,} parameters, {config.file_bytes:,} bytes, SHA-256 {digest}")
+
+    mistakes = (ConversionError, WeightsError, FileError, OSError)
+    return run_program("download_gpt2", work, mistakes, "stopped; run the same command again to go on")
 
 
 if __name__ == "__main__":

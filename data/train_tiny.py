@@ -17,7 +17,9 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +28,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ch14_mini_llm import tokenizer
+from ch14_mini_llm.cli import Parser, integer, number, run_program
+from ch14_mini_llm.files import FileError, check_output, open_input, write_text
+from ch14_mini_llm.request import MAX_SEED, RequestError
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, WeightsError, save_weights
 
 try:
@@ -182,9 +187,12 @@ class Corpus:
 def read_documents(path: Path) -> tuple[list[str], str]:
     """The documents of a text file (gzipped if it ends in .gz) and the SHA-256 of the unpacked bytes."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open_input(path) as file:
+            data = file.read()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
         text = data.decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, FileError) as error:
         raise CorpusError(f"{path}: cannot be read ({error}); give a UTF-8 text file, or one packed by gzip") from None
     lines = text.replace("\r\n", "\n")
     documents = [part.strip("\n") for part in f"\n{lines}\n".split(f"\n{tokenizer.END_OF_TEXT}\n")]
@@ -397,17 +405,26 @@ def sample_text(model: GPT2, prompt: str, max_new: int, temperature: float, top_
 
 def write_log(path: Path, rows: list[dict]) -> None:
     """Write rows as JSON lines; the file is replaced as a whole, so that it is never half a line."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows), "--log")
+
+
+def keep_weights(out: Path, config: GPT2Config, state: dict[str, np.ndarray]) -> tuple[Path, str, str | None]:
+    """Write the weights to `out`, or if that fails to the system's folder for temporary files: they took long to make.
+
+    Returns (where they are, SHA-256, why they are not in `out` or None).
+    """
     try:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return out, save_weights(out, config, state), None
+    except (OSError, FileError) as error:
+        reason = f"{out} cannot be written any more ({error})"
+        other = Path(tempfile.gettempdir(), f"{out.stem}-{os.getpid()}.bin")
+        return other, save_weights(other, config, state), f"{reason}; the weights are in {other}"
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Settings]:
-    """The options; every number is checked here. Exits with code 2 and one line for a bad one."""
-    parser = argparse.ArgumentParser(
+    """The options; every number and every path is checked here. Raises `RequestError` or `FileError` for a bad one."""
+    parser = Parser(
+        prog="train_tiny.py",
         description="Train a small GPT-2 (vocabulary 50257) on a text file.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -434,80 +451,101 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Setting
     defaults = Settings()
     for name, text in helps.items():
         value = getattr(defaults, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=text)
+        kind = {int: integer, float: number}.get(type(value), str)
+        parser.add_argument(f"--{name}", type=kind, default=value, help=text)
     parser.add_argument("--compile", action="store_true", help="use torch.compile (worth it on a GPU)")
     options = parser.parse_args(argv)
     settings = Settings(**{name: getattr(options, name) for name in asdict(defaults)})
     for name in ("steps", "batch", "eval_every", "minutes", "lr"):
         if not getattr(settings, name) > 0:
-            parser.error(f"--{name} is {getattr(settings, name)}; it must be above 0")
+            raise RequestError(f"--{name} is {getattr(settings, name)}; it must be above 0")
     for name in ("warmup", "weight_decay", "micro_batch", "seed"):
-        if getattr(settings, name) < 0:
-            parser.error(f"--{name} is {getattr(settings, name)}; it must not be negative")
+        if not getattr(settings, name) >= 0:
+            raise RequestError(f"--{name} is {getattr(settings, name)}; it must not be negative")
+    for name, most in (("steps", 10**12), ("batch", 10**6), ("seed", MAX_SEED), ("lr", 1e6), ("weight_decay", 1e6)):
+        if getattr(settings, name) > most:
+            raise RequestError(f"--{name} is {getattr(settings, name)}; it can be at most {most}")
     if not 0 <= settings.dropout < 1:
-        parser.error(f"--dropout is {settings.dropout}; it must be from 0 up to, not including, 1")
+        raise RequestError(f"--dropout is {settings.dropout}; it must be from 0 up to, not including, 1")
     if settings.micro_batch and settings.batch % settings.micro_batch:
-        parser.error(f"--micro_batch is {settings.micro_batch}; it must divide --batch {settings.batch}")
+        raise RequestError(f"--micro_batch is {settings.micro_batch}; it must divide --batch {settings.batch}")
     try:
-        settings.model_config()
+        config = settings.model_config()
         if settings.device != "auto":
-            torch.empty(1, device=settings.device)
+            torch.zeros(1, device=settings.device).item()
     except WeightsError as error:
-        parser.error(str(error))
+        raise RequestError(error) from None
     except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {settings.device} cannot be used ({str(error).splitlines()[0]}); try --device auto")
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise RequestError(f"--device {settings.device} cannot be used ({reason}); try --device auto") from None
+    check_output(options.out, "--out", [options.text], config.file_bytes)
     options.log = options.log or options.out.with_suffix(".log.jsonl")
-    for path in (options.out, options.log):
-        if not path.parent.is_dir():
-            parser.error(f"there is no folder {path.parent}; make it, or choose another place")
+    check_output(options.log, "--log", [options.text])
+    if os.path.realpath(options.out) == os.path.realpath(options.log):
+        raise RequestError(f"--log: {options.log} is where the weights go; choose another name")
     return options, settings
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (0, or 2 after a one-line error)."""
-    options, settings = parse_arguments(argv)
+    mistakes = (CorpusError, tokenizer.TokenizerError, WeightsError, FileError)
+    return run_program("train_tiny", lambda: run(*parse_arguments(argv)), mistakes, "stopped; nothing was written")
+
+
+def run(options: argparse.Namespace, settings: Settings) -> None:
+    """Read, train, write: the program without its error handling."""
     started = time.perf_counter()
-    try:
-        corpus = read_corpus(options.text, settings.n_ctx)
-    except (CorpusError, tokenizer.TokenizerError) as error:
-        print(f"train_tiny: error: {error}", file=sys.stderr)
-        return 2
+    corpus = read_corpus(options.text, settings.n_ctx)
     config = settings.model_config()
     print(
         f"{len(corpus.train):,} training tokens, {len(corpus.held_out):,} held out, read in "
-        f"{time.perf_counter() - started:.1f} s; {config.n_parameters:,} parameters in {config.file_bytes:,} bytes"
+        f"{time.perf_counter() - started:.1f} s; {config.n_parameters:,} parameters in {config.file_bytes:,} bytes",
+        flush=True,  # an output that cannot be written is found out before the training
     )
     rows: list[dict] = []
+    problems: list[str] = []
+
+    def log(rows: list[dict]) -> None:
+        """A log that cannot be written any more is no reason to lose the training."""
+        try:
+            write_log(options.log, rows)
+        except (OSError, FileError) as error:
+            if not problems:
+                problems.append(f"{options.log} cannot be written any more ({error})")
+                print(f"train_tiny: {problems[0]}; the training goes on", file=sys.stderr)
 
     def on_row(row: dict) -> None:
         rows.append(row)
-        write_log(options.log, rows)
+        log(rows)
 
     try:
         model, summary = train(corpus, settings, on_row)
-    except KeyboardInterrupt:  # a second Ctrl-C, while the first one's result was being measured
-        print("train_tiny: stopped; nothing was written", file=sys.stderr)
-        return 130
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "allocate memory" not in str(error):
+            raise
+        raise CorpusError("there is not enough memory; choose a smaller --batch, --micro_batch or model") from None
     state = {name: tensor.half().numpy() for name, tensor in model.state_dict().items()}
+    out, summary["weights_sha256"], problem = keep_weights(options.out, config, state)
+    if problem:
+        problems.append(problem)
+    summary["samples"] = []
     try:
-        summary["weights_sha256"] = save_weights(options.out, config, state)
-    except (WeightsError, OSError) as error:  # a diverged run, a full disk
-        print(f"train_tiny: error: {error}", file=sys.stderr)
-        return 2
-    summary["samples"] = [
-        {"temperature": temperature, "text": sample_text(model, prompt, 80, temperature)}
-        for prompt in PROMPTS
-        for temperature in (0.0, 0.8)
-    ]
-    write_log(options.log, [*rows, summary])
+        for prompt in PROMPTS:
+            for temperature in (0.0, 0.8):
+                text = sample_text(model, prompt, 80, temperature)
+                summary["samples"].append({"temperature": temperature, "text": text})
+    except KeyboardInterrupt:
+        pass  # of the samples; the weights are written
+    log([*rows, summary])
     for sample in summary["samples"]:
         print(f"--- temperature {sample['temperature']:g}\n{sample['text']}")
     print(
-        f"{options.out}: held-out loss {summary['held_out_loss']} nats a token (perplexity "
+        f"{out}: held-out loss {summary['held_out_loss']} nats a token (perplexity "
         f"{summary['held_out_perplexity']}) after {summary['best_step']} of {summary['steps']} steps and "
         f"{summary['seconds']} s, SHA-256 {summary['weights_sha256']}"
     )
-    return 0
+    if problems:
+        raise CorpusError("; ".join(problems))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Shared by all tests: the backend is picked before Numba's cuda is imported, and tests that need a GPU are marked."""
 
+import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "ch14", ROOT / "tests" / "cpu"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+import sets  # noqa: E402
 
 import common  # noqa: E402  (before numba.cuda)
 
@@ -16,38 +20,69 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # The CPU backend's own tests stay out of a process that runs on a GPU: they would teach Numba a second float16.
-INSIDE = ("half", "scalars", "atomics", "errors", "compile")
+INSIDE = ("half", "scalars", "atomics", "errors", "compile", "cache")
 collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for name in INSIDE]
 
 
-def pytest_report_header():
-    return f"kernel backend: {common.BACKEND} ({common.choice.reason})"
+def pytest_report_header(config):
+    lines = [f"kernel backend: {common.BACKEND} ({common.choice.reason})"]
+    if config.getoption("--set") == "quick":
+        lines.append("a quick part of the tests; comparisons with PyTorch and transformers, and all others: make test-all")
+    return lines
 
 
 def pytest_addoption(parser):
+    parser.addoption("--set", choices=sets.NAMES, default="all", help="a part of the tests, see tests/sets.py")
     parser.addoption("--sanitize", action="store_true", help="look at every access; tests with findings fail")
     parser.addoption("--one-size", action="store_true", help="of each test, one case for each kernel (slow tools)")
-
-
-def one_size(items):
-    """The last case of each test for each kernel: sizes and shapes are dropped, kernels are not."""
-    kept = {}
-    for item in items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        kernel = next((str(params[name]) for name in ("kernel", "version", "op") if name in params), "")
-        kept[item.nodeid.split("[")[0], kernel] = item
-    return list(kept.values())
 
 
 def pytest_collection_modifyitems(config, items):
     """Tests marked ``gpu`` look at the GPU itself. All others run the same on both backends."""
     if config.getoption("--one-size"):
-        items[:] = one_size(items)
+        items[:] = sets.one_size(items)
+    chosen = sets.choose(items, config.getoption("--set"))
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
     if common.BACKEND == "gpu":
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="looks at the GPU backend itself; this run is on the CPU backend"))
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, to compare with; a test that asks for it is skipped where it is not installed."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+    """Hugging Face transformers, to compare with."""
+    return pytest.importorskip("transformers")
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that starts the workers, or the only one
+        handle, path = tempfile.mkstemp(prefix="compilations")
+        os.close(handle)
+        os.environ["MINI_COMPILE_LOG"] = path
+
+
+def pytest_xdist_auto_num_workers(config):
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def pytest_terminal_summary(terminalreporter):
+    path = Path(os.environ.pop("MINI_COMPILE_LOG"))
+    spent = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    compiled, loaded, seconds = (sum(entry[key] for entry in spent) for key in ("compiled", "loaded", "seconds"))
+    if spent:
+        terminalreporter.write_line(
+            f"{compiled} functions compiled and {loaded} loaded from the disk cache, in {seconds:.0f} s of processor time"
+        )
 
 
 @pytest.fixture(autouse=True)

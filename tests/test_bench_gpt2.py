@@ -8,7 +8,9 @@ import common
 # isort: split
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
 
 from benchmarks import gpt2, gpt2_plot, peers
 from benchmarks.ladders import device_folder

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_everything_imported_is_declared(folder):
 
 def test_readme_names_only_targets_and_extras_that_exist():
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", MAKEFILE, re.MULTILINE))
-    targets |= set(re.search(r"^CHAPTERS = (.*)$", MAKEFILE, re.MULTILINE)[1].split())
+    targets |= set(re.search(r"^override CHAPTERS = (.*)$", MAKEFILE, re.MULTILINE)[1].split())
     code = re.findall(r"`[^`\n]+`", README) + re.findall(r"^```.*?^```", README, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"\bmake ([a-z][a-z0-9-]+)", "\n".join(code)))
     assert {"ch14", "test"} <= named <= targets
@@ -161,7 +162,8 @@ def test_readme_names_only_targets_and_extras_that_exist():
 
 def test_ci_runs_the_command_that_the_readme_gives():
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.search(r"\bmake test\b", ci, re.MULTILINE) and "make test" in README
+    assert re.search(r"\bmake test$", ci, re.MULTILINE) and "$ make test\n" in README
+    assert re.search(r"\bmake test-all ARGS=--set=rest\b", ci) and "make test-all" in README
     assert os.access(ROOT / ".ci" / "run", os.X_OK) or os.name == "nt"
 
 
@@ -174,8 +176,10 @@ def test_licence():
 # --- the Makefile -------------------------------------------------------------------------------------
 
 # Stands in for every Python: says the version it is told, "makes" a virtual environment by copying itself, and writes
-# each other call into the log, one line with the arguments in < > and what is set of the variables that matter.
+# each other call into the log, one line with the arguments in < > and what is set of the variables that matter. What
+# cuts ARGS into words is run by a real Python, and comes back to this one.
 FALSE_PYTHON = r"""#!/bin/sh
+case "$1" in common/make_args.py) exec "$FALSE_FOR" "$@" ;; esac
 case "$*" in
     *sys.version_info*) echo "${FALSE_VERSION:-3.12}"; exit 0 ;;
     *ensurepip*) exit "${FALSE_ENSUREPIP:-0}" ;;
@@ -196,6 +200,8 @@ PLAN = "EXTRA='{}'\nCHECK='{}'\nFORCE='{}'\nNOTE='{}'"
 def make(tmp_path):
     """`make("ch14", "ARCH=sm_80", FALSE_VERSION="3.10")` in a folder with the Makefile: (exit code, calls, output)."""
     shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "common").mkdir()
+    shutil.copy(ROOT / "common" / "make_args.py", tmp_path / "common")
     (tmp_path / "pyproject.toml").touch()
     os.utime(tmp_path / "pyproject.toml", (1e9, 1e9))
     python = tmp_path / "false-python"
@@ -210,7 +216,7 @@ def make(tmp_path):
         command = ["make", *arguments]
         if not any(word.startswith("PYTHON=") for word in arguments):
             command.append(f"PYTHON={python}")
-        environ = {**clean, "FALSE_PLAN": PLAN.format(*plan), **environ}
+        environ = {**clean, "FALSE_PLAN": PLAN.format(*plan), "FALSE_FOR": sys.executable, **environ}
         done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
         return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
 
@@ -244,15 +250,18 @@ def test_ch14_sets_up_once_without_torch(make):
 
 
 @needs_make
-def test_test_installs_dev_and_runs_pytest(make):
-    code, calls, output = make("test", "ARGS=-k 'one or two'", "TORCH_INDEX=https://example.org/cpu")
+@pytest.mark.parametrize("target, extra, index", [
+    ("test", "[test]", ""), ("test-all", "[dev]", "<--extra-index-url><https://example.org/cpu>"),
+])  # fmt: skip
+def test_tests_install_what_they_need_and_run_pytest(make, target, extra, index):
+    code, calls, output = make(target, "ARGS=-k 'one or two'", "TORCH_INDEX=https://example.org/cpu")
     assert code == 0, output
-    install = INSTALL.format("[dev]") + "<--extra-index-url><https://example.org/cpu>"
     pytest_call = calls.pop()
     assert pytest_call.startswith("<-m><pytest>") and pytest_call.endswith("<-k><one or two>")
-    assert calls == ["<-m><venv><.venv>", install]
-    assert len(make("test")[1]) == 1
-    assert make("ch14")[1][0].startswith(CH14), "dev includes what ch14 needs"
+    assert ("<--set=quick>" in pytest_call) == (target == "test")
+    assert calls == ["<-m><venv><.venv>", INSTALL.format(extra) + index]
+    assert len(make(target)[1]) == 1
+    assert make("ch14")[1][0].startswith(CH14), "it includes what ch14 needs"
 
 
 @needs_make
@@ -376,3 +385,156 @@ def test_clean_removes_only_an_environment_that_make_made(make):
 def test_other_targets(make, target, expected):
     code, calls, output = make(target)
     assert code == 0 and calls[-1] == expected, output
+
+
+# --- nothing in a variable is run ---------------------------------------------------------------------
+
+# Each would make a file called "run", if make, a shell or anything else looked into it.
+NASTY = [
+    "$(shell touch run)",
+    "${shell touch run}",
+    "$(eval $(shell touch run))",
+    "$$(touch run)",
+    "$(touch run)",
+    "`touch run`",
+    "; touch run;",
+    "x & touch run | touch run",
+    '"; touch run; "',
+    "'; touch run; '",
+    '"$(touch run)"',
+    "'\"`touch run`\"'",
+    "x\n\ttouch run\n",
+    "x: ; touch run #",
+    "${KBK_ARGS:=`touch run`}",
+    "> run",
+    "%",
+    "\\",
+    "* ~ $HOME $$ # \\n {a,b} [a-z]* ?",
+]
+@pytest.fixture
+def untouched(make):
+    """`make`, and afterwards: nothing in the folder says that a value was run."""
+    yield make
+    assert not [path.name for path in make.folder.rglob("run")]
+
+
+@needs_make
+@pytest.mark.parametrize("value", NASTY)
+def test_a_variable_is_text(untouched, value):
+    """It arrives as it is: from the command line, and from the environment where that counts."""
+    names = ("PROMPT", "TOKENS", "WEIGHTS", "MAX_NEW", "ARCH", "UNHEARD_OF")
+    code, calls, output = untouched("ch14", *(f"{name}={value}" for name in names))
+    assert code == 0, output
+    prompt = f"<--prompt={value}><--tokens={value}><--weights={value}>"
+    assert "\n".join(calls).endswith(CH14 + prompt + f"<--max_new={value}><--stats>")
+    calls = untouched("-e", "profile", PROMPT=value, TOKENS=value, WEIGHTS=value, ARGS="")[1]
+    assert "\n".join(calls).endswith(f"<ch14_mini_llm/profile.py>{prompt}")
+    calls = untouched("profile", *(f"{name}={value}" for name in names))[1]
+    assert "\n".join(calls).endswith(f"<ch14_mini_llm/profile.py>{prompt}")
+    assert "\n".join(untouched("fuzz", f"SEEDS={value}")[1]).endswith(f"<--seeds><{value}>")
+    assert untouched("solution", f"GIVE_UP={value}")[1][-1] == "<-m><common.grade><solution><--give-up>"
+    install = INSTALL.format("[dev]") + f"<--extra-index-url><{value}>"
+    for environ, arguments in (({}, [f"TORCH_INDEX={value}"]), ({"TORCH_INDEX": value}, [])):
+        shutil.rmtree(untouched.folder / ".venv")
+        assert install in "\n".join(untouched("lint", *arguments, **environ)[1])
+
+
+@needs_make
+@pytest.mark.parametrize("value", NASTY)
+def test_a_list_is_cut_at_blanks_and_no_more(untouched, value):
+    words = "".join(f"<{word}>" for word in value.split())
+    for target in ("grade", "hint", "reset", "solution"):
+        verb = target.replace("grade", "run")
+        code, calls, output = untouched(target, f"EX={value}")
+        assert code == 0 and calls[-1] == f"<-m><common.grade><{verb}>{words}", output
+    code, calls, output = untouched("autograder", f"EX={value}")
+    assert code == 0 and calls[-1] == f"<-m><common.grade><autograder><build/autograder.zip>{words}", output
+    code, calls, output = untouched("bench", f"CH={value}")
+    assert code == 0 and calls[-1] == f"<benchmarks/ladders.py>{words}", output
+
+
+@needs_make
+@pytest.mark.parametrize("value", NASTY)
+def test_args_are_cut_as_a_shell_does_and_no_more(untouched, value):
+    try:
+        words = shlex.split(value)
+    except ValueError:
+        words = None
+    ch14 = CH14 + "<--tokens=15496,11,612,318><--max_new=64><--stats>"
+    for target, start in (("test", "<-m><pytest><-n><2>"), ("ch14", ch14), ("grade", "<-m><common.grade><run>"),
+                          ("ch04", "<-m><chapters.>")):  # fmt: skip
+        code, calls, output = untouched(target, f"ARGS={value}")
+        if words is None:
+            error = next(line for line in output.splitlines() if line.startswith("error: "))
+            assert code == 2 and "ARGS is" in error and not any(call.startswith(start) for call in calls)
+        else:
+            assert code == 0, output
+            assert calls[-1] == start + "".join(f"<{word}>" for word in words)
+
+
+@needs_make
+@pytest.mark.parametrize("value", NASTY)
+def test_python_and_venv_are_names(untouched, value):
+    """No interpreter of such a name is there; a folder of such a name can be made, unless it has an end of a line."""
+    code, calls, output = untouched("setup", f"PYTHON={value}")
+    assert code == 2 and calls == [] and "Python 3.11, 3.12 or 3.13 is needed" in output
+    assert untouched("setup", PYTHON=value, MAKEFLAGS="")[0] == 0, "the command line's PYTHON counts"
+    code, calls, output = untouched("lint", f"VENV={value}")
+    assert code == 0, output
+    assert "\n".join(calls).startswith(f"<-m><venv><{value}>") and (untouched.folder / value / ".dev").exists()
+    assert untouched("clean", f"VENV={value}")[0] == 0
+    assert not (untouched.folder / value).exists() and (untouched.folder / "common").is_dir()
+
+
+@needs_make
+@pytest.mark.parametrize("value", NASTY)
+def test_a_goal_is_text(untouched, value):
+    """The message about a missing Python repeats the goals; an unknown one is make's own error."""
+    code, _, output = untouched("ch14", value, "PYTHON=no-such-python")
+    assert code == 2 and "Traceback" not in output
+
+
+@needs_make
+@pytest.mark.parametrize("value", NASTY)
+def test_what_the_makefile_is_made_of_is_not_a_variable(untouched, value):
+    names = ["PY", "RUN", "RUN_QUIETLY", "PIP", "MODEL", "OUTDATED", "CHAPTERS", "SHELL", ".SHELLFLAGS", "VPATH", "v",
+             "MAKE", ".DEFAULT_GOAL", "KBK_PROMPT", "KBK_VENV", "plain", "hash", "_", "1", "MAKECMDGOALS"]  # fmt: skip
+    code, calls, output = untouched("ch14", *(f"{name}={value}" for name in names))
+    assert (code, calls[-1]) == (0, CH14 + "<--tokens=15496,11,612,318><--max_new=64><--stats>"), output
+
+
+@needs_make
+def test_other_variables_reach_the_program_as_they_are(make):
+    """`make ch14 MINI_THREADS=2`: as make hands on what the command line sets, but for looking into it."""
+    (make.folder / "false-python").write_text(FALSE_PYTHON.replace('line=""', 'line="$MINI_TEST:"'), encoding="utf-8")
+    assert make("ch14", "MINI_TEST=$(shell echo no) $$")[1][-1].startswith("$(shell echo no) $$:" + CH14)
+
+
+@needs_make
+def test_a_folder_with_other_things_in_it_is_no_environment(make):
+    (make.folder / "mine").mkdir()
+    (make.folder / "mine" / "letter.txt").write_text("dear")
+    code, calls, output = make("ch14", "VENV=mine")
+    assert code == 2 and calls == [] and "VENV is mine, which is there and is no virtual environment" in output
+    for value in ("", "-x"):
+        code, calls, output = make("ch14", f"VENV={value}")
+        assert code == 2 and calls == [] and f"VENV is '{value}'; name a folder" in output
+    assert make("clean", "VENV=mine")[0] == 0 and (make.folder / "mine" / "letter.txt").exists()
+
+
+@needs_make
+def test_the_command_is_shown_so_that_it_can_be_run_again(make):
+    _, calls, output = make("ch14", "PROMPT=it's $5 \"now\"", "ARGS=--trace -x 'a b'")
+    shown = next(line for line in output.splitlines() if line.startswith("==> .venv/bin/python ch14_mini_llm"))
+    words = shlex.split(shown.removeprefix("==> "))
+    assert "".join(f"<{word}>" for word in words[1:]) == calls[-1]
+
+
+def test_make_args_says_what_is_wrong():
+    command = [sys.executable, ROOT / "common" / "make_args.py"]
+    for arguments, value, said in (([sys.executable], "'open", "ARGS is \"'open\": no closing quotation"),
+                                   ([sys.executable], "back\\", "no escaped character"),
+                                   (["no/such/program"], "", "no/such/program cannot be started")):  # fmt: skip
+        command[2:] = ["--quiet", *arguments]
+        done = subprocess.run(command, env={"KBK_ARGS": value}, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

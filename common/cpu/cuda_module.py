@@ -36,8 +36,6 @@ def jit(
     unknown = sorted(options.keys() - OPTIONS - {"argtypes", "restype", "bind", "boundscheck"})
     if unknown and not device:
         raise TypeError(f"cuda.jit got an unexpected keyword argument {unknown[0]!r}")
-    if device and link:
-        raise ValueError("link keyword invalid for device function")
     if link:
         raise NotImplementedError("link= names CUDA code, which the CPU backend cannot run; a GPU links it")
     bounds = launch_bounds if isinstance(launch_bounds, tuple) else (launch_bounds or MAX_THREADS,)

@@ -118,12 +118,12 @@ class Inlining:
         return front.result
 
     def casts(self, function, node):
-        """``(names of casts, one an argument; that of the result)`` by a device function's explicit signature, or Nones."""
+        """``(names of casts, one an argument; that of the result)``, by its explicit signature; None for no cast."""
         given = self.program.names.signatures.get(function, ())
         if len(given) > 1:
             self.fail(
                 node,
-                f"{function.__name__} has several signatures and contains barriers or shuffles, which are compiled into "
+                f"{function.__name__} has several signatures and contains barriers or shuffles, which are part of "
                 "each kernel",
                 "give it one signature, or none",
             )

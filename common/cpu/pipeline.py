@@ -14,7 +14,7 @@ from .fold import analyse
 from .frontend import Program
 from .infer import infer, numba_error, stand_ins
 from .module_text import module_text
-from .views import has_parts, write_out
+from .views import has_named_index, has_parts, write_out
 from .webs import rename_webs
 
 
@@ -30,7 +30,7 @@ def generate(function, names, block_dim, arg_types, nonneg, check, debug):
     devices = device_modules(program)
     axes = {p: t.ndim for p, t in zip(params, arg_types) if isinstance(t, types.Array)}
     axes |= {key: len(shape or (0,)) for key, (shape, _) in [*program.shared.items(), *program.local.items()]}
-    if has_parts(program.body, axes):
+    if has_parts(program.body, axes) or check and has_named_index(program.body):
         write_out(program, axes, _infer(program, arg_types, devices))
     arrays = [p for p, t in zip(params, arg_types) if isinstance(t, types.Array)]
     nonneg_params = [p for p, known in zip(params, nonneg) if known]

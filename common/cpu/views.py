@@ -45,6 +45,12 @@ def has_parts(stmts, ranks):
     return False
 
 
+def has_named_index(stmts):
+    """Is something indexed by a variable alone, which could be a tuple?"""
+    nodes = (n for stmt in stmts for n in ast.walk(stmt))
+    return any(isinstance(n, ast.Subscript) and isinstance(n.slice, ast.Name) for n in nodes)
+
+
 def write_out(program, ranks, kinds):
     """Take names of parts out of a program, in place. kinds: {variable: Numba type}, by a first inference.
 
@@ -145,10 +151,18 @@ class _WriteOut:
 
             def visit_Subscript(self, node):
                 self.generic_visit(node)
-                return writer.joined(node)
+                return writer.joined(writer.spelled(node))
 
         for stmt in stmts:
             Substitute().visit(stmt)
+
+    def spelled(self, node):
+        """``x[t]``, where t is a tuple, as ``x[t[0], t[1]]``: then each index can be looked at."""
+        kind = self.kinds.get(getattr(node.slice, "id", None))
+        if isinstance(kind, types.BaseTuple):
+            parts = [ast.Subscript(name(node.slice.id), ast.Constant(k), ast.Load()) for k in range(len(kind))]
+            node.slice = at(ast.Tuple(parts, ast.Load()), node)
+        return node
 
     def joined(self, node):
         """``x[i][j]`` as ``x[i, j]``, where i is known to be an integer."""

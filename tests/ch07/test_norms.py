@@ -128,8 +128,7 @@ def test_layernorm_has_no_index_outside_the_arrays(rng, monkeypatch, kernel):
     np.testing.assert_allclose(out, ch07.layernorm_reference(x, weight, bias, 1e-5), **ROUNDING)
 
 
-def test_layernorm_agrees_with_torch(rng):
-    torch = pytest.importorskip("torch")
+def test_layernorm_agrees_with_torch(torch, rng):
     x = rng.standard_normal((5, 1025), dtype=np.float32)
     weight, bias = rng.standard_normal((2, 1025), dtype=np.float32)
     expected = torch.nn.functional.layer_norm(torch.tensor(x), (1025,), torch.tensor(weight), torch.tensor(bias), 1e-5)
@@ -228,8 +227,7 @@ def test_rmsnorm_has_no_index_outside_the_arrays(rng, monkeypatch):
     np.testing.assert_allclose(out, rms.rmsnorm_reference(x, weight, 1e-5), **ROUNDING)
 
 
-def test_rmsnorm_agrees_with_torch(rng):
-    torch = pytest.importorskip("torch")
+def test_rmsnorm_agrees_with_torch(torch, rng):
     x, weight = rng.standard_normal((5, 1025), dtype=np.float32), rng.standard_normal(1025, dtype=np.float32)
     expected = torch.nn.functional.rms_norm(torch.tensor(x), (1025,), torch.tensor(weight), 1e-5).numpy()
     np.testing.assert_allclose(rmsnorm(rms.rmsnorm_row, x, weight), expected, **ROUNDING)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from numba import cuda
 
 from chapters.ch12_flash import decode as decoding
@@ -64,7 +63,7 @@ def test_decode(rng, shape, n_split):
 
 
 @pytest.mark.parametrize("n_split", [0, 3])
-def test_decode_against_torch(rng, n_split):
+def test_decode_against_torch(torch, rng, n_split):
     q, k, v = randoms(rng, 3, 100, 64)
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(torch.from_numpy(a).double() for a in (q[:, None], k, v))

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from numba import cuda
 
 from chapters.ch11_attention import kernels as ch11
@@ -86,7 +85,7 @@ def test_equals_mha_naive(rng, kernel):
 
 @each_version
 @either
-def test_against_torch(rng, kernel, causal):
+def test_against_torch(torch, rng, kernel, causal):
     q, k, v = randoms(rng, 2, 100, 64)
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(torch.from_numpy(a).double()[None] for a in (q, k, v)), is_causal=bool(causal)

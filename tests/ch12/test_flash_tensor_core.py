@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numba import cuda
 
 from chapters.ch12_flash.tensor_core import (
@@ -120,7 +119,7 @@ def test_heads_of_other_sizes(rng, head_dim):
 
 @each_kernel
 @either
-def test_against_torch(rng, kernel, causal):
+def test_against_torch(torch, rng, kernel, causal):
     head_dim = HEAD_DIM[kernel]
     q, k, v = randoms(rng, 2, 100, head_dim)
     doubles = (torch.from_numpy(a).double()[None] for a in (q, k, v))

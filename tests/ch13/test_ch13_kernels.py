@@ -50,15 +50,15 @@ def test_activation_over_its_whole_range(kernel, reference):
 
 
 @every_activation
-def test_activation_agrees_with_torch(rng, kernel, reference):
-    functional = pytest.importorskip("torch").nn.functional
+def test_activation_agrees_with_torch(torch, rng, kernel, reference):
+    functional = torch.nn.functional
     theirs = {
         "gelu_kernel": lambda x: functional.gelu(x, approximate="tanh"),
         "gelu_erf": functional.gelu,
         "silu": functional.silu,
     }[kernel.__name__]
     x = rng.standard_normal(500, dtype=np.float32) * 4
-    expected = theirs(pytest.importorskip("torch").tensor(x)).numpy()
+    expected = theirs(torch.tensor(x)).numpy()
     np.testing.assert_allclose(activate(kernel, x), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """Chapter 13: rotary position embedding, both pairings and both versions, against complex numbers in float64."""
 
+import importlib
+
 import numpy as np
 import pytest
 from numba import cuda
@@ -146,9 +148,8 @@ def test_no_index_outside_the_arrays(rng, monkeypatch, pairing, version):
     np.testing.assert_allclose(found, reference(pairing, x, positions), rtol=0, atol=1e-4)
 
 
-def test_halves_agree_with_llama_of_transformers(rng):
-    torch = pytest.importorskip("torch")
-    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+def test_halves_agree_with_llama_of_transformers(torch, transformers, rng):
+    llama = importlib.import_module("transformers.models.llama.modeling_llama")
     config = llama.LlamaConfig(hidden_size=128, num_attention_heads=2, max_position_embeddings=64)
     q, k = rng.standard_normal((2, 2, 21, 64), dtype=np.float32)
     positions = np.arange(40, 61)

@@ -45,7 +45,7 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=str)
-def pair(request, tmp_path_factory):
+def pair(request, tmp_path_factory, transformers):
     """(our model, transformers' model) of the same random weights, ours read through data/download_gpt2.py."""
     seed = list(CONFIGS).index(request.param)
     path, theirs = make_hf_model(tmp_path_factory.mktemp("hf"), seed=seed, **CONFIGS[request.param])

@@ -252,6 +252,8 @@ def test_the_real_tool_agrees_with_our_trace_on_the_launches(weights, capsys, to
         (["--length=0"], ["--length is 0"]),
         (["--length=many"], ["--length", "'many'"]),
         (["--length=100000"], ["100000", "prompt tokens"]),
+        (["--length=" + "9" * 30], ["9" * 30, "1 to 63 prompt tokens"]),
+        (["--save="], ["--save"]),
         (["--tokens=1,,2"], ["item 1 is ''"]),
         (["--tokens=1", "--prompt=a"], ["--tokens and --prompt"]),
         (["--weights="], ["--weights is empty"]),
@@ -271,6 +273,22 @@ def test_a_mistake_is_one_line(weights, capsys, arguments, needles):
     assert err.startswith("profile.py: error: ") and err.count("\n") == 1, err
     for needle in needles:
         assert needle in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_picture_replaces_a_regular_file_only(weights, capsys, tmp_path):
+    """What else has the name is kept, and said before anything is measured."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder.svg").mkdir()
+    os.mkfifo(tmp_path / "pipe.svg")
+    (tmp_path / "device.svg").symlink_to(os.ttyname(os.openpty()[1]))
+    (tmp_path / "weights.svg").symlink_to(weights)
+    for name, said in (("folder.svg", "a folder"), ("pipe.svg", "a pipe"), ("device.svg", "a device"),
+                       ("weights.svg", "is what is read")):  # fmt: skip
+        code, out, err = call(capsys, "--weights", weights, "--save", tmp_path / name)
+        assert (code, out) == (2, "") and err.startswith("profile.py: error: --save: ") and err.count("\n") == 1
+        assert said in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.svg", "folder.svg", "pipe.svg", "weights.svg"]
 
 
 def test_a_tool_needs_a_gpu_and_to_be_there(weights, capsys, monkeypatch, tmp_path):

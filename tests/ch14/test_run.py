@@ -116,6 +116,23 @@ def test_sampling_repeats_with_its_seed(weights, capsys):
     assert tokens_and_seed(f"--seed={seed}") == (tokens, seed)
 
 
+@pytest.mark.parametrize("engine", ["naive", "kv", "fast"])
+def test_the_largest_seed(tmp_path, engine, capsys):
+    """What the message about seeds states as the maximum is one; it is not taken for another number."""
+    path = write_model(tmp_path / "model.bin", d_model=16, d_ff=64)
+
+    def tokens(seed):
+        arguments = [f"--weights={path}", "--max_new=8", "--temperature=2", f"--seed={seed}", f"--engine={engine}"]
+        assert run_module.main([*arguments, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["seed"] == seed
+        return found["tokens"]
+
+    largest = 2**64 - 1
+    assert tokens(largest) == tokens(largest)
+    assert len({tuple(tokens(seed)) for seed in (largest, largest - 1, 2**63, 2**63 - 1, 2**32 - 1, 0)}) == 6
+
+
 def test_stops_at_end_of_text_unless_told_otherwise(tmp_path):
     path = write_model(tmp_path / "model.bin", always=END_OF_TEXT_ID)
     found = run_json("--weights", path, "--max_new=3")
@@ -213,6 +230,14 @@ def assert_one_line(code, out, err, *needles):
         (["--top_p=0"], ["top_p is 0", "above 0"]),
         (["--top_p=1.5"], ["top_p is 1.5", "at most 1"]),
         (["--seed=-1"], ["seed is -1"]),
+        (["--seed=18446744073709551616"], ["seed is 18446744073709551616", "to 18446744073709551615"]),
+        (["--seed=" + "9" * 200], ["has 200 digits"]),
+        (["--max_new=" + "9" * 40], ["max_new " + "9" * 40, "up to 1020"]),
+        (["--tokens=" + "9" * 30], ["token id " + "9" * 30]),
+        (["--top_p=1.0000001"], ["top_p is 1.0000001"]),
+        (["--top_p=1.0000000000000002"], ["top_p is 1.0000000000000002"]),
+        (["--temperature=-0.00000001"], ["temperature is -1e-08"]),
+        (["--prompt=a", "--weights=no\nsuch"], ["no\\nsuch: there is no such weight file"]),
         (["--weights=nowhere.bin"], ["nowhere.bin", "no such weight file"]),
         (["--weights="], ["--weights is empty"]),
         (["--no_such_option"], ["--no_such_option"]),
@@ -242,8 +267,9 @@ def test_damaged_weights_are_one_line(weights, tmp_path, capsys):
         ("cut.bin", data[:-2], "cut short"),
         ("short.bin", data[:10], "file length is 10"),
         ("magic.bin", b"GGUF" + data[4:], "magic"),
-        ("nan.bin", data[:64] + b"\x00\x7e" + data[66:], "wte.weight holds nan"),
-        ("heads.bin", data[:12] + b"\x03" + data[13:], "n_head is 3"),
+        ("heads.bin", data.replace(b'"n_head":2', b'"n_head":1', 1), "does not have the checksum"),
+        ("value.bin", data[:-200] + b"\x00\x7e" + data[-198:], "does not have its checksum"),
+        ("old.bin", data[:4] + b"\x01" + data[5:], "old.bin: "),
     ):
         (tmp_path / name).write_bytes(damaged)
         code = run_module.main(["--weights", str(tmp_path / name)])
@@ -271,6 +297,74 @@ def test_a_gpu_that_is_not_there(weights):
     code, out, err = call("--weights", weights, environment={"MINI_BACKEND": "gpu"})
     assert code == 2 and out == ""
     assert err.startswith("run.py: error: MINI_BACKEND=gpu") and "Traceback" not in err
+
+
+# --- streams and the environment -------------------------------------------------------------------------------------
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+
+
+def shell(text, *arguments):
+    """Run a shell's command line in which "$@" is the program: (its exit code, its output, errors)."""
+    command = ["sh", "-c", text, "sh", sys.executable, str(PROGRAM), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, timeout=300)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@needs_full
+@pytest.mark.parametrize("more", [[], ["--json"], ["--trace", "--stats"]], ids=str)
+@pytest.mark.parametrize("where, said", [(">&-", "is closed"), ("> /dev/full", "cannot be written (No space")])
+def test_an_output_that_cannot_be_written_is_one_line(weights, where, said, more):
+    code, out, err = shell(f'"$@" {where}', f"--weights={weights}", "--max_new=2", *more)
+    lines = [line for line in err.splitlines() if not line.startswith(("weights: ", "backend: ", "the kernels are"))]
+    assert (code, out) == (2, "") and len(lines) == 1, err
+    assert lines[0].startswith(f"run.py: error: the standard output {said}")
+
+
+@needs_full
+@pytest.mark.parametrize("where", ["2>&-", "2> /dev/full", "2>&- <&-"])
+def test_messages_that_cannot_be_written_are_lost_and_nothing_else(weights, where):
+    """Not even to the standard output, where --json has one object and nothing else."""
+    code, out, err = shell(f'"$@" {where}', f"--weights={weights}", "--max_new=2", "--json")
+    assert code == 0 and err == "" and json.loads(out)["tokens"][:4] == HELLO
+    assert shell(f'"$@" {where}', f"--weights={weights}", "--max_new=0")[:2] == (2, "")
+
+
+@needs_full
+def test_nothing_can_be_written_at_all(weights):
+    for where in (">&- 2>&-", "> /dev/full 2> /dev/full", ">&- 2>&- <&-"):
+        assert shell(f'"$@" {where}', f"--weights={weights}", "--max_new=2") == (2, "", "")
+    assert shell('"$@" --help > /dev/full')[0] == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows reports a closed pipe in another way")
+@pytest.mark.parametrize("arguments", [["--max_new=4", "--json"], ["--max_new=4", "--trace"]], ids=str)
+def test_head_ends_it_without_a_word(weights, arguments):
+    process = start(f"--weights={weights}", *arguments)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 141
+    assert b"Traceback" not in err and b"BrokenPipe" not in err
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("NUMBA_NUM_THREADS", "0"), ("NUMBA_NUM_THREADS", "x"), ("TQDM_MININTERVAL", "x"), ("TQDM_NCOLS", "1.5"),
+     ("MINI_THREADS", "x")],
+)  # fmt: skip
+def test_a_number_of_the_environment_that_is_none_is_named(weights, name, value):
+    code, out, err = call("--weights", weights, "--max_new=1", environment={name: value, "MINI_BACKEND": "cpu"})
+    assert_one_line(code, out, err, name, value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_weights_from_a_pipe_or_a_device_are_refused_at_once(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.bin")
+    for path, kind in ((tmp_path / "pipe.bin", "a pipe"), (Path("/dev/zero"), "a device"), (tmp_path, "a folder")):
+        code = run_module.main(["--weights", str(path)])
+        captured = capsys.readouterr()
+        assert_one_line(code, captured.out, captured.err, str(path), f"is {kind}")
 
 
 def test_help_names_every_option():

@@ -65,6 +65,7 @@ def test_files_are_openai_originals():
     ]
 
 
+@pytest.mark.usefixtures("transformers")
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_agrees_with_transformers(text):
     ids = encode(text)
@@ -73,6 +74,7 @@ def test_awkward_text_agrees_with_transformers(text):
     assert reference().decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
 
 
+@pytest.mark.usefixtures("transformers")
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back(text):
@@ -81,6 +83,7 @@ def test_any_text_comes_back(text):
     assert ids == reference()(text)["input_ids"]
 
 
+@pytest.mark.usefixtures("transformers")
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, END_OF_TEXT_ID), max_size=30))
 def test_any_ids_decode_and_stream_alike(ids):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
+import json
+import os
 import re
+import struct
 import sys
 import time
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ch14_mini_llm import weights
+from ch14_mini_llm import layout, weights
 from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights, save_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +33,45 @@ def random_tensors(config, seed=0, dtype=np.float32):
     return {name: rng.normal(size=shape).astype(dtype) for name, shape, _ in tensor_table(config)}
 
 
+def write_v1(path, config, tensors):
+    """A file of version 1, as the programs wrote it: 16 int32 and a stream of fp16."""
+    fields = [0x574B624B, 1, *asdict(config).values(), 1] + [0] * 7
+    names = [name for name, _, _ in tensor_table(config)]
+    path.write_bytes(struct.pack("<16i", *fields) + b"".join(tensors[name].astype("<f2").tobytes() for name in names))
+
+
+def take_apart(path):
+    """(header as JSON, bytes behind it) of a file of version 2, by README's words and none of the reader's code."""
+    data = path.read_bytes()
+    magic, version, length, crc = struct.unpack("<4sIII", data[:16])
+    assert (magic, version) == (b"KbKW", 2) and (16 + length) % 64 == 0
+    assert zlib.crc32(data[:12] + data[16 : 16 + length]) == crc
+    return json.loads(data[16 : 16 + length]), data[16 + length :]
+
+
+def put_together(path, header, data):
+    """Write a file of version 2 with this header, and with the checksum that it asks for."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text = text.ljust(-(-(16 + len(text)) // 64) * 64 - 16)
+    start = struct.pack("<4sII", b"KbKW", 2, len(text))
+    path.write_bytes(start + struct.pack("<I", zlib.crc32(start + text)) + text + data)
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "model.bin"
     save_weights(path, SMALL, random_tensors(SMALL))
     return path
+
+
+@pytest.fixture
+def saved_v1(tmp_path):
+    path = tmp_path / "old.bin"
+    write_v1(path, SMALL, random_tensors(SMALL))
+    return path
+
+
+V1_BYTES = 64 + 2 * SMALL.n_parameters
 
 
 def patch(path, position, raw):
@@ -62,23 +101,50 @@ def test_round_trip_rounds_to_fp16(tmp_path, config, dtype):
         np.testing.assert_array_equal(found[name], tensor.astype(np.float16))
 
 
-def test_bytes_lie_where_the_table_says(saved):
-    data = saved.read_bytes()
+def test_bytes_lie_where_the_header_says(saved):
+    header, data = take_apart(saved)
     tensors = random_tensors(SMALL)
-    assert data[:4] == b"KbKW"
-    assert list(np.frombuffer(data[4:64], "<i4")) == [1, 2, 3, 33, 31, 7, 127, 1] + [0] * 7
+    assert header["model"] == {
+        "architecture": "gpt2", "n_layer": 2, "n_head": 3, "n_kv_head": 3, "head_dim": 11, "d_model": 33, "d_ff": 31,
+        "n_ctx": 7, "vocab_size": 127, "epsilon": 1e-5, "rotary_base": None, "tied_head": True, "tokenizer": "gpt2",
+    }  # fmt: skip
+    assert [entry["name"] for entry in header["tensors"]] == [name for name, _, _ in tensor_table(SMALL)]
+    end = 0
+    for entry in header["tensors"]:
+        assert entry["type"] == "fp16" and tuple(entry["shape"]) == tensors[entry["name"]].shape
+        assert entry["offset"] == end and entry["size"] == 2 * tensors[entry["name"]].size
+        stored = data[end : end + entry["size"]]
+        assert stored == tensors[entry["name"]].astype("<f2").tobytes()
+        assert entry["crc32"] == f"{zlib.crc32(stored):08x}"
+        end = -(-(end + entry["size"]) // 64) * 64
+    assert end == len(data) and saved.stat().st_size == SMALL.file_bytes
+
+
+def test_version_1_is_read(saved_v1, saved):
+    config, tensors = load_weights(saved_v1)
+    assert config == SMALL and saved_v1.stat().st_size == V1_BYTES
     end = 64
     for name, shape, offset in tensor_table(SMALL):
         assert offset == end
         end += 2 * int(np.prod(shape))
-        assert data[offset:end] == tensors[name].astype("<f2").tobytes()
-    assert end == len(data) == SMALL.file_bytes
+        assert isinstance(tensors[name], np.memmap) and not tensors[name].flags.writeable
+        np.testing.assert_array_equal(tensors[name], load_weights(saved)[1][name])
+    assert end == V1_BYTES
+
+
+def test_the_model_in_the_repository_is_version_1_as_it_was():
+    path = ROOT / "data" / "tiny-gpt2.bin"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"| SHA-256 of `tiny-gpt2.bin` | `{digest}` |" in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    config, _ = load_weights(path)
+    assert config == GPT2Config(7, 4, 128, 512, 512, 50257)
 
 
 def test_gpt2_small_has_its_published_size():
     assert GPT2_124M.n_parameters == 124_439_808
     assert GPT2_124M.head_dim == 64
-    assert GPT2_124M.file_bytes == 248_879_680
+    assert tensor_table(GPT2_124M)[-1][2] + 2 * 768 == 248_879_680  # of version 1
+    assert 248_879_680 < GPT2_124M.file_bytes < 248_879_680 + 64 * 149 + 20_000
 
 
 def test_matrices_that_are_views_are_stored_in_row_order(tmp_path):
@@ -121,19 +187,38 @@ def test_readme_table_of_tensors_agrees_with_the_code():
     assert documented == [(name, shape) for name, shape, _ in tensor_table(SMALL)]
 
 
-def test_readme_table_of_the_header_agrees_with_the_code():
+def test_readme_table_of_the_old_header_agrees_with_the_code():
     rows = read_table("| int32 |")
-    assert [field.strip("`") for _, field, _ in rows[:-1]] == list(weights.HEADER_FIELDS)
-    assert [int(number) for number, _, _ in rows[:-1]] == list(range(len(weights.HEADER_FIELDS)))
-    assert rows[-1][0] == f"{len(weights.HEADER_FIELDS)}-{weights.HEADER_INTS - 1}"
-    assert hex(weights.MAGIC) in rows[0][2] and rows[1][2] == str(weights.VERSION)
+    assert [field.strip("`") for _, field, _ in rows[:-1]] == list(weights.V1_FIELDS)
+    assert [int(number) for number, _, _ in rows[:-1]] == list(range(len(weights.V1_FIELDS)))
+    assert rows[-1][0] == f"{len(weights.V1_FIELDS)}-{weights.V1_INTS - 1}"
+    assert hex(layout.MAGIC) in rows[0][2] and rows[1][2] == "1"
+
+
+def test_readme_tables_of_the_header_agree_with_the_code():
+    in_gpt2 = weights._model_of(SMALL)
+    rows = read_table("| `model` |")
+    assert [field.strip("`") for field, _, _ in rows] == list(layout.MODEL_FIELDS)
+    for field, value, _ in rows:
+        field, value = field.strip("`"), value.strip("`")
+        try:
+            assert in_gpt2[field] == json.loads(value)
+        except ValueError:
+            assert value in ("a size", "n_head", "d_model / n_head") and isinstance(in_gpt2[field], int)
+    assert [field.strip("`") for field, _ in read_table("| `tensors` |")] == list(layout.Tensor.__dataclass_fields__)
+    types = {name.strip("`"): (int(values), int(size)) for name, values, size in read_table("| type |")}
+    assert types == layout.TYPES
+    text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert f"multiple of {layout.ALIGNMENT} bytes" in text and f"the version, {layout.VERSION} |" in text
 
 
 @pytest.mark.parametrize(
     ("index", "value", "said"),
     [
         (0, 0x12345678, r"magic is 0x12345678; it must be 0x574b624b"),
-        (1, 2, "version is 2; it must be 1"),
+        (1, 3, r"version is 3; this code reads 1 and 2"),
+        (1, 0, r"version is 0"),
+        (1, 2, r"the header's length is 2 bytes"),
         (2, 0, "n_layer is 0; it must be from 1 to 1024"),
         (2, 1025, "n_layer is 1025; it must be from 1 to 1024"),
         (3, -1, "n_head is -1"),
@@ -147,36 +232,36 @@ def test_readme_table_of_the_header_agrees_with_the_code():
         (15, -1, "reserved header integer 15 is -1"),
     ],
 )
-def test_a_wrong_header_field_is_named(saved, index, value, said):
-    patch_field(saved, index, value)
+def test_a_wrong_header_field_is_named(saved_v1, index, value, said):
+    patch_field(saved_v1, index, value)
     with pytest.raises(WeightsError, match=re.escape(said)) as caught:
-        load_weights(saved)
-    assert str(saved) in str(caught.value)
+        load_weights(saved_v1)
+    assert str(saved_v1) in str(caught.value)
 
 
 @pytest.mark.parametrize("index", [2, 4, 5, 6, 7])
-def test_a_size_that_disagrees_with_the_length_is_refused(saved, index):
+def test_a_size_that_disagrees_with_the_length_is_refused(saved_v1, index):
     wrong = asdict(SMALL)
-    field = weights.HEADER_FIELDS[index]
+    field = weights.V1_FIELDS[index]
     wrong[field] *= 2
-    patch_field(saved, index, wrong[field])
-    with pytest.raises(WeightsError, match=f"{SMALL.file_bytes} bytes.*{GPT2Config(**wrong).file_bytes} bytes"):
-        load_weights(saved)
+    patch_field(saved_v1, index, wrong[field])
+    with pytest.raises(WeightsError, match=f"{V1_BYTES} bytes.*{64 + 2 * GPT2Config(**wrong).n_parameters} bytes"):
+        load_weights(saved_v1)
 
 
 @pytest.mark.parametrize(("change", "word"), [(-1, "cut short"), (1, "too long"), (-2, "cut short"), (64, "too long")])
-def test_a_wrong_length_is_refused(saved, change, word):
-    data = saved.read_bytes()
-    saved.write_bytes(data[:change] if change < 0 else data + bytes(change))
-    with pytest.raises(WeightsError, match=f"{SMALL.file_bytes + change} bytes.*{SMALL.file_bytes} bytes.*{word}"):
-        load_weights(saved)
+def test_a_wrong_length_is_refused(saved_v1, change, word):
+    data = saved_v1.read_bytes()
+    saved_v1.write_bytes(data[:change] if change < 0 else data + bytes(change))
+    with pytest.raises(WeightsError, match=f"{V1_BYTES + change} bytes.*{V1_BYTES} bytes.*{word}"):
+        load_weights(saved_v1)
 
 
-@pytest.mark.parametrize("length", [0, 1, 63])
-def test_a_file_shorter_than_its_header_is_refused(saved, length):
-    saved.write_bytes(saved.read_bytes()[:length])
-    with pytest.raises(WeightsError, match=f"{length} bytes; the header alone is 64"):
-        load_weights(saved)
+@pytest.mark.parametrize("length", [0, 1, 15, 16, 63])
+def test_a_file_shorter_than_its_header_is_refused(saved_v1, length):
+    saved_v1.write_bytes(saved_v1.read_bytes()[:length])
+    with pytest.raises(WeightsError, match=f"{length} bytes; the (shortest header is 16|header alone is 64)"):
+        load_weights(saved_v1)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -188,13 +273,22 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 @pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E00, 0xFFFF, 0x7C01], ids=hex)
 @pytest.mark.parametrize("where", ["wte.weight", "h.0.mlp.c_fc.weight", "h.1.ln_2.bias", "ln_f.bias"])
-def test_nan_and_infinity_are_refused_naming_the_tensor(saved, bits, where):
+def test_nan_and_infinity_are_refused_naming_the_tensor(saved, saved_v1, bits, where):
+    """In both versions; in the second one with the checksum that belongs to such a tensor."""
     shape, offset = next((shape, offset) for name, shape, offset in tensor_table(SMALL) if name == where)
     last = int(np.prod(shape)) - 1
-    patch(saved, offset + 2 * last, np.uint16(bits).tobytes())
+    patch(saved_v1, offset + 2 * last, np.uint16(bits).tobytes())
+    header, data = take_apart(saved)
+    entry = next(entry for entry in header["tensors"] if entry["name"] == where)
+    spoilt = bytearray(data)
+    at = entry["offset"] + 2 * last
+    spoilt[at : at + 2] = np.uint16(bits).tobytes()
+    entry["crc32"] = f"{zlib.crc32(spoilt[entry['offset'] : entry['offset'] + entry['size']]):08x}"
+    put_together(saved, header, bytes(spoilt))
     index = re.escape(str(tuple(size - 1 for size in shape)))
-    with pytest.raises(WeightsError, match=f"tensor {re.escape(where)} holds .*(nan|inf) at index {index}"):
-        load_weights(saved)
+    for path in (saved, saved_v1):
+        with pytest.raises(WeightsError, match=f"tensor {re.escape(where)} holds .*(nan|inf) at index {index}"):
+            load_weights(path)
 
 
 @pytest.mark.parametrize("size", [1, 31, 33, 127, 1025, 4096])
@@ -271,3 +365,195 @@ def test_default_weights_prefer_real_gpt2(tmp_path):
     (tmp_path / "gpt2-small.bin").touch()
     assert weights.default_weights(tmp_path) == tmp_path / "gpt2-small.bin"
     assert weights.DATA_DIR == ROOT / "data"
+
+
+# --- version 2: checksums, and a header that is taken at its word ----------------------------------------------------
+
+
+def assert_refused(path, *said):
+    with pytest.raises(WeightsError) as caught:
+        load_weights(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    for words in said:
+        assert words in message, message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_head": 1}, {"n_head": 11}, {"n_ctx": 8, "vocab_size": 126}, {"n_ctx": 127, "vocab_size": 7}, {"d_ff": 33},
+     {"epsilon": 1e-6}, {"tied_head": False}, {"rotary_base": 10000.0}, {"architecture": "llama"}],
+    ids=str,
+)  # fmt: skip
+def test_a_header_of_another_model_is_refused(saved, changes):
+    """By its checksum; and if somebody made that anew, by the fields and tensors that do not fit it."""
+    header, data = take_apart(saved)
+    old = saved.read_bytes()
+    header["model"].update(changes)
+    put_together(saved, header, data)
+    assert_refused(saved)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    length = struct.unpack("<I", old[8:12])[0]
+    saved.write_bytes(old[:16] + text.ljust(length)[:length] + data)
+    assert_refused(saved, "the header does not have the checksum")
+
+
+def test_every_byte_counts(saved):
+    data = saved.read_bytes()
+    end = len(data) - len(take_apart(saved)[1])
+    rng = np.random.default_rng(0)
+    for position in [*range(32), *rng.integers(32, end, 200), *rng.integers(end, len(data), 400), len(data) - 1]:
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        saved.write_bytes(damaged)
+        assert_refused(saved)
+    saved.write_bytes(data)
+    load_weights(saved)
+
+
+@pytest.mark.parametrize("length", [16, 17, 63, 64, 1000, -1, -2, -64, -4096])
+def test_a_cut_file_is_refused(saved, length):
+    saved.write_bytes(saved.read_bytes()[:length])
+    assert_refused(saved, "bytes")
+    saved.write_bytes(saved.read_bytes() + bytes(10**6))
+    assert_refused(saved)
+
+
+def test_swapped_tensors_are_refused(saved):
+    header, data = take_apart(saved)
+    one, other = (entry for entry in header["tensors"] if entry["name"] in ("h.0.ln_1.bias", "h.1.ln_1.bias"))
+    swapped = bytearray(data)
+    for a, b in ((one, other), (other, one)):
+        swapped[a["offset"] : a["offset"] + a["size"]] = data[b["offset"] : b["offset"] + b["size"]]
+    put_together(saved, header, bytes(swapped))
+    assert_refused(saved, "tensor h.0.ln_1.bias does not have its checksum")
+
+
+def test_an_odd_header_is_one_line(saved):
+    header, data = take_apart(saved)
+    first = header["tensors"][0]
+
+    def with_model(**changes):
+        return {**header, "model": {**header["model"], **changes}}
+
+    def with_first(**changes):
+        return {**header, "tensors": [{**first, **changes}, *header["tensors"][1:]]}
+
+    without = {name: value for name, value in header["model"].items() if name != "epsilon"}
+    twice = json.dumps(header).replace('"n_head": 3', '"n_head": 3, "n_head": 1').encode()
+    for odd, said in (
+        (b"", "cannot be read as JSON"), (b"{", "cannot be read as JSON"), (b"[]", "two fields model and tensors"),
+        (b"\xff\xfe{}", "read as JSON"), (b"[" * 100_000, "read as JSON"),
+        (b'{"model": NaN}', "holds NaN"),
+        (b"9" * 9000, "read as JSON"), (twice, "there twice"), ({**header, "note": 1}, "two fields"),
+        ({**header, "model": []}, "must be an object"), ({**header, "model": without}, "field 'epsilon' is missing"),
+        ({**header, "tensors": {}}, "must be a list"), ({**header, "tensors": []}, "the header lists None, where"),
+        (with_model(colour="red"), "field 'colour' is unknown"), (with_model(n_head=True), "n_head is true"),
+        (with_model(n_head=3.0), "n_head is 3.0; it must be from 1 to 1024"), (with_model(n_layer=0), "n_layer is 0"),
+        (with_model(n_layer=10**30), "n_layer is 1000"), (with_model(epsilon="1e-5"), 'epsilon is "1e-5"'),
+        (with_model(epsilon=-1), "epsilon is -1; it must be a number above 0"),
+        (with_model(tied_head=1), "tied_head is 1"),
+        (with_model(rotary_base=False), "rotary_base is false; it must be a number above 0 or null"),
+        (with_model(architecture=""), "architecture is"), (with_model(architecture="a\nb"), "architecture is"),
+        (with_model(architecture="mamba"), "architecture is 'mamba'; this code runs 'gpt2'"),
+        (with_model(n_kv_head=2), "n_head must be a multiple of n_kv_head"),
+        (with_model(n_kv_head=1), "n_kv_head is 1"),
+        (with_model(tokenizer=None), "tokenizer is None"), (with_model(head_dim=12), "head_dim is 12"),
+        (with_first(type="fp8"), "is of type 'fp8'; this code knows fp16"), (with_first(type=[]), "must have text"),
+        (with_first(type="fp32"), "its shape takes"),
+        (with_first(type="fp32", size=2 * first["size"]), "those before it"),
+        (with_first(shape=[127]), "its shape takes"), (with_first(shape="127"), "must have whole numbers"),
+        (with_first(shape=[33, 127]), "wte.weight"), (with_first(shape=[-127, -33]), "must have whole numbers"),
+        (with_first(offset=64), "to be 8382 bytes at 64"), (with_first(size=10), "10 bytes at 0"),
+        (with_first(name="wpe.weight"), "tensor wpe.weight is listed twice"), (with_first(crc32="0"), "its checksum"),
+        (with_first(crc32=0), "must have text"),
+        (with_first(name="a\nb"), "must have text"), (with_first(more=1), "fields"),
+        ({**header, "tensors": header["tensors"][:-1]}, "where a GPT-2 of these sizes has"),
+        ({**header, "tensors": [*header["tensors"], header["tensors"][0]]}, "wte.weight"),
+        ({**header, "tensors": [7]}, "entry 0"),
+    ):  # fmt: skip
+        put_together(saved, odd, data)
+        assert_refused(saved, said)
+
+
+def test_a_random_change_of_the_header_is_refused_or_harmless(saved):
+    """Whatever value is put wherever, with a checksum that is right: a `WeightsError`, or the same model."""
+    header, data = take_apart(saved)
+    rng = np.random.default_rng(1)
+    odd = [None, True, -1, 0, 1, 3, 7, 33, 127, 1e300, 0.5, "", "gpt2", "fp16", [], {}, [1], {"a": 1}, 2**70, "é\u2028"]
+    before = {name: tensor.copy() for name, tensor in load_weights(saved)[1].items()}
+    refused = 0
+    for _ in range(400):
+        changed = copy.deepcopy(header)
+        where = changed["model"] if rng.random() < 0.5 else changed["tensors"][rng.integers(len(changed["tensors"]))]
+        key = list(where)[rng.integers(len(where))]
+        if rng.random() < 0.1:
+            del where[key]
+        else:
+            where[key] = odd[rng.integers(len(odd))]
+        put_together(saved, changed, data)
+        try:
+            config, tensors = load_weights(saved)
+        except WeightsError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+            refused += 1
+        else:
+            assert config == SMALL and all(np.array_equal(before[name], tensors[name]) for name in before)
+    assert refused > 300
+
+
+def test_the_next_models_need_no_other_version(tmp_path, monkeypatch):
+    """Grouped heads, rotary positions, a head of its own, 4-bit blocks, a tokenizer in the file, a field to come."""
+    monkeypatch.setitem(layout.TYPES, "q4", (32, 18))
+    monkeypatch.setitem(layout.LATER_FIELDS, "rotary_scaling", (float, None))
+    model = {
+        "architecture": "llama", "n_layer": 1, "n_head": 8, "n_kv_head": 2, "head_dim": 16, "d_model": 96, "d_ff": 352,
+        "n_ctx": 4096, "vocab_size": 1000, "epsilon": 1e-6, "rotary_base": 500000.0, "tied_head": False,
+        "tokenizer": "tokenizer.json", "rotary_scaling": 8.0,
+    }  # fmt: skip
+    tokenizer = json.dumps({"a": 1}).encode()
+    tensors = [("embedding", "fp16", (1000, 96)), ("0.gate", "q4", (352, 96)), ("0.norm", "fp32", (96,)),
+               ("head", "q4", (1000, 96)), ("tokenizer.json", "bytes", (len(tokenizer),))]  # fmt: skip
+    rng = np.random.default_rng(2)
+    sizes = {"embedding": 2 * 96000, "0.gate": 352 * 3 * 18, "0.norm": 4 * 96, "head": 1000 * 3 * 18}
+    stored = {name: rng.integers(0, 256, size, dtype=np.uint8).tobytes() for name, size in sizes.items()}
+    stored["tokenizer.json"] = tokenizer
+    path = tmp_path / "llama.bin"
+    digest = layout.write_layout(path, layout.make_layout(model, tensors), stored.__getitem__)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        assert layout.read_version(file) == 2
+        found = layout.read_layout(file)
+        data = layout.read_tensors(file, found)
+    assert found.model == model and [(t.name, t.type, t.shape) for t in found.tensors] == tensors
+    assert {name: bytes(value) for name, value in data.items()} == stored
+    assert_refused(path, "architecture is 'llama'; this code runs 'gpt2'")
+    monkeypatch.delitem(layout.LATER_FIELDS, "rotary_scaling")
+    assert_refused(path, "field 'rotary_scaling' is unknown")
+    with pytest.raises(WeightsError, match="needs rows of a multiple of 32"):
+        layout.make_layout({**found.model}, [("x", "q4", (32, 33))])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_only_regular_files_are_read(tmp_path):
+    """At once: to open a pipe waits for a writer."""
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "link.bin").symlink_to(tmp_path / "pipe.bin")
+    (tmp_path / "loop.bin").symlink_to(tmp_path / "loop.bin")
+    started = time.perf_counter()
+    odd = {"pipe.bin": "is a pipe", "link.bin": "is a pipe", "loop.bin": "cannot be read", "": "is a folder"}
+    for name, said in odd.items():
+        assert_refused(tmp_path / name, said)
+    for device in ("/dev/null", "/dev/zero"):
+        assert_refused(Path(device), "is a device")
+    assert time.perf_counter() - started < 5
+
+
+def test_loading_is_fast(tmp_path):
+    """What the checksums cost: 64 MB in well under the time that a first token takes."""
+    config = GPT2Config(n_layer=1, n_head=1, d_model=1024, d_ff=4096, n_ctx=8, vocab_size=19000)
+    tensors = {name: np.ones(shape, np.float16) for name, shape, _ in tensor_table(config)}
+    save_weights(tmp_path / "m.bin", config, tensors)
+    started = time.perf_counter()
+    load_weights(tmp_path / "m.bin")
+    assert time.perf_counter() - started < 0.5  # usually 0.03

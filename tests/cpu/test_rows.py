@@ -165,6 +165,15 @@ def test_too_few_values_for_a_row(tmp_path):
         launched(kernel, cuda.to_device(np.zeros((2, 3), np.int64)))
 
 
+@pytest.mark.parametrize("check", ["0", "1"])
+def test_a_tuple_as_an_index(tmp_path, monkeypatch, check):
+    monkeypatch.setenv("MINI_CHECK", check)
+    text = "def kernel(out, a):\n    t = cuda.grid(2)\n    a[t] = 3\n    s = t[0] % 4, 1\n    out[t[0]] = a[s] + a[t]\n"
+    a = cuda.to_device(np.zeros((4, 2)))
+    np.testing.assert_array_equal(launched(compiled(tmp_path, text), a), [3] * 4)
+    assert a.copy_to_host().tolist() == [[3, 0]] * 4
+
+
 @pytest.mark.skipif(common.BACKEND != "cpu", reason="MINI_CHECK is the CPU backend's")
 @pytest.mark.parametrize("body, words", [
     ("r = m[1]; out[i] = r[i]", "m: index 3 on axis 1 is outside 0 … 2"),

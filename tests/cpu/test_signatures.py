@@ -330,7 +330,7 @@ def test_forall():
     with pytest.raises(ValueError, match="-5"):
         one.forall(-5)
     with pytest.raises(TypeError):
-        count(2.5)
+        cuda.jit(one.py_func).forall(2.5)(cuda.to_device(np.zeros(4)))
 
 
 def test_launch_bounds():
@@ -366,7 +366,5 @@ def test_divisions_by_zero(tmp_path, operation, plain, dtype, debug):
 def test_wrong_options():
     with pytest.raises(TypeError):
         run(cuda.jit(nonsense=3)(one.py_func))
-    with pytest.raises(ValueError):
-        cuda.jit("void(float64[:])", device=True, link=["a.cu"])
     with pytest.raises(NotImplementedError):
         cuda.jit(boundscheck=True)(one.py_func)

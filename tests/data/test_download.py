@@ -24,6 +24,7 @@ import download_gpt2
 from download_gpt2 import ConversionError, convert
 from make_models import make_hf_model
 
+from ch14_mini_llm.files import FileError
 from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ SIZES = {"n_layer": 2, "n_head": 3, "d_model": 33, "n_ctx": 31, "vocab_size": 12
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, transformers):
     """(folder written by save_pretrained, the .bin made of it, the torch model); tests must not change them."""
     folder = tmp_path_factory.mktemp("model")
     path, model = make_hf_model(folder, **SIZES, seed=3)
@@ -86,7 +87,7 @@ def test_every_tensor_of_a_saved_model_arrives(made):
         assert np.ptp(tensor) > 0, f"{name} is constant, so a mix-up would not show"
 
 
-def test_an_mlp_of_another_width(tmp_path):
+def test_an_mlp_of_another_width(transformers, tmp_path):
     path, model = make_hf_model(tmp_path, 1, 1, 31, 8, 33, seed=1, d_ff=65)
     config, tensors = load_weights(path)
     assert config.d_ff == 65
@@ -151,7 +152,7 @@ def test_a_pickled_pytorch_model(made, checkpoint, tmp_path):
         ({"n_layer": ...}, "n_layer is missing"),
         ({"n_head": 5}, "d_model is 33 and n_head is 5"),
         ({"n_embd": 0}, "d_model is 0"),
-        ({"n_positions": "many"}, "n_ctx is 'many'"),
+        ({"n_positions": "many"}, "n_positions is 'many'"),
         ({"n_layer": 3}, "tensor h.2.attn.c_attn.bias is missing (and 11 more)"),
         ({"n_layer": 1}, "tensor h.1.attn.c_attn.bias is unknown (and 11 more)"),
         ({"vocab_size": 128}, "tensor wte.weight has shape (127, 33); the configuration asks for (128, 33)"),
@@ -239,6 +240,47 @@ def test_command_line_errors(made, tmp_path):
     )
     assert not out.exists()
     assert run("--help").returncode == 0
+    assert_one_line_error(run("--out", out, HF_HUB_ETAG_TIMEOUT="x"), "HF_HUB_ETAG_TIMEOUT is 'x'")
+    assert_one_line_error(run("--model", made[0]), "--out")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_out_replaces_a_regular_file_only(made, checkpoint, tmp_path, monkeypatch):
+    """Anything else is refused before a byte is fetched, and is as it was."""
+    monkeypatch.setattr(download_gpt2, "fetch", lambda *_: pytest.fail("it was fetched"))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_pipe").symlink_to("pipe")
+    device = os.ttyname(os.openpty()[1])
+    before = {path.name: (path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()}
+    odd = {"folder": "a folder", "pipe": "a pipe", "to_pipe": "a pipe", "folder/no/m.bin": "there is no folder",
+           "x" * 300: "too long"}  # fmt: skip
+    for out, said in [*((tmp_path / name, said) for name, said in odd.items()), (device, "a device"), ("", "is empty")]:
+        with pytest.raises(FileError, match=said) as caught:
+            convert("gpt2", out)
+        assert str(caught.value).startswith("--out")
+    for name in ("model.safetensors", "config.json"):  # what is read: its only copy, maybe
+        with pytest.raises(FileError, match="is what is read"):
+            convert(checkpoint, checkpoint / name)
+    assert {path.name: (path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()} == before
+    (tmp_path / "old.bin").write_bytes(b"old")
+    (tmp_path / "old.bin").chmod(0o604)
+    (tmp_path / "link.bin").symlink_to("old.bin")
+    convert(checkpoint, tmp_path / "link.bin")
+    assert (tmp_path / "link.bin").is_symlink() and (tmp_path / "old.bin").read_bytes() == made[1].read_bytes()
+    assert (tmp_path / "old.bin").stat().st_mode & 0o777 == 0o604
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("where, code", [(">&-", 2), ("> /dev/full", 2), ("2>&-", 0), ("2> /dev/full", 0)])
+def test_streams_that_fail(made, tmp_path, where, code):
+    program = [sys.executable, ROOT / "data" / "download_gpt2.py", f"--model={made[0]}", f"--out={tmp_path / 'm.bin'}"]
+    done = subprocess.run(["sh", "-c", f'"$@" {where}', "sh", *program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    if code:
+        assert done.stderr.splitlines()[-1].startswith("download_gpt2: error: the standard output")
+    else:
+        assert (tmp_path / "m.bin").read_bytes() == made[1].read_bytes()
 
 
 def test_missing_packages_are_named(made, monkeypatch, tmp_path):

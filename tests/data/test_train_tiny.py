@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "data"))
 
+torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+
+# isort: split
 import train_tiny
 from train_tiny import CorpusError, Settings
 
@@ -275,14 +276,171 @@ def test_too_little_text_is_refused(tmp_path):
         (["--micro_batch", "5"], "--micro_batch is 5; it must divide --batch 64"),
         (["--seed", "-1"], "--seed is -1"),
         (["--device", "nowhere"], "--device nowhere cannot be used"),
+        (["--seed", str(2**64)], f"--seed is {2**64}; it can be at most {2**64 - 1}"),
+        (["--seed", "1.5"], "'1.5' is not an integer"),
+        (["--batch", "9" * 30], "--batch is 9"),
+        (["--steps", "9" * 5000], "has 5000 digits"),
+        (["--lr", "inf"], "--lr is inf"),
+        (["--weight_decay", "nan"], "--weight_decay is nan"),
+        (["--minutes", "nan"], "--minutes is nan"),
+        (["--device", "meta"], "--device meta cannot be used"),
+        (["--device", ""], "--device  cannot be used"),
         (["--out", "no/folder/tiny.bin"], "there is no folder"),
+        (["--out", ""], "--out"),
+        (["--out", "/"], "--out: / is a folder"),
+        (["--log", "no/folder/tiny.log"], "--log: there is no folder"),
+        (["--no_such"], "--no_such"),
     ],
 )
 def test_bad_options_are_refused(capsys, tmp_path, arguments, said):
-    with pytest.raises(SystemExit) as caught:
-        train_tiny.main([str(tmp_path / "text.txt"), "--out", str(tmp_path / "m.bin"), *arguments])
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err
+    assert train_tiny.main([str(tmp_path / "text.txt"), "--out", str(tmp_path / "m.bin"), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("train_tiny: error: ") and captured.err.count("\n") == 1
+    assert said in captured.err
+
+
+@pytest.fixture
+def odd_outputs(tmp_path):
+    """{name: what it is} of things that no program may replace."""
+    text = tmp_path / "text.txt"
+    write_text(text)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_folder").symlink_to("folder")
+    (tmp_path / "to_pipe").symlink_to("pipe")
+    (tmp_path / "to_text").symlink_to("text.txt")
+    (tmp_path / "to_itself").symlink_to("to_itself")
+    return {
+        "folder": "a folder", "pipe": "a pipe", os.ttyname(os.openpty()[1]): "a device", "text.txt": "what is read",
+        "to_folder": "a folder", "to_pipe": "a pipe", "to_text": "what is read", "to_itself": "leads nowhere",
+        "text.txt/x": "text.txt is not a folder", "absent/x": "there is no folder", "x" * 300: "too long",
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+@pytest.mark.parametrize("option", ["--out", "--log"])
+def test_outputs_are_checked_before_the_work(odd_outputs, tmp_path, capsys, monkeypatch, option):
+    """Before the text is read; and what is there stays."""
+    monkeypatch.setattr(train_tiny, "read_corpus", lambda *_: pytest.fail("the text was read"))
+    before = {path.name: (path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()}
+    for name, said in odd_outputs.items():
+        arguments = {"--out": str(tmp_path / "m.bin"), option: str(tmp_path / name)}
+        options = [f"{key}={value}" for key, value in arguments.items()]
+        assert train_tiny.main([str(tmp_path / "text.txt"), *options]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"train_tiny: error: {option}: ") and error.count("\n") == 1 and said in error, error
+    options = [f"--out={tmp_path / 'm.bin'}", f"--log={tmp_path / 'm.bin'}"]
+    assert train_tiny.main([str(tmp_path / "text.txt"), *options]) == 2
+    assert "where the weights go" in capsys.readouterr().err
+    assert {path.name: (path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_takes_no_files(tmp_path, capsys):
+    write_text(tmp_path / "text.txt")
+    (tmp_path / "shut").mkdir(mode=0o500)
+    (tmp_path / "kept.bin").write_bytes(b"kept")
+    (tmp_path / "kept.bin").chmod(0o400)
+    for name, said in (("shut/m.bin", "nothing can be written"), ("kept.bin", "write-protected")):
+        assert train_tiny.main([str(tmp_path / "text.txt"), f"--out={tmp_path / name}"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_full_disk_is_found_out_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 1000})())
+    assert train_tiny.main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'm.bin'}"]) == 2
+    assert "but 1000 are free" in capsys.readouterr().err
+
+
+@pytest.fixture
+def spoil(tmp_path, monkeypatch):
+    """`spoil(name)`: a training of 6 steps, at whose end a folder of this name is in the way; (exit code, weights)."""
+    write_text(tmp_path / "text.txt")
+    train = train_tiny.train
+
+    def run(name, at="end"):
+        def trained(corpus, settings, on_row):
+            if at == "start":
+                (tmp_path / name).mkdir()
+            found = train(corpus, settings, on_row)
+            if at == "end":
+                (tmp_path / name).unlink(missing_ok=True)
+                (tmp_path / name).mkdir()
+            return found
+
+        monkeypatch.setattr(train_tiny, "train", trained)
+        monkeypatch.setattr(train_tiny, "PROMPTS", ("Hello",))
+        return train_tiny.main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'm.bin'}", *ARGUMENTS, "--steps=6"])
+
+    return run
+
+
+def test_an_output_that_becomes_impossible_costs_nothing(spoil, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    assert spoil("m.bin") == 2
+    captured = capsys.readouterr()
+    (kept,) = (tmp_path / "temporary").glob("m-*.bin")
+    assert load_weights(kept)[0].d_model == 12
+    *_, error = captured.err.splitlines()
+    assert error.startswith("train_tiny: error: ") and str(kept) in error and "is a folder" in error
+    assert str(kept) in captured.out and (tmp_path / "m.bin").is_dir() and not list((tmp_path / "m.bin").iterdir())
+    *_, final = [json.loads(line) for line in (tmp_path / "m.log.jsonl").read_text().splitlines()]
+    assert final["weights_sha256"] == hashlib.sha256(kept.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_a_log_that_becomes_impossible_costs_no_weights(spoil, tmp_path, capsys, at):
+    assert spoil("m.log.jsonl", at) == 2
+    assert load_weights(tmp_path / "m.bin")[0].d_model == 12
+    error = capsys.readouterr().err
+    assert "m.log.jsonl cannot be written any more" in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_a_regular_file_is_replaced_and_keeps_its_mode(tmp_path, capsys, spoil):
+    (tmp_path / "real.bin").write_bytes(b"old")
+    (tmp_path / "real.bin").chmod(0o640)
+    (tmp_path / "m.bin").symlink_to("real.bin")
+    spoil("elsewhere")
+    assert (tmp_path / "m.bin").is_symlink() and load_weights(tmp_path / "m.bin")[0].d_model == 12
+    assert (tmp_path / "real.bin").stat().st_mode & 0o777 == 0o640
+
+
+def shell(text, *arguments):
+    command = ["sh", "-c", text, "sh", sys.executable, str(ROOT / "data" / "train_tiny.py"), *map(str, arguments)]
+    return subprocess.run([*command, *ARGUMENTS, "--steps=6"], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_streams_that_fail(tmp_path):
+    """No output: the training does not begin. No messages: it goes on, and its weights are written."""
+    write_text(tmp_path / "text.txt")
+    arguments = [tmp_path / "text.txt", f"--out={tmp_path / 'm.bin'}"]
+    for where in (">&-", "> /dev/full"):
+        done = shell(f'"$@" {where}', *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("train_tiny: error: the standard output")
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "m.bin").exists()
+    for where in ("2>&-", "2> /dev/full"):
+        done = shell(f'"$@" {where}', *arguments)
+        assert done.returncode == 0 and "held-out loss" in done.stdout
+        assert load_weights(tmp_path / "m.bin")[0].d_model == 12
+        (tmp_path / "m.bin").unlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_text_that_is_no_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"text" * 1000)[:30])
+    spoilt = bytearray(gzip.compress(b"text" * 1000))
+    spoilt[12] ^= 255
+    (tmp_path / "spoilt.txt.gz").write_bytes(spoilt)
+    for name, said in (("pipe.txt", "is a pipe"), ("", "is a folder"), ("cut.txt.gz", "cannot be read"),
+                       ("spoilt.txt.gz", "cannot be read")):  # fmt: skip
+        assert train_tiny.main([str(tmp_path / name), f"--out={tmp_path / 'm.bin'}"]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert train_tiny.main(["/dev/zero", f"--out={tmp_path / 'm.bin'}"]) == 2
+    assert "is a device" in capsys.readouterr().err
 
 
 def test_a_missing_text_is_one_line(capsys, tmp_path):
