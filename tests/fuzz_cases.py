@@ -352,9 +352,9 @@ def main(generate, argv=None):
     parser.add_argument("--seeds", type=_seeds, default=range(100), metavar="FIRST:END", help="default 0:100")
     parser.add_argument("--backend", action="store_true", help="compare the backend that common/ chooses")
     parser.add_argument("--ptx", metavar="ARCH", help="only compile with numba-cuda, for an architecture such as sm_80")
-    parser.add_argument("--features", type=_names, default=DEFAULT_KINDS, metavar="NAME,...",
+    parser.add_argument("--features", type=_names, metavar="NAME,...",
                         help="kinds of the language, of which each kernel takes some; `gpu`: all that a GPU runs, "
-                        f"`all`: all of them: {', '.join(KINDS)}")
+                        f"`all`: all of them: {', '.join(KINDS)}; default: {','.join(DEFAULT_KINDS)} in every second")
     parser.add_argument("--wild", action="store_true", help="the feature wild: casts and shifts out of range")
     parser.add_argument("--shrink", action="store_true", help="also write a shrunk version of a failing case")
     parser.add_argument("--size", type=int, default=5, help="statements at the top level of a kernel (default 5)")
@@ -364,7 +364,9 @@ def main(generate, argv=None):
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder for failing cases")
     parser.add_argument("--print", action="store_true", help="only print the sources")
     options = parser.parse_args(argv)
-    features = (*options.features, *(["wild"] if options.wild else []))
+    features = options.features
+    if options.wild:
+        features = (*(features or ()), "wild")
     try:
         generate(0, options.size, options.without, features)
     except ValueError as error:

@@ -1205,7 +1205,7 @@ def test_generated_kernels_have_no_races_and_no_order():
 
 
 def test_every_feature_is_common():
-    count = Counter(f for seed in range(400) for f in features_of(generate(seed).source))
+    count = Counter(f for seed in range(400) for f in features_of(generate(seed, features=()).source))
     rare = {f: count[f] for f in FEATURES if count[f] < 20}
     assert not rare, f"of 400 kernels fewer than 5 % contain {rare}"
 
@@ -1216,20 +1216,21 @@ COMPANIONS = {"iterate": ("rows",), "recursion": ("signatures",), "signatures": 
 @pytest.mark.parametrize("kind", FEATURES_OF_KINDS)
 def test_every_part_of_a_feature_is_common(kind):
     features, count = (kind, *COMPANIONS.get(kind, ())), Counter()
-    for seed in range(200):
+    for seed in range(150):
         count.update(features_of(generate(seed, 3, features=features).source, FEATURES_OF_KINDS[kind]))
-    rare = {f: count[f] for f in FEATURES_OF_KINDS[kind] if count[f] < 8}
-    assert not rare, f"of 200 kernels fewer than 4 % contain {rare}"
+    rare = {f: count[f] for f in FEATURES_OF_KINDS[kind] if count[f] < 6}
+    assert not rare, f"of 150 kernels fewer than 4 % contain {rare}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_with_a_feature_are_valid(kind):
-    for seed in range(2000, 2006):
+    for seed in range(2000, 2003):
         check_valid(generate(seed, 3, features=(kind, *COMPANIONS.get(kind, ()))))
 
 
 def test_features_are_asked_for_by_name():
-    assert generate(7) == generate(7, features=DEFAULT_KINDS)
+    assert [generate(s).source == generate(s, features=()).source for s in (3, 4, 5, 6)] == [True, True, False, False]
+    assert generate(6) == generate(6, features=DEFAULT_KINDS)
     assert set(GPU_KINDS) < set(KINDS) == set(GPU_KINDS) | {"class_constants", "wild"}
     assert generate(7, features=["rows"]) != generate(7, features=[]) != generate(7, features=["casts"])
     case = generate(7, features=["wild"])
@@ -1240,9 +1241,9 @@ def test_features_are_asked_for_by_name():
 
 def test_numba_cuda_takes_the_kernels_of_every_feature(tmp_path):
     pytest.importorskip("numba_cuda")
-    result = command_line("--seeds", "3000:3008", "--size", "2", "--features", "gpu", "--wild", "--ptx", "sm_80",
+    result = command_line("--seeds", "3000:3005", "--size", "2", "--features", "gpu", "--wild", "--ptx", "sm_80",
                           "--out", str(tmp_path))
-    assert result.returncode == 0 and "8 of 8 kernels agree" in result.stdout, result.stdout + result.stderr
+    assert result.returncode == 0 and "5 of 5 kernels agree" in result.stdout, result.stdout + result.stderr
 
 
 def test_what_numba_cuda_refuses_is_a_failure(tmp_path):
@@ -1260,7 +1261,7 @@ def test_generation_is_deterministic_and_features_can_be_left_out():
     without = ("while", "vote_loop", "tree_reduce", "scan", "warp_down", "warp_scan", "butterfly")
     assert set(without) <= set(STATEMENTS)
     for seed in range(30):
-        assert " while " not in generate(seed, without=without).source
+        assert " while " not in generate(seed, without=without, features=()).source
     with pytest.raises(ValueError, match="unknown features"):
         generate(0, without=["nonsense"])
 

@@ -1,7 +1,7 @@
 """The names of what a random kernel may contain.
 
 STATEMENTS and EXTRAS may be in every kernel unless they are left out. KINDS are features of the language that are in
-none unless they are asked for; a kernel takes some of those asked for, by its seed.
+none unless they are asked for; a kernel takes one or two of those asked for, by its seed.
 """
 
 # How often each kind of statement is chosen. `without` of generate() takes these names and those of EXTRAS.
@@ -29,7 +29,7 @@ KINDS = {
     "wild": "floats outside an integer's range, shifts beyond the width: answered as PTX's instructions do",
 }
 GPU_KINDS = tuple(k for k in KINDS if k not in ("class_constants", "wild"))   # what every GPU runs, with one answer
-DEFAULT_KINDS = ()
+DEFAULT_KINDS = ("rows", "signatures", "recursion", "constants", "returns", "casts")
 
 # The statements that a kind brings along.
 KIND_STATEMENTS = {

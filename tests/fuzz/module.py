@@ -73,10 +73,9 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
         return kind in self.kinds
 
     def some(self, features):
-        """About half of the features, at least one: small kernels in which each of them has room."""
-        features = sorted(features)
+        """One or two of the features: small kernels in which each of them has room, and meets each other one."""
         rng = random.Random(f"kinds {self.seed}")
-        return frozenset(f for f in features if rng.random() < 0.5) or frozenset(rng.sample(features, bool(features)))
+        return frozenset(rng.sample(sorted(features), min(rng.choice([1, 2, 2]), len(features))))
 
     def chance(self, p):
         return self.rng.random() < p
@@ -100,15 +99,16 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
         for kind, write, most in (("signatures", self.typed_function, 2), ("rows", self.row_function, 2),
                                   ("recursion", self.recursive_function, 2), ("returns", self.returning_function, 1)):
             if self.has(kind):
-                for _ in range(self.rng.randint(1, most)):
+                for _ in range(self.rng.choice([1, 1, most])):
                     write()
+        few = bool(self.kinds)      # those of the features take their place
         if self.on("device_pure"):
-            for _ in range(self.rng.choices([0, 1, 2], [2, 3, 5])[0]):
+            for _ in range(self.rng.choices([0, 1, 2], [6, 4, 0] if few else [2, 3, 5])[0]):
                 self.pure_function()
-        if self.on("device_warp") and self.chance(0.4):
+        if self.on("device_warp") and self.chance(0.2 if few else 0.4):
             self.warp_function()
         if self.on("device_block"):
-            for _ in range(self.rng.choices([0, 1, 2], [5, 4, 1])[0]):
+            for _ in range(self.rng.choices([0, 1, 2], [8, 2, 0] if few else [5, 4, 1])[0]):
                 self.block_function()
 
     def finish(self, body, name, params, function, functions, types=None):
@@ -283,7 +283,7 @@ class Module(RowModule, SignatureModule, RecursionModule, ReturningModule, Const
             self.sections.insert(0, f"TABLE = np.array({values}, np.{dtype})")
             body.emit("table = cuda.const.array_like(TABLE)")
             body.inputs.append(Array("table", kind, dtype, (n,), -20, 20, 2 if kind == "f" else 0))
-        for _ in range(2):
+        for _ in range(1 if self.kinds else 2):
             body.s_assign()
         body.statements(max(self.size - self.kind_statements(body), 1))
         self.flush(body, params)

@@ -1,5 +1,6 @@
 """Parts of arrays as values: rows, planes, columns and slices of local arrays, named, passed on, read and written."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from tests.fuzz.parts import THREAD, Array, Expr, enclosed
@@ -61,9 +62,10 @@ class Rows:
 
     # -- values: an int64 or a float64 that any element holds
     def part_value(self, kind, size=100):
-        if kind == "i":
-            return self.fit(self.int_expr(1), 0, size).text
-        return self.fit_float(self.float_expr(1), 16, 2).text
+        with nullcontext() if self.has("rows_across") else self.without_collectives():
+            if kind == "i":
+                return self.fit(self.int_expr(1), 0, size).text
+            return self.fit_float(self.float_expr(1), 16, 2).text
 
     def tuple_values(self, kind, count):
         """Values of one type, as numba-cuda wants them in a tuple that is assigned to a part."""
