@@ -9,6 +9,7 @@ import ast
 import copy
 import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.fuzz.kinds import DEFAULT_KINDS, GPU_KINDS, KINDS
 from tests.oracle import OracleError, run
 
 
@@ -69,6 +71,7 @@ class Case:
     block: tuple
     shared_bytes: int
     specs: tuple
+    wild: bool = False  # casts and shifts out of range are meant, with the answers that PTX gives
 
     def make_args(self):
         """Fresh arguments (NumPy arrays and scalars), the same every time."""
@@ -83,7 +86,7 @@ class Case:
     def to_text(self):
         """The case as one Python file: the source, and the rest as a JSON comment in the last line."""
         rest = {"seed": self.seed, "grid": self.grid, "block": self.block, "shared_bytes": self.shared_bytes,
-                "specs": [vars(s) for s in self.specs]}
+                "specs": [vars(s) for s in self.specs]} | ({"wild": True} if self.wild else {})
         return f"{self.source.rstrip()}\n\n# case: {json.dumps(rest)}\n"
 
     @classmethod
@@ -95,16 +98,20 @@ class Case:
         rest = json.loads(rest)
         specs = tuple(ArraySpec(s["dtype"], tuple(s["shape"]), s["fill"], tuple(s["limits"])) if "shape" in s
                       else ScalarSpec(**s) for s in rest["specs"])
-        return cls(rest["seed"], source, tuple(rest["grid"]), tuple(rest["block"]), rest["shared_bytes"], specs)
+        return cls(rest["seed"], source, tuple(rest["grid"]), tuple(rest["block"]), rest["shared_bytes"], specs,
+                   rest.get("wild", False))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading and comparing
 # ---------------------------------------------------------------------------------------------------------------------
-def _stub_jit(function=None, **_):
-    if function is None:
-        return _stub_jit
-    return types.SimpleNamespace(py_func=function)
+def _stub_jit(function_or_signatures=None, **_):
+    """`cuda.jit` as a decorator, with or without signatures, that keeps the function and its signatures."""
+    if inspect.isfunction(function_or_signatures):
+        return types.SimpleNamespace(py_func=function_or_signatures, signatures=[])
+    given = function_or_signatures
+    signatures = given if isinstance(given, list) else [] if given is None else [given]
+    return lambda function: types.SimpleNamespace(py_func=function, signatures=signatures)
 
 
 @contextmanager
@@ -160,7 +167,8 @@ def oracle_args(case, **options):
     with stub_cuda():
         module = load_case(case)
         args = case.make_args()
-        run(module.kernel.py_func, case.grid, case.block, args, case.shared_bytes, **options)
+        run(module.kernel.py_func, case.grid, case.block, args, case.shared_bytes,
+            signatures=module.kernel.signatures, wild=case.wild, **options)
     return args
 
 
@@ -220,6 +228,18 @@ def failure_of(case, backend_run=launch):
     except Exception as error:  # whatever a backend raises is a finding
         first = (str(error).strip() or "no message").splitlines()[0]
         return f"{type(error).__name__}: {re.sub(r'[0-9]+', '0', re.sub(r'[^ ]*[/][^ ]*', '', first))[:100]}"
+    return None
+
+
+def refusal_of(case, arch):
+    """None if numba-cuda compiles the case's kernel for an architecture such as sm_80, else what it says."""
+    from common.archs import parse_arch
+    from tests.fuzz.ptx import compile_case
+
+    try:
+        compile_case(case, parse_arch(arch))
+    except Exception as error:  # whatever a compiler raises is the answer
+        return f"{type(error).__name__}: {' | '.join(filter(None, map(str.strip, str(error).splitlines())))[:400]}"
     return None
 
 
@@ -292,13 +312,15 @@ def shrink(case, still_fails, rounds=400):
 # ---------------------------------------------------------------------------------------------------------------------
 def _examine(task):
     """(seed, what is wrong or None, the case as text, the shrunk case as text or None)."""
-    seed, size, without, backend, make_small = task
-    if backend:
+    seed, size, without, features, how, make_small = task
+    if how != "oracle":
         import common  # noqa: F401 - chooses the backend before numba.cuda is imported
     from tests.fuzz_kernels import generate
 
-    case = generate(seed, size, without)
-    if not backend:
+    case = generate(seed, size, without, features)
+    if how.startswith("sm_"):
+        return seed, refusal_of(case, how), case.to_text(), None
+    if how == "oracle":
         try:
             check_valid(case)
         except (OracleError, AssertionError) as error:
@@ -319,12 +341,21 @@ def _seeds(text):
     return seeds
 
 
+def _names(text):
+    return {"gpu": GPU_KINDS, "all": tuple(KINDS)}.get(text, tuple(filter(None, text.split(","))))
+
+
 def main(generate, argv=None):
     """The command line of tests/fuzz_kernels.py. Ends by SystemExit: 0 all agree, 1 something failed, 2 bad usage."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_kernels",
                                      description="Random kernels: the oracle against itself, or against the backend.")
     parser.add_argument("--seeds", type=_seeds, default=range(100), metavar="FIRST:END", help="default 0:100")
     parser.add_argument("--backend", action="store_true", help="compare the backend that common/ chooses")
+    parser.add_argument("--ptx", metavar="ARCH", help="only compile with numba-cuda, for an architecture such as sm_80")
+    parser.add_argument("--features", type=_names, metavar="NAME,...",
+                        help="kinds of the language, of which each kernel takes some; `gpu`: all that a GPU runs, "
+                        f"`all`: all of them: {', '.join(KINDS)}; default: {','.join(DEFAULT_KINDS)} in every second")
+    parser.add_argument("--wild", action="store_true", help="the feature wild: casts and shifts out of range")
     parser.add_argument("--shrink", action="store_true", help="also write a shrunk version of a failing case")
     parser.add_argument("--size", type=int, default=5, help="statements at the top level of a kernel (default 5)")
     parser.add_argument("--without", nargs="*", default=[], metavar="NAME", help="kinds of statements to leave out")
@@ -333,17 +364,29 @@ def main(generate, argv=None):
     parser.add_argument("--out", type=Path, default=Path("fuzz-failures"), help="folder for failing cases")
     parser.add_argument("--print", action="store_true", help="only print the sources")
     options = parser.parse_args(argv)
+    features = options.features
+    if options.wild:
+        features = (*(features or ()), "wild")
     try:
-        generate(0, options.size, options.without)
+        generate(0, options.size, options.without, features)
     except ValueError as error:
         parser.error(str(error))
     if options.print:
         for seed in options.seeds:
-            print(generate(seed, options.size, options.without).to_text())
+            print(generate(seed, options.size, options.without, features).to_text())
         raise SystemExit(0)
+    if options.ptx:
+        os.environ["MINI_BACKEND"] = "ptx"  # before common is imported, which chooses then
+        from common.archs import UsageError, parse_arch
+
+        try:
+            parse_arch(options.ptx)
+        except UsageError as error:
+            parser.error(str(error))
+    how = options.ptx or ("backend" if options.backend else "oracle")
     from tqdm import tqdm
 
-    tasks = [(seed, options.size, tuple(options.without), options.backend, options.shrink) for seed in options.seeds]
+    tasks = [(seed, options.size, tuple(options.without), features, how, options.shrink) for seed in options.seeds]
     problems, tried, end = Counter(), 0, time.monotonic() + options.seconds
     with tqdm(total=len(tasks), unit="kernel", disable=None) as bar:
         def note(result):

@@ -11,11 +11,15 @@ float64, integers wrap at 64 bits, and a store casts to the array's dtype. Insid
 Numba-CUDA 0.30.4 (``cuda.compile_ptx`` of one-line device functions); ``tests/test_oracle.py`` holds them against
 Numba's own inference.
 
+Explicit signatures decide types as on a GPU: ``run(..., signatures=...)`` converts the arguments of a launch, and a
+device function with ``signatures`` has its arguments and its result cast.
+
 What differs from a compiler, by nature: a variable that holds an int on one path and a float on another is not unified
 beforehand (the values agree, float32/float64 rounding may not), and a variable may be read before it was assigned only
 on the paths where Numba would read garbage: that is an OracleError here.
 """
 import ast
+import enum
 import inspect
 import math
 import operator
@@ -80,16 +84,7 @@ def _cast(value, code):
     if source == code:
         return value
     if code[0] in "iu":
-        if source[0] == "f":
-            number = float(value)
-            if not math.isfinite(number):
-                raise OracleError(f"{number} is converted to an integer (undefined)")
-            whole, bits = int(number), 8 * int(code[1])
-            low = -(1 << (bits - 1)) if code[0] == "i" else 0
-            if not low <= whole < low + (1 << bits):
-                raise OracleError(f"{number} does not fit {np.dtype(_NP[code]).name} (undefined conversion)")
-            value = whole
-        return _wrap(int(value), code)
+        return _wrap(_truncated(float(value), code, source) if source[0] == "f" else int(value), code)
     if code == "b1":
         return bool(value)
     if code == "f8":
@@ -97,8 +92,40 @@ def _cast(value, code):
     return _NP[code](int(value) if source[0] in "iub" else value)
 
 
+_wild = False  # run() sets it: what PTX does where LLVM and C define nothing
+
+
+def _truncated(number, code, source):
+    """The integer that a float becomes: its whole part, if the integer type `code` holds it.
+
+    In wild runs what PTX's cvt.rzi gives otherwise: it saturates at the width of the register, which is 16 bits for
+    int8 and int16; a NaN is 0, but the highest bit alone where 64 bits are on either side.
+    """
+    bits = 8 * int(code[1])
+    if _wild:
+        bits = max(bits, 16)
+        if math.isnan(number):
+            return 1 << (bits - 1) if "8" in (code[1], source[1]) else 0
+    elif not math.isfinite(number):
+        raise OracleError(f"{number} is converted to an integer (undefined)")
+    low = -(1 << (bits - 1)) if code[0] == "i" else 0
+    whole = _saturated(number, low, low + (1 << bits) - 1)
+    if not _wild and whole != int(number):
+        raise OracleError(f"{number} does not fit {np.dtype(_NP[code]).name} (undefined conversion)")
+    return whole
+
+
+def _saturated(number, low, high):
+    """The whole part of a float that is no NaN, or the end of the range low … high that it lies beyond."""
+    if math.isinf(number):
+        return low if number < 0 else high
+    return min(max(int(number), low), high)
+
+
 def _canon(value):
     """A scalar, array or tuple from outside in the interpreter's representation."""
+    if isinstance(value, enum.IntEnum):
+        value = int(value)
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (np.int64, np.longlong)) or type(value) is int:
@@ -165,22 +192,28 @@ def _unify(a, b):
     return f"i{2 * int(unsigned[1])}" if unsigned != "u8" else "f8"
 
 
-def _int_pow(a, b):
-    if b >= 0:
-        return pow(a, b, 1 << 64)
-    if a == 0:
-        raise OracleError("0 to a negative power (undefined)")
-    return {1: 1, -1: 1 if b % 2 == 0 else -1}.get(a, 0)
+def _int_pow(code):
+    """Numba-CUDA's power of integers returns an int or a float, so that every result passes through a float64."""
+    def apply(a, b):
+        if b < 0:
+            return {0: _I8_MIN, 1: 1, -1: 1 if b % 2 == 0 else -1}.get(a, 0)
+        number = np.power(float(a), float(b)) if b > 0x10000 else _wrap(pow(a, b, 1 << 64), code)
+        low = _I8_MIN if code == "i8" else 0
+        return _saturated(float(number), low, low + (1 << 64) - 1)
+
+    return apply
 
 
 def _shift(op, a, b):
     if not 0 <= b < 64:
-        raise OracleError(f"a shift by {b} bits (undefined)")
+        if not _wild:
+            raise OracleError(f"a shift by {b} bits (undefined)")
+        b = min(b & 0xFFFFFFFF, 64)  # PTX looks at 32 bits of the amount, and clamps it
     return a << b if op == "<<" else a >> b
 
 
 _INT_OPS = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "**": _int_pow,
+    "+": operator.add, "-": operator.sub, "*": operator.mul,
     "//": lambda a, b: 0 if b == 0 or (a == _I8_MIN and b == -1) else a // b,
     "%": lambda a, b: 0 if b == 0 else a % b,
     "&": operator.and_, "|": operator.or_, "^": operator.xor,
@@ -200,7 +233,7 @@ def _operation(op, a, b):
         if op == "**":
             return lambda x, y: to(function(np.float64(x), np.float64(y)))
         return lambda x, y: function(to(x), to(y))
-    function = _INT_OPS[op]
+    function = _int_pow(result) if op == "**" else _INT_OPS[op]
     if result == "b1":
         return lambda x, y: bool(function(x, y))
     if result == "i8" and op not in ("<<", ">>") and "u8" not in (a, b):
@@ -247,12 +280,17 @@ def _negative(value):
     code = _code(value)
     if code[0] == "f":
         return -value
-    return _wrap(-int(value), "u8" if code[0] == "u" else "i8")
+    return _widened(_wrap(-int(value), "i8" if code == "b1" else code))
+
+
+def _widened(value):
+    """What an operator with one operand does with its result: computed in the operand's width, then 64 bits wide."""
+    return _cast(value, "u8" if _code(value)[0] == "u" else "i8")
 
 
 def _positive(value):
     code = _code(value)
-    return value if code[0] == "f" else _cast(value, "u8" if code[0] == "u" else "i8")
+    return value if code[0] == "f" else _widened(value)
 
 
 def _invert(value):
@@ -261,7 +299,7 @@ def _invert(value):
         return not value
     if code[0] == "f":
         raise OracleError("'~' needs an integer")
-    return _wrap(~int(value), "u8" if code[0] == "u" else "i8")
+    return _widened(_wrap(~int(value), code))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -565,6 +603,13 @@ def _store_slice(value, target, store):
             raise OracleError(f"an array of shape {value.a.shape} is assigned to a slice of shape {target.a.shape}")
         for i in np.ndindex(target.a.shape):
             store(_load(value, i), target, i)
+    elif type(value) is tuple:
+        if target.a.shape != (len(value),):
+            raise OracleError(f"a tuple of {len(value)} is assigned to a part of shape {target.a.shape}")
+        if len({_code(v) for v in value}) > 1:
+            raise OracleError("a tuple of values of several types is assigned to a part of an array")
+        for i, v in enumerate(value):
+            store(v, target, (i,))
     else:
         for i in np.ndindex(target.a.shape):
             store(value, target, i)
@@ -800,6 +845,108 @@ _PURE |= {getattr(math, n): _math_binary(n) for n in _BINARY_MATH if hasattr(mat
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Explicit signatures
+# ---------------------------------------------------------------------------------------------------------------------
+_TYPE_NAMES = {np.dtype(t).name: code for code, t in _NP.items()} | {"boolean": "b1", "void": None, "none": None}
+_TYPE_NAMES |= {code: code for code in _NP}
+
+
+class Signature:
+    """The types that a signature names: `result` is a type code or None, `params` are codes or (code, dimensions)."""
+
+    def __init__(self, result, params):
+        self.result, self.params = result, tuple(params)
+
+    @classmethod
+    def of(cls, given):
+        """From what ``cuda.jit`` takes: "int32(int32, float32[:])", a tuple of types, or types called with types."""
+        if isinstance(given, str):
+            return cls.parse(given)
+        if isinstance(given, tuple):
+            return cls(None, map(cls.type_of, given))
+        return cls(None if given.return_type is None else cls.type_of(given.return_type), map(cls.type_of, given.args))
+
+    @classmethod
+    def parse(cls, text):
+        tree = ast.parse(text, mode="eval").body
+        if isinstance(tree, ast.Call):
+            return cls(cls.parsed_type(tree.func), map(cls.parsed_type, tree.args))
+        return cls(None, map(cls.parsed_type, tree.elts if isinstance(tree, ast.Tuple) else [tree]))
+
+    @classmethod
+    def parsed_type(cls, node):
+        if isinstance(node, ast.Subscript):
+            return cls.parsed_type(node.value), len(node.slice.elts) if isinstance(node.slice, ast.Tuple) else 1
+        if not isinstance(node, ast.Name) or node.id not in _TYPE_NAMES:
+            raise OracleError(f"the type {ast.unparse(node)} of a signature is not known to the oracle")
+        return _TYPE_NAMES[node.id]
+
+    @classmethod
+    def type_of(cls, kind):
+        """The type code of a type object: Numba's scalars and arrays, NumPy's types."""
+        if hasattr(kind, "ndim") and hasattr(kind, "layout"):
+            return cls.type_of(kind.dtype), kind.ndim
+        name = getattr(kind, "name", None) or str(kind)
+        if name not in _TYPE_NAMES:
+            raise OracleError(f"the type {kind} of a signature is not known to the oracle")
+        return _TYPE_NAMES[name]
+
+    def exact(self, values):
+        return len(values) == len(self.params) and all(map(self.matches, self.params, values))
+
+    @staticmethod
+    def matches(kind, value):
+        if isinstance(kind, tuple):
+            return type(value) is _Arr and (value.code, value.nd) == kind
+        return type(value) in _CODE and _CODE[type(value)] == kind
+
+    def convert(self, values):
+        """The values as the types of the parameters."""
+        if len(values) != len(self.params):
+            raise OracleError(f"{len(values)} arguments are given to a signature of {len(self.params)}")
+        return [self.converted(*pair) for pair in zip(self.params, values)]
+
+    @classmethod
+    def converted(cls, kind, value):
+        if isinstance(kind, tuple) or type(value) is _Arr:
+            if not isinstance(kind, tuple) or not cls.matches(kind, value):
+                raise OracleError(f"{value!r} is given where the signature has {kind}")
+            return value
+        return _cast(value, kind)
+
+
+def _chosen(signatures, values):
+    """The signature that a call takes: the only one, or the one that matches exactly."""
+    if len(signatures) == 1:
+        return signatures[0]
+    for signature in signatures:
+        if signature.exact(values):
+            return signature
+    raise OracleError("no signature matches exactly; which one is taken is not known to the oracle")
+
+
+def _typed(function, signatures):
+    """A device function whose arguments and result are cast to the types of its signature."""
+    def call(thread, path, *values):
+        signature = _chosen(signatures, values)
+        result = yield from function(thread, path, *signature.convert(values))
+        return result if result is None or signature.result is None else _cast(result, signature.result)
+
+    return call
+
+
+def _at_launch(signatures, values):
+    """The arguments of a launch as the kernel's signature wants them: converted by ctypes, which is strict."""
+    signature = _chosen(signatures, values)
+    for kind, value in zip(signature.params, values):
+        if type(kind) is str and type(value) in _CODE:
+            code = _CODE[type(value)]
+            if kind[0] in "iu" and code[0] == "f" or kind == "b1" and code != "b1":
+                raise OracleError(f"{value!r} is given for a parameter that is {np.dtype(_NP[kind]).name}")
+    return signature.convert(values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # From the kernel's source to a generator function
 # ---------------------------------------------------------------------------------------------------------------------
 _MISSING = object()
@@ -995,7 +1142,7 @@ class _Rewriter(ast.NodeTransformer):
         for keyword in node.keywords:
             keyword.value = self.visit(keyword.value)
         if hasattr(target, "py_func"):
-            callee = self.bind(self.program.compile(target.py_func))
+            callee = ast.Name(self.program.name_of(target), ast.Load())
             path = ast.BinOp(ast.Name("__o_p", ast.Load()), ast.Add(), ast.Tuple([self.site(node)], ast.Load()))
             call = ast.Call(callee, [ast.Name("__o_c", ast.Load()), path, *node.args], node.keywords)
             return ast.copy_location(ast.YieldFrom(call), node)
@@ -1149,7 +1296,7 @@ class _Program:
     """The generator functions of one kernel and of the device functions it calls."""
 
     def __init__(self, load, store):
-        self.functions, self.files = {}, set()
+        self.functions, self.names, self.files = {}, {}, set()
         self.namespace = {"__o_load": load, "__o_store": store, "__o_slice": slice, "__o_iterate": _iterate,
                           "__o_negative": _negative, "__o_positive": _positive, "__o_invert": _invert}
         for k, op in enumerate(_BINARY.values()):
@@ -1157,9 +1304,18 @@ class _Program:
         for name in _COMPARE.values():
             self.namespace[f"__o_{name}"] = _compare_function(getattr(operator, name))
 
-    def compile(self, function):
+    def name_of(self, target):
+        """The name by which compiled code calls the device function `target`; recursion finds it while it is made."""
+        function = target.py_func
+        if function not in self.names:
+            self.compile(function, getattr(target, "signatures", ()))
+        return self.names[function]
+
+    def compile(self, function, signatures=()):
+        """The generator function of a Python function, with the casts that its signatures ask for."""
         if function in self.functions:
             return self.functions[function]
+        name = self.names[function] = f"__o_f{len(self.names)}"
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
         if not isinstance(tree, ast.FunctionDef):
             raise OracleError(f"the source of {function.__name__} is not a function definition")
@@ -1169,7 +1325,6 @@ class _Program:
         local_names = {a.arg for a in (*tree.args.posonlyargs, *tree.args.args, *tree.args.kwonlyargs)}
         local_names |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         rewriter = _Rewriter(self, function, outer, local_names)
-        name = f"__o_f{len(self.functions)}"
         body = rewriter.block(tree.body)
         # an unreachable yield makes every function a generator, with or without collectives
         body.append(ast.If(ast.Constant(False), [ast.Expr(ast.Yield(None))], []))
@@ -1184,6 +1339,8 @@ class _Program:
         filename = function.__code__.co_filename
         self.files.add(filename)
         exec(compile(module, filename, "exec", dont_inherit=True), self.namespace)
+        if signatures:
+            self.namespace[name] = _typed(self.namespace[name], [Signature.of(s) for s in signatures])
         self.functions[function] = self.namespace[name]
         return self.namespace[name]
 
@@ -1384,7 +1541,7 @@ def _argument(value):
     return _canon(value)
 
 
-def run(py_func, grid, block, args, shared_bytes=0, *, checked=False, backwards=False):
+def run(py_func, grid, block, args, shared_bytes=0, *, signatures=(), checked=False, backwards=False, wild=False):
     """Runs the kernel `py_func` for every thread of the launch; arrays in `args` are changed in place.
 
     py_func       the undecorated Python function of a kernel (``kernel.py_func``); a global with an attribute
@@ -1393,33 +1550,48 @@ def run(py_func, grid, block, args, shared_bytes=0, *, checked=False, backwards=
     args          NumPy arrays (or objects with ``__array_interface__``) and scalars; a Python int is an int64, a float
                   a float64, a NumPy scalar keeps its dtype
     shared_bytes  bytes behind every ``cuda.shared.array(0, dtype)``
+    signatures    what ``cuda.jit`` was given: strings, tuples of types or types called with types
     checked       also find races (on shared and global arrays) and reads of unwritten shared or local elements
     backwards     run blocks and threads last to first: a kernel whose result depends on the order shows it
+    wild          floats that do not fit an integer and shifts by 64 and more give what PTX's instructions give (for
+                  values that the compiler does not know: for literals the result is undefined)
 
     Raises OracleError, naming file, line, thread and block, for what has no defined result on a GPU: an index out of
     range (an index below 0 wraps once, as in Numba), a barrier that not all running threads reach in the same place and
     iteration (threads that returned count as arrived), a warp collective whose mask names a lane that runs elsewhere or
     leaves out the caller, use of a shuffled value from a lane that takes no part, a variable read before it was
-    assigned, a shift by 64 or more, a float that does not fit the integer it is converted to.
+    assigned; unless `wild`, a shift by 64 or more, a float that does not fit the integer it is converted to.
 
     Semantics: Numba-CUDA 0.30.4 and the PTX ISA (shfl.sync, vote.sync, match.sync, barrier.red).
     """
+    global _wild
     grid, block = _triple(grid, "grid"), _triple(block, "block")
     checker = _Checker() if checked else None
     program = _Program(checker.load, checker.store) if checked else _Program(_load, _store)
     launch = _Launch(grid, block, int(shared_bytes), checker)
     values = [_argument(a) for a in args]
-    with np.errstate(all="ignore"):
-        function = program.compile(py_func)
-        blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
-        spots = [(x, y, z) for z in range(block[2]) for y in range(block[1]) for x in range(block[0])]
-        for number, where in enumerate(reversed(blocks) if backwards else blocks):
-            home, threads = _Block(launch, where), []
-            for linear, xyz in enumerate(spots):
-                if linear % WARP == 0:
-                    warp = _Warp()
-                thread = _Thread(home, warp, number * len(spots) + linear, linear, xyz)
-                warp.threads.append(thread)
-                thread.gen = function(thread, (), *values)
-                threads.append(thread)
-            _run_block(threads[::-1] if backwards else threads, program.files, checker)
+    if signatures:
+        values = _at_launch([Signature.of(s) for s in signatures], values)
+    before, _wild = _wild, wild
+    try:
+        with np.errstate(all="ignore"):
+            _run_grid(program, py_func, launch, values, checker, backwards)
+    finally:
+        _wild = before
+
+
+def _run_grid(program, py_func, launch, values, checker, backwards):
+    grid, block = launch.grid, launch.block
+    function = program.compile(py_func)
+    blocks = [(x, y, z) for z in range(grid[2]) for y in range(grid[1]) for x in range(grid[0])]
+    spots = [(x, y, z) for z in range(block[2]) for y in range(block[1]) for x in range(block[0])]
+    for number, where in enumerate(reversed(blocks) if backwards else blocks):
+        home, threads = _Block(launch, where), []
+        for linear, xyz in enumerate(spots):
+            if linear % WARP == 0:
+                warp = _Warp()
+            thread = _Thread(home, warp, number * len(spots) + linear, linear, xyz)
+            warp.threads.append(thread)
+            thread.gen = function(thread, (), *values)
+            threads.append(thread)
+        _run_block(threads[::-1] if backwards else threads, program.files, checker)

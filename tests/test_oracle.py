@@ -10,14 +10,17 @@ import sys
 import types
 from collections import Counter
 from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from tests import fuzz_cases, oracle
+from tests.fuzz.features import FEATURES_OF_KINDS
 from tests.fuzz_cases import Case, check_valid, compare, failure_of, load_case, oracle_args, run_case, shrink, stub_cuda
-from tests.fuzz_kernels import FEATURES, STATEMENTS, features_of, generate
+from tests.fuzz_kernels import DEFAULT_KINDS, FEATURES, GPU_KINDS, KINDS, STATEMENTS, features_of, generate
 from tests.oracle import OracleError, run
 
 cuda = types.ModuleType("cuda")     # the oracle looks at names, never into the module
@@ -131,11 +134,16 @@ i32, u32, f32, f16 = np.int32, np.uint32, np.float32, np.float16
     ("a - 1", {"a": u32(0)}, -1, "i8"),                                             # ... with an int64 an int64
     ("a * b", {"a": np.uint64(2**63), "b": 3}, -2**63, "i8"),
     ("a / b", {"a": np.uint64(2**63), "b": 2}, 2.0**62, "f8"),
-    ("-a", {"a": u32(1)}, 2**64 - 1, "u8"), ("~a", {"a": i32(5)}, -6, "i8"), ("~a", {"a": True}, False, "b1"),
+    ("-a", {"a": u32(1)}, 2**32 - 1, "u8"), ("-a", {"a": np.int8(-128)}, -128, "i8"),    # in the operand's width,
+    ("-a", {"a": np.uint8(3)}, 253, "u8"), ("~a", {"a": u32(0)}, 2**32 - 1, "u8"),       # ... then 64 bits wide
+    ("~a", {"a": i32(5)}, -6, "i8"), ("~a", {"a": True}, False, "b1"), ("-a", {"a": True}, -1, "i8"),
     ("a + a", {"a": True}, 2, "i8"), ("a & b", {"a": True, "b": False}, False, "b1"), ("a & 3", {"a": True}, 1, "i8"),
     ("a << 40", {"a": i32(1)}, 2**40, "i8"), ("a << 63", {"a": 1}, -2**63, "i8"), ("a >> 3", {"a": -9}, -2, "i8"),
     ("a >> 1", {"a": u32(2**32 - 1)}, 2**31 - 1, "u8"),
-    ("a ** 3", {"a": -3}, -27, "i8"), ("a ** b", {"a": 3, "b": 41}, -420491770248316829, "i8"),
+    ("a ** 3", {"a": -3}, -27, "i8"), ("a ** b", {"a": 3, "b": 41}, -420491770248316800, "i8"),
+    ("a ** 2", {"a": 94906267}, 9007199515875288, "i8"),                            # through a float64: ...289 is lost
+    ("a ** 1", {"a": 2**63 - 1}, 2**63 - 1, "i8"), ("a ** b", {"a": 0, "b": -1}, -2**63, "i8"),
+    ("a ** b", {"a": np.uint8(2), "b": np.uint8(63)}, 2**63, "u8"),
     ("a ** -1", {"a": 2}, 0, "i8"), ("2 ** -1", {}, 0.5, "f8"), ("a ** 2", {"a": f32(1.5)}, 2.25, "f4"),
     ("a ** 0.5", {"a": 9}, 3.0, "f8"), ("1 << 70 >> 68", {}, 4, "i8"),              # CPython folds literals
     ("a // 2.0", {"a": -7}, -4.0, "f8"), ("a % 2.5", {"a": -1.0}, 1.5, "f8"),
@@ -398,6 +406,390 @@ def test_unwritten_memory_is_found():
     run(kernel, 1, 4, (np.zeros(1),), checked=False)
     with pytest.raises(OracleError, match="before anybody wrote it"):
         run(kernel, 1, 3, (np.zeros(1),), checked=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts of arrays as values
+# ---------------------------------------------------------------------------------------------------------------------
+@device
+def row_sum(row):
+    total = 0.0
+    for k in range(row.shape[0]):
+        total += row[k]
+    return total
+
+
+@device
+def add_to_row(row, value):
+    for k in range(len(row)):
+        row[k] += value * (k + 1)
+
+
+def test_rows_of_local_arrays():
+    def kernel(out):
+        t = cuda.threadIdx.x
+        m = cuda.local.array((2, 2), np.float32)
+        m[0, 0] = t
+        m[0, 1] = t
+        out[0, t] = row_sum(m[0])           # 0 2 4 6
+        m[0] = 7, 8
+        out[1, t] = m[0, 1]
+        m[0] = t
+        out[2, t] = m[0, 0]
+        m[1] = t + 1, t + 2
+        row = m[1]
+        row[0] += 10
+        out[3, t] = m[1, 0] * 100 + row[-1]
+        add_to_row(m[0], 5)
+        out[4, t] = m[0][0] * 100 + m[0, 1]
+        row = m[0] if t > 1 else m[1]
+        out[5, t] = row[0]
+        a, b = m[1]
+        out[6, t] = a * 100 + b
+
+    out = np.zeros((7, 4), np.int64)
+    launch(kernel, 1, 4, out)
+    assert out.tolist() == [[0, 2, 4, 6], [8] * 4, [0, 1, 2, 3], [1102, 1203, 1304, 1405], [510, 611, 712, 813],
+                            [11, 12, 7, 8], [1102, 1203, 1304, 1405]]
+
+
+def test_parts_of_arrays_of_rank_3():
+    def kernel(out, shapes, x):
+        m = cuda.local.array((2, 3, 4), np.int16)
+        m[:] = 0
+        m[0] = 1
+        m[1, 2] = 5, 6, 7, 8
+        m[1, :, 0] = 2, 3, 70000            # a store casts: 70000 is 4464 in 16 bits
+        plane = m[1]
+        row = plane[2]
+        row[1] = 60
+        plane[0:2, 3] = 9
+        part = plane[1:, ::2]
+        part[0, 1] = -1
+        m[0][1][2] += 41
+        for i in range(2):
+            for j in range(3):
+                for k in range(4):
+                    out[i, j, k] = m[i, j, k]
+        shapes[0], shapes[1], shapes[2] = plane.shape[0], plane.shape[1], len(row)
+        shapes[3], shapes[4], shapes[5] = part.shape[0], part.shape[1], part.size * 10 + part.ndim
+        shapes[6] = m[:, 1, 1:3].shape[1] * 100 + x[1].shape[0]
+        shapes[7] = m[1, 0, ::-1][0] * 100 + m[-1, -1][-1]
+        s = cuda.shared.array((2, 2, 2), np.int32)
+        s[0] = 3
+        s[1] = 4
+        corner = s[1, 0]
+        corner[1] = x[1, 2]
+        shapes[8] = s[1, 0, 1] * 10 + s[0, 1, 1]
+
+    out, shapes = np.zeros((2, 3, 4), np.int64), np.zeros(9, np.int64)
+    launch(kernel, 1, 1, out, shapes, np.arange(6).reshape(2, 3))
+    assert out[0].tolist() == [[1, 1, 1, 1], [1, 1, 42, 1], [1, 1, 1, 1]]
+    assert out[1].tolist() == [[2, 0, 0, 9], [3, 0, -1, 9], [4464, 60, 7, 8]]
+    assert shapes.tolist() == [3, 4, 4, 2, 2, 42, 203, 908, 53]
+
+
+def wrong_length(m):
+    m[0] = 1, 2
+
+
+def two_types(m):
+    m[0] = 1, 2.5, 3
+
+
+def row_out_of_range(m):
+    row = m[1]
+    row[3] = 1
+
+
+@pytest.mark.parametrize("kernel, message", [
+    (wrong_length, r"a tuple of 2 is assigned to a part of shape \(3,\)"), (two_types, "of several types"),
+    (row_out_of_range, "index 3 is out of range for axis 0")])
+def test_undefined_uses_of_parts(kernel, message):
+    with pytest.raises(OracleError, match=message):
+        run(kernel, 1, 1, (np.zeros((2, 3)),))
+
+
+def test_a_row_is_in_the_shadow_memory_of_its_array():
+    def unwritten(out):
+        m = cuda.local.array((2, 2), np.int32)
+        m[0] = 1
+        row = m[1]
+        out[0] = row[0]
+
+    def race(out):
+        s = cuda.shared.array((2, 40), np.int32)
+        row = s[cuda.threadIdx.x // 33]
+        row[cuda.threadIdx.x % 33] = 1
+        out[cuda.threadIdx.x] = s[0, (cuda.threadIdx.x + 1) % 33]
+
+    with pytest.raises(OracleError, match="before anybody wrote it"):
+        run(unwritten, 1, 1, (np.zeros(1),), checked=True)
+    with pytest.raises(OracleError, match="race on element|before anybody wrote it"):
+        run(race, 1, 40, (np.zeros(40),), checked=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signatures
+# ---------------------------------------------------------------------------------------------------------------------
+def signed(*signatures):
+    return lambda function: types.SimpleNamespace(py_func=function, signatures=list(signatures))
+
+
+@signed("uint32(uint32)")
+def lcg(x):
+    return x * 1664525 + 1013904223
+
+
+@signed("int32(int32)")
+def half(v):
+    return v / 2
+
+
+@signed("int32(int32, int32)")
+def packed(a, b):
+    return (a << 8) | b
+
+
+@signed("uint8(int8, float32)")
+def narrow(a, x):
+    a = a * 3
+    return a + x
+
+
+@signed("int32(int32)", "float32(float32)")
+def either(v):
+    return v / 2
+
+
+@signed("void(float32[:], uint8)")
+def put(row, value):
+    row[1] = value
+
+
+@signed("uint32(uint16)")
+def inverted(v):
+    return ~v
+
+
+def test_signatures_of_device_functions():
+    def kernel(out, reals):
+        out[0] = lcg(lcg(12345))
+        out[1] = half(7)
+        out[2] = half(-7)
+        out[3] = packed(1.0, 2.0)
+        out[4] = half(2**32 + 9) + 2**40    # the argument is cut to 32 bits; then the sum is an int64
+        out[5] = narrow(45, 2.75)           # 135 + 2.75
+        out[6] = inverted(0) - 1            # ~ in 16 bits: 65535
+        out[7] = -lcg(0) - 1                # in 32 bits
+        reals[0] = either(np.float32(7))
+        reals[1] = either(np.int32(7))
+        row = cuda.local.array((2, 2), np.float32)
+        row[1] = 0
+        put(row[1], 300)
+        reals[2] = row[1, 1]
+        reals[3] = narrow(1, 0.1) / 2
+
+    out, reals = np.zeros(8, np.int64), np.zeros(4)
+    launch(kernel, 1, 1, out, reals)
+    assert out[:5].tolist() == [71072467, 3, -3, 258, 2**40 + 4]
+    assert out[5:].tolist() == [137, 65534, 2**32 - 1013904223 - 1]
+    assert reals.tolist() == [3.5, 3.0, 44.0, 1.5]
+
+    def out_of_range(out):
+        out[0] = narrow(130, 0.1)           # int8(130) is -126
+
+    with pytest.raises(OracleError, match="-377.89.* does not fit uint8"):
+        run(out_of_range, 1, 1, (out,))
+
+
+def test_signatures_of_kernels():
+    def kernel(out, scale, bits):
+        out[0] = scale
+        out[1] = ~bits
+        out[2] = bits * bits
+
+    def answers(signature, *args):
+        out = np.zeros(3)
+        run(kernel, 1, 1, (out, *args), signatures=[signature])
+        return out.tolist()
+
+    assert answers("void(float64[:], float32, uint32)", 0.1, 0) == [0.10000000149011612, 4294967295.0, 0.0]
+    assert answers("(float64[:], float64, int32)", 0.1, 0) == [0.1, -1.0, 0.0]
+    assert answers("void(float64[::1], int8, uint8)", 200, 300) == [-56.0, 211.0, 1936.0]
+    assert answers("void(float64[:], float32, int64)", 3, np.int8(-2)) == [3.0, 1.0, 4.0]
+    from numba import float64, int16, uint16, void
+
+    assert answers((float64[:], int16, uint16), 70000, -1) == [4464.0, 0.0, 65535.0 * 65535]
+    assert answers(void(float64[:], int16, uint16), 70000, -1) == [4464.0, 0.0, 65535.0 * 65535]
+    for signature, args, message in [
+        ("void(float64[:], int32, int32)", (1.5, 2), "1.5 is given for a parameter that is int32"),
+        ("void(int64[:], int32, int32)", (1, 2), "is given where the signature has"),
+        ("void(float64[:], int32)", (1, 2), "3 arguments are given to a signature of 2"),
+        ("void(float64[:], int7, int32)", (1, 2), "type int7 of a signature is not known"),
+    ]:
+        with pytest.raises(OracleError, match=message):
+            answers(signature, *args)
+    out = np.zeros(3)
+    both = ["void(float64[:], int32, int32)", "void(float64[:], float32, uint8)"]
+    run(kernel, 1, 1, (out, np.float32(0.5), np.uint8(1)), signatures=both)
+    assert out.tolist() == [0.5, 254.0, 1.0]
+    with pytest.raises(OracleError, match="no signature matches exactly"):
+        run(kernel, 1, 1, (out, 0.5, 1), signatures=both)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device functions: recursion, returns; constants of every origin
+# ---------------------------------------------------------------------------------------------------------------------
+@device
+def factorial(n):
+    if n <= 1:
+        return 1
+    return n * factorial(n - 1)
+
+
+@signed("int64(int64)")
+def fibonacci(n):
+    if n > 1:
+        return fibonacci(n - 1) + fibonacci(n - 2)
+    return n
+
+
+@device
+def halves(n, x, row):
+    if n <= 0:
+        return x
+    row[n % 2] += n
+    return halves(n - 1, x * 0.5, row) + 1.0
+
+
+def test_recursion():
+    def kernel(out):
+        t = cuda.threadIdx.x
+        row = cuda.local.array((2, 2), np.int64)
+        row[1] = 0
+        out[t, 0] = factorial(t + 3)
+        out[t, 1] = fibonacci(t + 4.5) + fibonacci(7)
+        out[t, 2] = halves(t + 1, 8.0, row[1]) * 10
+        out[t, 3] = row[1, 0] * 100 + row[1, 1]
+
+    out = np.zeros((3, 4), np.int64)
+    launch(kernel, 1, 3, out)
+    assert out.tolist() == [[6, 16, 50, 1], [24, 18, 40, 201], [120, 21, 40, 204]]
+
+
+@device
+def leaves_early(x, n):
+    if x > 0:
+        if x > 10:
+            return 1
+        for i in range(n):
+            if x == i:
+                return 10 + i
+            while x > 5:
+                x -= 1
+                if x == 6:
+                    return 100 + i
+            if x * i == 12:
+                return 1000
+        return 2
+    elif x < -3:
+        return 3
+    for i in range(n):
+        for j in range(n):
+            if i * j == -x:
+                return 20 + 10 * i + j
+    return 4
+
+
+def test_nested_returns():
+    def kernel(out):
+        out[cuda.threadIdx.x] = leaves_early(cuda.threadIdx.x - 5, 5)
+
+    out = np.zeros(18, np.int64)
+    launch(kernel, 1, 18, out)
+    assert out.tolist() == [3, 3, 33, 32, 31, 20, 11, 12, 13, 1000, 2, 2, 100, 100, 100, 100, 1, 1]
+
+
+class Mode(IntEnum):
+    SLOW = 1
+    FAST = 4
+
+
+class Point(NamedTuple):
+    x: int
+    y: float
+
+
+package = types.ModuleType("package")
+package.inner = types.ModuleType("package.inner")
+package.inner.N, package.inner.TABLE, package.inner.Mode = np.int32(7), np.array([5, 6]), Mode
+POINT = Point(3, Point(5, 0.25))
+
+
+@device
+def scaled(x):
+    return x * package.inner.N
+
+
+package.inner.scaled = scaled
+
+
+def test_constants_of_every_origin():
+    def kernel(out):
+        out[0] = Mode.FAST + 2
+        out[1] = out[0] == Mode.FAST + Mode.SLOW + 1
+        out[2] = Mode.SLOW.value * 10 + package.inner.Mode.FAST
+        out[3] = package.inner.N * 100 + package.inner.TABLE[Mode.SLOW.value]
+        out[4] = package.inner.scaled(3)
+        out[5] = POINT.x + POINT.y.x + POINT.y.y * 4
+        for k in range(Mode.FAST):
+            out[6] += k
+        mode = Mode.SLOW if out[6] > 100 else Mode.FAST
+        out[7] = 1 if mode == Mode.FAST else 2
+        out[8] = -Mode.FAST & 6 | Mode.SLOW << 3
+
+    out = np.zeros(9, np.int64)
+    launch(kernel, 1, 1, out)
+    assert out.tolist() == [6, 1, 14, 706, 21, 9, 6, 1, 12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Out of range
+# ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("value, expected", [
+    (0.5, [0] * 8), (-0.5, [0] * 8), (-1.0, [-1, 0, -1, 0, -1, 0, -1, 0]), (255.9, [-1, 255] + [255] * 6),
+    (256.0, [0, 0] + [256] * 6), (70000.0, [-1, 255, 32767, 65535] + [70000] * 4),
+    (-70000.0, [0, 0, -32768, 0, -70000, 0, -70000, 0]),
+    (3e9, [-1, 255, 32767, 65535, 2**31 - 1, 3 * 10**9, 3 * 10**9, 3 * 10**9]),
+    (1e10, [-1, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 10**10, 10**10]),
+    (-1e10, [0, 0, -32768, 0, -2**31, 0, -10**10, 0]),
+    (1e20, [-1, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1]),
+    (math.inf, [-1, 255, 32767, 65535, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1]),
+    (-math.inf, [0, 0, -32768, 0, -2**31, 0, -2**63, 0]),
+])
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_wild_casts_saturate_in_the_register(kind, value, expected):
+    def kernel(x, i1, u1, i2, u2, i4, u4, i8, u8):
+        i1[0], u1[0], i2[0], u2[0], i4[0], u4[0], i8[0], u8[0] = x, x, x, x, x, x, x, x
+
+    arrays = [np.zeros(1, t) for t in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")]
+    run(kernel, 1, 1, (np.dtype(kind).type(value), *arrays), wild=True)
+    assert [int(a[0]) for a in arrays] == expected
+
+
+def test_wild_nans_and_shifts():
+    def kernel(out, f4, f8, amounts):
+        out[0], out[1], out[2], out[3] = np.int32(f4), np.int8(f4), np.int64(f4), np.int32(f8)
+        out[4], out[5], out[6] = np.int16(f8), np.uint32(f8), np.uint8(f8)
+        for k in range(amounts.size):
+            out[7 + k] = (3 << amounts[k]) + (-5 >> amounts[k]) * 1000
+
+    out = np.zeros(12, np.int64)
+    run(kernel, 1, 1, (out, np.float32("nan"), math.nan, np.array([1, 63, 64, -1, 2**32 + 1])), wild=True)
+    assert out.tolist() == [0, 0, -2**63, -2**31, -2**15, 2**31, 0, 6 - 3000, 2**63 - 1000, -1000, -1000, 6 - 3000]
+    with pytest.raises(OracleError, match="nan is converted"):
+        run(kernel, 1, 1, (out, np.float32("nan"), math.nan, np.array([1])))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -813,9 +1205,52 @@ def test_generated_kernels_have_no_races_and_no_order():
 
 
 def test_every_feature_is_common():
-    count = Counter(f for seed in range(400) for f in features_of(generate(seed).source))
+    count = Counter(f for seed in range(400) for f in features_of(generate(seed, features=()).source))
     rare = {f: count[f] for f in FEATURES if count[f] < 20}
     assert not rare, f"of 400 kernels fewer than 5 % contain {rare}"
+
+
+COMPANIONS = {"iterate": ("rows",), "recursion": ("signatures",), "signatures": ("rows",)}
+
+
+@pytest.mark.parametrize("kind", FEATURES_OF_KINDS)
+def test_every_part_of_a_feature_is_common(kind):
+    features, count = (kind, *COMPANIONS.get(kind, ())), Counter()
+    for seed in range(150):
+        count.update(features_of(generate(seed, 3, features=features).source, FEATURES_OF_KINDS[kind]))
+    rare = {f: count[f] for f in FEATURES_OF_KINDS[kind] if count[f] < 6}
+    assert not rare, f"of 150 kernels fewer than 4 % contain {rare}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_with_a_feature_are_valid(kind):
+    for seed in range(2000, 2003):
+        check_valid(generate(seed, 3, features=(kind, *COMPANIONS.get(kind, ()))))
+
+
+def test_features_are_asked_for_by_name():
+    assert [generate(s).source == generate(s, features=()).source for s in (3, 4, 5, 6)] == [True, True, False, False]
+    assert generate(6) == generate(6, features=DEFAULT_KINDS)
+    assert set(GPU_KINDS) < set(KINDS) == set(GPU_KINDS) | {"class_constants", "wild"}
+    assert generate(7, features=["rows"]) != generate(7, features=[]) != generate(7, features=["casts"])
+    case = generate(7, features=["wild"])
+    assert case.wild and Case.from_text(case.to_text()).wild and not generate(7, features=["rows"]).wild
+    with pytest.raises(ValueError, match="unknown features .*nonsense.*; known: rows, "):
+        generate(0, features=["rows", "nonsense"])
+
+
+def test_numba_cuda_takes_the_kernels_of_every_feature(tmp_path):
+    pytest.importorskip("numba_cuda")
+    result = command_line("--seeds", "3000:3005", "--size", "2", "--features", "gpu", "--wild", "--ptx", "sm_80",
+                          "--out", str(tmp_path))
+    assert result.returncode == 0 and "5 of 5 kernels agree" in result.stdout, result.stdout + result.stderr
+
+
+def test_what_numba_cuda_refuses_is_a_failure(tmp_path):
+    pytest.importorskip("numba_cuda")
+    result = command_line("--seeds", "0:2", "--size", "2", "--features", "class_constants", "--ptx", "sm_80",
+                          "--out", str(tmp_path))
+    assert result.returncode == 1 and "Cannot determine Numba type of" in result.stdout
 
 
 def test_generation_is_deterministic_and_features_can_be_left_out():
@@ -826,7 +1261,7 @@ def test_generation_is_deterministic_and_features_can_be_left_out():
     without = ("while", "vote_loop", "tree_reduce", "scan", "warp_down", "warp_scan", "butterfly")
     assert set(without) <= set(STATEMENTS)
     for seed in range(30):
-        assert " while " not in generate(seed, without=without).source
+        assert " while " not in generate(seed, without=without, features=()).source
     with pytest.raises(ValueError, match="unknown features"):
         generate(0, without=["nonsense"])
 
@@ -867,15 +1302,16 @@ def test_shrinking_keeps_the_failure_and_little_else():
     check_valid(small)
 
 
-def test_command_line(tmp_path):
-    def call(*arguments):
-        root = Path(__file__).resolve().parent.parent
-        return subprocess.run([sys.executable, "-m", "tests.fuzz_kernels", *arguments], cwd=root, capture_output=True,
-                              text=True, timeout=120)
+def command_line(*arguments):
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.run([sys.executable, "-m", "tests.fuzz_kernels", *arguments], cwd=root, capture_output=True,
+                          text=True, timeout=300)
 
-    result = call("--seeds", "0:4", "--out", str(tmp_path / "failures"))
+
+def test_command_line(tmp_path):
+    result = command_line("--seeds", "0:4", "--out", str(tmp_path / "failures"))
     assert result.returncode == 0 and "4 of 4 kernels agree" in result.stdout
     assert not (tmp_path / "failures").exists()
-    for bad in (["--seeds", "5:5"], ["--without", "nonsense"]):
-        result = call(*bad)
+    for bad in (["--seeds", "5:5"], ["--without", "nonsense"], ["--features", "rows,nonsense"], ["--ptx", "sm_1"]):
+        result = command_line(*bad)
         assert result.returncode == 2 and "Traceback" not in result.stderr
