@@ -15,6 +15,6 @@ expected answers, nor the reference, in reach; an endless loop or a crash costs 
 grader's process and compare. See `exercise` for the files, `student` for what a check can ask, `plugin` for the points.
 """
 
-from .student import Wrong, check, same
+from .student import HALF, Wrong, check, random, same, shared_out
 
-__all__ = ["Wrong", "check", "same"]
+__all__ = ["HALF", "Wrong", "check", "random", "same", "shared_out"]

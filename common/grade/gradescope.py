@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .exercise import ROOT, exercises
 from .plugin import grade, report_of
+from .student import Wrong
 
 SETUP = """#!/usr/bin/env bash
 # Gradescope runs this once, when it builds the image.
@@ -67,7 +68,7 @@ def grade_submission(folder, wanted=()):
         if exercise.file.name in files:
             reports.append(grade(exercise, files[exercise.file.name]))
         else:
-            reports.append(report_of(exercise, None, (f"{exercise.file.name} was not submitted", "start", None)))
+            reports.append(report_of(exercise, None, Wrong(f"{exercise.file.name} was not submitted", "start")))
     counted = {one.file.name for one in chosen}
     return reports, [name for name in files if name not in counted]
 
