@@ -107,12 +107,13 @@ class Student:
         self.ended = {}  # functions that have not come to an end -> what was seen
         self.note = None  # a check may set it: a figure to show beside the criterion
 
-    def call(self, function, *args, on, sanitize=False, cpu=False, memory=False, hint=None):
+    def call(self, function, *args, on, sanitize=False, cpu=False, memory=False, idle=False, hint=None):
         """Call a function of the student's file; an `Answer`.
 
         args: NumPy arrays, numbers, str, lists and dicts of them. on: the input in words, for what is said of a
         failure. sanitize: run under the sanitizer, on the CPU backend. memory: under the memory report, on the CPU
-        backend. cpu: on the CPU backend, also where there is a GPU. (Tuples come back as lists.)
+        backend. idle: launches do nothing, on the CPU backend. cpu: on the CPU backend, also where there is a GPU.
+        (Tuples come back as lists.)
         hint: the hint to give, instead of "error", if the function stops with an error.
         Raises `Wrong` if the function stops with an error, does not end in time, ends the process, or does what it may
         not. A file that cannot be loaded is reported in the same way.
@@ -121,10 +122,10 @@ class Student:
             raise Wrong(f"not tried: {self.ended[function]}", "endless", self.ended[function])
         if self.left <= 0:
             raise self._out_of_time(f"{function} on {on} was not tried")
-        backend = "cpu" if sanitize or memory or cpu else BACKEND
+        backend = "cpu" if sanitize or memory or idle or cpu else BACKEND
         worker = self.workers.get(backend) or self._start(backend)
         self.workers[backend] = worker
-        mode = "sanitize" if sanitize else "memory" if memory else ""
+        mode = "sanitize" if sanitize else "memory" if memory else "idle" if idle else ""
         doing = f"{function} on {on}"
         limit = min(self.call_limit, self.left)
         try:

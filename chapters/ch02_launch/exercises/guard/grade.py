@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 THREADS = 128
 LOW, HIGH = -0.5, 0.75  # exact in float32
@@ -11,7 +11,7 @@ LOW, HIGH = -0.5, 0.75  # exact in float32
 
 def numbers(size, seed):
     """Normal numbers, the first and the last ones outside of LOW to HIGH: a clamp that misses them is seen."""
-    x = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    x = random(seed).standard_normal(size).astype(np.float32)
     x[: min(size, 2)] = 9
     x[-1:] = -9
     return x
@@ -42,6 +42,11 @@ def test_values(student, n):
     expected = np.clip(x, LOW, HIGH)
     same(student.call("clamp_with", -(-n // THREADS), x, n, LOW, HIGH, on=on).value, expected, "x", on)
     same(clamped(student, x, n, on).value, expected, "clamp(x)", on, hint="uncovered")
+    if n == 1025:  # and it takes many threads to do it
+        blocks, x = 8, np.full(1024, 9, np.float32)
+        on = f"n = 1024, all of them above high, {blocks} blocks of {THREADS}"
+        answer = student.call("clamp_with", blocks, x, 1024, LOW, HIGH, on=on, memory=True)
+        shared_out(answer, on, "clamp_kernel", warps=8)
 
 
 @pytest.mark.parametrize("n, size", [(300, 500), (1, 128), (127, 1000), (1025, 1026)])
@@ -67,6 +72,8 @@ def test_blocks(student, n, size):
         same(answer.value, x, "clamp(x)", on, hint="empty")
         return
     launch = clamped(student, x, n, on).own[0]
+    told = f"{on}, with a clamp_kernel that does nothing"
+    same(student.call("clamp", x, n, LOW, HIGH, on=told, idle=True).value, x, "clamp(x)", told, hint="own-launch")
     grid, block = launch["grid"], launch["block"]
     check(block == [THREADS, 1, 1], f"the block is {block}, expected {[THREADS, 1, 1]}, on {on}")
     check(grid == [-(-n // THREADS), 1, 1], f"the grid is {grid}, expected {[-(-n // THREADS), 1, 1]}, on {on}")

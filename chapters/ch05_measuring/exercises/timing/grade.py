@@ -32,6 +32,8 @@ def test_waits(student, ms, repeat, batch):
         waited = log[i - 1 : i + 2] == ["launch", "wait", "launch"]
         number = log[:i].count("launch")
         check(not waited, f"the host waits between launches {number} and {number + 1} of a batch, on {on}", "gaps")
+        late = log[i - 1 : i + 2] == ["launch", "wait", "record"]
+        check(not late, f"the host waits between launch {number} and the event behind it, on {on}", "gaps")
 
 
 @pytest.mark.parametrize("repeat, batch", [(3, 4), (1, 7), (9, 1), (1, 1)])
@@ -78,7 +80,9 @@ def test_work(student, work):
     same(ms, work, "the figure", on, rtol=NEAR, hint=hint)
 
 
-@pytest.mark.parametrize("rounds", [(2.0, 2.2, 60.0, 2.1, 1.9), (4.0, 4.0, 4.0, 4.0, 300.0), (9.0, 5.0, 7.0)])
+@pytest.mark.parametrize(
+    "rounds", [(2.0, 2.2, 60.0, 2.1, 1.9), (4.0, 4.0, 4.0, 4.0, 300.0), (9.0, 5.0, 7.0), (2.0, 90.0, 8.0, 4.0)]
+)
 def test_median(student, rounds):
     batch = 4
     works = [2.0, *(ms for ms in rounds for _ in range(batch))]
