@@ -59,17 +59,17 @@ def test_registers(student):
     answer, (M, N, K), on = counted(student)
     needed, shared = 2 * M * N * K // EACH, answer.total("threads", space="shared", access="read")
     check(shared > 0, f"shared memory was not used, on {on}", "once")
+    shared_out(answer, on, "matmul_tn", warps=8, space="shared")
     seen = f"threads read {shared} numbers from shared memory for {M * N * K} multiply-adds"
     check(shared <= needed, f"{seen}, {needed} are enough, on {on}", "registers")
-    shared_out(answer, on, "matmul_tn", warps=8, space="shared")
 
 
 def test_reads(student):
     answer, (M, N, K), on = counted(student)
     needed, elements = 2 * M * N * K // TILE, answer.total("threads", space="global", access="read")
+    shared_out(answer, on, "matmul_tn", warps=8)
     seen = f"threads read {elements} elements of A and B"
     check(elements <= needed, f"{seen}, {needed} are enough with tiles of {TILE} x {TILE}, on {on}", "once")
-    shared_out(answer, on, "matmul_tn", warps=8)
 
 
 def test_coalesced(student):
