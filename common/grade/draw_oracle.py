@@ -28,21 +28,21 @@ def is_drawn(token, weights, number):
 
 
 def delicate(seed, n, range_size, count):
-    """Weights that only sums in float64 tell apart, and steps of a seed that do: ``(weights, steps, numbers)``.
+    """Logits that only sums in float64 tell apart, and steps of a seed that do: ``(logits, weights, steps, numbers)``.
 
-    weights: (n,) float64, as logits of float32 give them; token 0 weighs 1, all others 1.1e-7 each: less than half of
-    what float32 can add to 1, and in sums of ``range_size`` tokens as badly rounded as can be. steps: ``count`` of them
-    whose numbers lie beyond token 0.
+    logits: (n,) float32, weights: (n,) float64, their exp. The first and the last token weigh 1, those between 2.6e-8
+    each, a fifth of what float32 can add to 1; in the first ``range_size`` tokens together, they are as badly rounded
+    as can be, and in the last ones there are none. steps: ``count`` of them, whose numbers fall between the two.
     """
-    odd = (range_size - 1) | 1
-    small = np.float32(np.log(2.0**-23 * (odd - 0.5) / max(range_size - 1, 1)))
-    logits = np.full(n, small, np.float32)
-    logits[0] = 0
+    logits = np.full(n, np.log(2.0**-23 * 1.5 / (range_size - 1)), np.float32)
+    logits[[0, -1]] = 0
+    logits[-range_size:-1] = -np.inf
     weights = np.exp(logits.astype(np.float64))
     steps, numbers, first = [], [], 0
     while len(steps) < count:
         block = uniforms(seed, first, 1 << 18)
-        hits = np.flatnonzero(block * weights.sum() > 1 + 1e-6)
+        line = block * weights.sum()
+        hits = np.flatnonzero((line > 1 + 1e-6) & (line < weights[:-1].sum() - 1e-6))
         steps += (first + hits).tolist()
         numbers += block[hits].tolist()
         first += len(block)

@@ -66,7 +66,7 @@ def test_prefill(student, name, n):
     verify(student.call("prefill", name, tokens, on=on), name, tokens, on, "prefill")
 
 
-@pytest.mark.parametrize("name, n", [("small", 3), ("deep", 16), ("wide", 1)])
+@pytest.mark.parametrize("name, n", [("small", 3), ("deep", 16), ("wide", 1), ("small", 35)])
 def test_decode(student, name, n):
     made(student, name)
     tokens = prompt(name, n, seed=1)

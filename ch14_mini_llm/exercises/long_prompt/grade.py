@@ -144,6 +144,8 @@ def refusal(student, tokens, max_new, on, hint, other=False):
     made = len(seen["tokens"])
     check(seen["error"] is not None, f"no RequestError, but {made} tokens, on {on}", hint)
     check(made == 0, f"{made} tokens came before the RequestError, on {on}", hint)
+    started = len(seen["contexts"])
+    check(started == 0, f"the RequestError came after a forward had been started, on {on}", hint)
     ran = len(answer.launches)
     check(ran == 0, f"{ran} kernels were launched before the RequestError, on {on}", hint)
     return seen["error"]

@@ -116,7 +116,7 @@ def test_distribution(student, shift, temperature):
 def test_sums(student):
     n, seed = 8 * THREADS, int(random(11).integers(1, 2**31))
     logits, weights, steps, uniforms = draw_oracle.delicate(seed, n, 8, 24)
-    on = f"n = k = {n}: token 0 weighs 1, each other {weights[1]:.3g}, seed {seed}"
+    on = f"n = k = {n}: the first and the last token weigh 1, those between {weights[1]:.3g}, seed {seed}"
     for step, number in zip(steps, uniforms):
         token = int(student.call("sample", logits, n, 1.0, seed, step, 1, on=f"{on}, step {step}").value[0])
         right = int(np.searchsorted(np.cumsum(weights), number * weights.sum(), side="right"))
