@@ -5,8 +5,9 @@
     python -m common.grade hint EX
     python -m common.grade reset EX
     python -m common.grade solution EX [--give-up]
-    python -m common.grade submission FOLDER [EX ...] --results FILE     # for teachers: Gradescope's results.json
     python -m common.grade autograder FILE.zip [EX ...]                  # for teachers: Gradescope's zip
+    python -m common.grade prepare [EX ...] --user USER                  # in it: close the references, compile kernels
+    python -m common.grade submission FOLDER [EX ...] --results FILE     # in it: Gradescope's results.json
 
 EX is an exercise's name such as ch13/topk; all by default. Exit codes: 0 all passed, 1 not, 2 a mistake in the command.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .exercise import ROOT, ExerciseError, exercises, find, read, shown
-from .gradescope import build, grade_submission, results
+from .gradescope import build, grade_submission, isolate, read_secret, results
 from .plugin import grade, save
 
 NOTES = ROOT / ".grades.json"  # what is solved, and how many hints were given
@@ -187,15 +188,39 @@ def solution(options):
 
 
 def submission(options):
-    if not Path(options.folder).is_dir():
+    if not options.folder.is_dir():
         raise ExerciseError(f"there is no folder {options.folder}")
-    reports, strangers = grade_submission(options.folder, [find(name).name for name in options.exercises])
-    save(results(reports, strangers), options.results)
-    print(results(reports, strangers)["output"])
+    writable(options.results, "--results")
+    wanted = [find(name).name for name in options.exercises]
+    user, notes = None, []
+    if options.user:
+        user = isolate(options.user, options.folder, options.results.absolute().parent, *filter(None, [options.secret]))
+    else:
+        notes = ["graded without a user of its own for students' files: see chapters/exercises.md"]
+    if options.secret:
+        read_secret(options.secret)
+    reports, strangers = grade_submission(options.folder, wanted, user)
+    told = results(reports, strangers)
+    save(told, options.results)
+    print("\n".join([told["output"], *notes]))
     return True  # a wrong submission was graded well
 
 
+def prepare(options):
+    user = isolate(options.user, *filter(None, [options.secret]))
+    if options.secret:
+        read_secret(options.secret)
+    chosen = [find(name) for name in options.exercises] or list(exercises().values())
+    for exercise in chosen:
+        report = grade(exercise, exercise.solution, user=user)
+        print(table(report) + "\n", flush=True)
+        if not report["passed"]:
+            raise ExerciseError(f"the reference of {exercise.name} does not pass on this machine")
+    return True
+
+
 def autograder(options):
+    writable(options.zip, "FILE.zip")
     count = build(options.zip, [find(name).name for name in options.exercises])
     print(f"{options.zip}: {count} files, {Path(options.zip).stat().st_size / 1e6:.1f} MB")
     return True
@@ -224,8 +249,12 @@ def parser():
     command(hint, "the next hint", single)
     command(reset, "the exercise as it was; your file is kept", single)
     command(solution, "the reference", single, (["--give-up"], {"action": "store_true"}))
-    command(submission, "grade a folder for Gradescope", (["folder"], {}), several,
-            (["--results"], {"type": Path, "required": True}))  # fmt: skip
+    secret = (["--secret"], {"type": Path, "help": "a file with a number, on which inputs depend"})
+    command(submission, "grade a folder for Gradescope", (["folder"], {"type": Path}), several, secret,
+            (["--results"], {"type": Path, "required": True}),
+            (["--user"], {"help": "run students' files as this user; only root can"}))  # fmt: skip
+    command(prepare, "grade the references, so that their kernels are compiled", several, secret,
+            (["--user"], {"required": True}))  # fmt: skip
     command(autograder, "build Gradescope's zip", (["zip"], {"type": Path}), several)
     return made
 

@@ -42,6 +42,8 @@ GENERAL = {
     "loaded. Try it: python FILE.",
     "exit": "A function ends with return, and the program with its last line: nothing in the task asks to leave it.",
     "follows": "Something that this criterion builds on is not right yet: fix the criteria above first.",
+    "unseen": "A kernel that touches no array does nothing. If yours does, the sanitizer cannot look into it: make the "
+    "device function simpler in which it does so.",
     "alone": "Few threads do the work of all, and the others wait. Give every thread a share of it.",
     "time": "Your code may be right: this machine was too slow for it, or it does far more work than the task needs. "
     "Grade it again when the machine has nothing else to do.",

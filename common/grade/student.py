@@ -44,13 +44,14 @@ def random(*seeds):
 class Answer:
     """What came of a call. launches: dicts of kernel, own (is it the student's file's?), grid, block, arguments.
 
-    findings: of the sanitizer. memory: lines of the memory report, dicts. copied: elements that came to the host. made:
+    findings: of the sanitizer; looked: at how many launches and accesses, and what it could not look at. memory: lines of the memory report, dicts. copied: elements that came to the host. made:
     arrays that were made on the device. seconds: of the processor, compiling not counted.
     """
 
     value: object
     launches: list = field(default_factory=list)
     findings: list = field(default_factory=list)
+    looked: dict | None = None
     memory: list = field(default_factory=list)
     copied: int = 0
     made: int = 0
@@ -142,7 +143,7 @@ class Student:
         if reply["error"] is not None:
             error = self._error(reply["error"])
             raise Wrong(f"{doing}: {error}", self._error_hint(reply["error"], hint), error)
-        facts = ("value", "launches", "findings", "memory", "copied", "made", "seconds")
+        facts = ("value", "launches", "findings", "looked", "memory", "copied", "made", "seconds")
         return Answer(**{name: reply[name] for name in facts})
 
     def clean(self, function, *args, on):
@@ -151,6 +152,11 @@ class Student:
         if answer.findings:
             first = answer.findings[0]
             raise Wrong(f"the sanitizer, on {on}: {self._short(first['message'])}", first["kind"], gate=True)
+        looked = answer.looked
+        if not looked["accesses"]:  # nothing that it saw is not the same as nothing wrong
+            why = f": {self._short(looked['notices'][0])}" if looked["notices"] else ""
+            launches = f"{looked['launches']} launches"
+            raise Wrong(f"the sanitizer saw no access to an array in {launches}, on {on}{why}", "unseen")
         return answer
 
     def close(self):

@@ -308,7 +308,7 @@ class Uses:
 def answer(module, file, request, tools):
     """Call a function of the student's module; a dict, see above."""
     refused.clear()
-    said = {"value": None, "launches": [], "findings": [], "memory": [], "refused": [], "error": None}
+    said = {"value": None, "launches": [], "findings": [], "looked": None, "memory": [], "refused": [], "error": None}
     function = getattr(module, request["function"], None)
     with contextlib.ExitStack() as stack:
         launches = stack.enter_context(tools.trace())
@@ -329,6 +329,7 @@ def answer(module, file, request, tools):
     said["launches"] = [as_dict(one, file) for one in launches]
     if report is not None:
         said["findings"] = [{"kind": one.kind, "message": one.message} for one in report.findings]
+        said["looked"] = {"launches": report.launches, "accesses": report.accesses, "notices": list(report.notices)}
     if memory is not None:
         said["memory"] = lines_of(memory, file)
     said["refused"] = list(refused) + [f"replaced {place}" for place in replaced(tools.originals)[:1]]
