@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from common.grade import Wrong, __main__, gradescope, plugin, same
+from common.grade import Wrong, __main__, gradescope, plugin, process, same
 from common.grade import exercise as files
 from common.grade.student import Student
 from common.grade.wire import pack, unpack
@@ -46,9 +46,9 @@ def test_from_the_stub_to_the_solution(exercise, capsys, tmp_path):
     assert run("reset", "topk") == 0
     assert run("run", "ch13/topk", "--json", tmp_path / "report.json", "--junit", tmp_path / "junit.xml") == 1
     told = capsys.readouterr().out
-    assert "0 of 20 points" in told and told.count("MISS") == 7 and told.count("not implemented") == 1
+    assert "0 of 20 points" in told and told.count("MISS") == len(TOPK.criteria) and told.count("not implemented") == 1
     (report,) = json.loads((tmp_path / "report.json").read_text())
-    assert report["exercise"] == "ch13/topk" and [row["points"] for row in report["criteria"]] == [0] * 7
+    assert report["exercise"] == "ch13/topk" and [row["points"] for row in report["criteria"]] == [0] * len(TOPK.criteria)
     assert run("progress") == 0
     assert "0 of 20 points" in capsys.readouterr().out
     assert run("solution", "topk") == 2
@@ -89,7 +89,7 @@ def change(exercise, old, new):
 @pytest.mark.parametrize(
     "old, new, seen, hint",
     [
-        ("    i = cuda.grid(1)\n", "    i = cuda.grid(1\n", "topk.py:28: '(' was never closed", "error"),
+        ("    i = cuda.grid(1)\n", "    i = cuda.grid(1\n", "topk.py:28: '(' was never closed", "syntax"),
         ("def keep_top_k(", "def keep_top(", "the function keep_top_k is missing", "changed"),
         ("(logits, keep, n, k)", "(logits, keep, k, n)", "it must be keep_top_k(logits, keep, n, k)", "changed"),
         ("THREADS = 256", "THREADS = 128", "topk.py:14: outside of the marks stands THREADS = 128", "changed"),
@@ -97,7 +97,10 @@ def change(exercise, old, new):
         ("    i = cuda.grid(1)\n", "    import os\n    i = cuda.grid(1)\n", "import os", "own-work"),
         ("    i = cuda.grid(1)\n", "    i = eval('1')\n", "eval is not for use here", "own-work"),
         ("    i = cuda.grid(1)\n", "    i = cuda.gird(1)\n", "topk.py:28", "error"),
-        ("# --- your code ends ---", "1 / 0\n# --- your code ends ---", "ZeroDivisionError", "error"),
+        ("# --- your code ends ---", "X = 1 / 0\n# --- your code ends ---", "ZeroDivisionError", "load"),
+        ("    i = cuda.grid(1)\n", "   i = cuda.grid(1)\n", "topk.py:28: IndentationError", "syntax"),
+        ("    i = cuda.grid(1)\n", "    i = cuda.grid(1)\0\n", "null byte", "syntax"),
+        ("    i = cuda.grid(1)\n", "    i = " + 400 * "(" + "\n", "topk.py", "syntax"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_graded_is_told_with_its_line(exercise, old, new, seen, hint):
@@ -109,7 +112,7 @@ def test_an_error_is_told_once_and_without_paths(exercise, capsys):
     exercise.file.write_text(exercise.solution.read_text().replace("cuda.grid(1)", "cuda.gird(1)"))
     assert run("run", "topk") == 1
     told = capsys.readouterr().out
-    assert told.count("MISS") == 7 and told.count("hint:") == 1 and str(exercise.folder) not in told
+    assert told.count("MISS") == len(TOPK.criteria) and told.count("hint:") == 1 and str(exercise.folder) not in told
 
 
 def test_several_exercises_in_one_process(tmp_path):
@@ -146,14 +149,30 @@ def test_watch_grades_again_when_the_file_is_saved(tmp_path):
 # --- the student's process -------------------------------------------------------------------------------------------
 
 HELPER = """
-import os, time
+import math, os, sys, threading, time
 import numpy as np
+import common, common.sanitize, common.cpu.launch
+from numba import cuda
 def echo(*values): return list(values)
-def sleep(): time.sleep(60)
+def wait(seconds):
+    time.sleep(seconds)
+    return "done"
+def work(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end: pass
 def loop():
     while True: pass
 def die(): os.abort()
 def leave(): os._exit(3)
+def exit_(): sys.exit(1)
+def interrupt(): raise KeyboardInterrupt
+def itself():
+    own = []
+    own.append(own)
+    return own
+class Strange(Exception):
+    def __str__(self): raise ValueError
+def strange(): raise Strange
 def stop(): raise ValueError("no luck")
 def read(path): return np.fromfile(path, np.uint8)[:4]
 def quiet(path):
@@ -162,6 +181,22 @@ def quiet(path):
     except PermissionError:
         pass
 def start(): os.system("true")
+def replace(what):
+    if what == "jit": cuda.jit = lambda *a, **k: None
+    if what == "sanitize": common.sanitize.sanitize = None
+    if what == "dispatcher": common.cpu.launch.Dispatcher._launch = lambda *a: None
+    if what == "numpy": np.full = np.ones
+    if what == "class": type(cuda.to_device(np.zeros(1))).copy_to_host = lambda self: None
+    if what == "builtin": __builtins__["sorted"] = lambda x: 0
+    if what == "module": sys.modules["common.trace"] = math
+    if what == "kernel": block_max.py_func = print
+    if what == "code": common.cpu.launch.dim3.__code__ = (lambda a, b, c: None).__code__
+def thread(): threading.Thread(target=time.sleep, args=[9]).start()
+def fork(): return os.fork()
+def libc(): __import__("ctypes").CDLL(None)
+def api(): __import__("ctypes").pythonapi.kill
+def kill(): os.kill(os.getppid(), 9)
+from chapters.ch07_warp_reduce.kernels import block_max
 def frames():
     import sys, gc
     graders = ("common.grade.plugin", "common.grade.exercise")
@@ -169,11 +204,24 @@ def frames():
 """
 
 
+KERNEL = """
+@cuda.jit
+def add(x, n):
+    i = cuda.grid(1)
+    if i < n:
+        x[i] += NUMBER
+def launch(n):
+    x = cuda.to_device(np.arange(n))
+    add[(n + 63) // 64, 64](x, n)
+    return x.copy_to_host()
+"""
+
+
 @pytest.fixture
 def student(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(HELPER)
-    made = Student(file, 4)
+    made = Student(file, 60)
     yield made
     made.close()
 
@@ -190,8 +238,10 @@ def test_values_come_back_as_they_went(student):
     "function, seen, hint",
     [
         ("die", "ended the process (SIGABRT)", "crash"), ("leave", "ended the process (exit code 3)", "crash"),
-        ("stop", "ValueError: no luck (at mine.py:10", "error"), ("start", "tried to start a program", "own-work"),
-        ("missing", "TypeError", "error"),
+        ("stop", "ValueError: no luck (at mine.py:", "error"), ("start", "tried to start a program", "own-work"),
+        ("missing", "TypeError", "error"), ("exit_", "your code ends the program, by SystemExit (at mine.py:", "exit"),
+        ("interrupt", "your code ends the program, by KeyboardInterrupt", "exit"), ("strange", "Strange: (its", "error"),
+        ("itself", "RecursionError", "error"),
     ],
 )  # fmt: skip
 def test_a_call_that_goes_wrong_is_told(student, function, seen, hint):
@@ -201,14 +251,56 @@ def test_a_call_that_goes_wrong_is_told(student, function, seen, hint):
     assert student.call("echo", 1, on="one").value == [1]  # it costs that call only
 
 
-@pytest.mark.parametrize("function", ["sleep", "loop"])
-def test_what_does_not_end_costs_its_time_only(student, function):
-    start = time.monotonic()
-    with pytest.raises(Wrong, match="did not end within 4 seconds") as wrong:
-        student.call(function, on="nothing")
-    assert wrong.value.hint == "endless" and time.monotonic() - start < 20
-    with pytest.raises(Wrong, match="not tried"):
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_endless_loop_costs_its_own_limit(student):
+    student.call_limit = 0.5
+    with pytest.raises(Wrong, match="loop on nothing did not end within 0.5 seconds of work") as wrong:
+        student.call("loop", on="nothing")
+    assert wrong.value.hint == "endless" and 59 < student.left < 59.6
+    with pytest.raises(Wrong, match="not tried: loop on nothing did not end") as again:
+        student.call("loop", on="something")
+    assert again.value.cause == wrong.value.cause and student.left > 59
+    assert student.call("echo", 1, on="one").value == [1]
+
+
+def test_waiting_is_no_work(student, monkeypatch):
+    student.call_limit = 0.2
+    assert student.call("wait", 1.5, on="a while").value == "done"  # on a busy machine, a right answer waits as well
+    monkeypatch.setattr(process, "IDLE_SECONDS", 1)
+    with pytest.raises(Wrong, match="wait on a while waits: it did nothing") as wrong:
+        student.call("wait", 60, on="a while")
+    assert wrong.value.hint == "endless"
+
+
+def test_compiling_is_no_work(student):
+    unique = str(time.time_ns())  # a kernel that no cache has
+    file = student.file.with_name("fresh.py")
+    file.write_text(HELPER + KERNEL.replace("NUMBER", unique))
+    fresh = Student(file, 0.2)
+    try:
+        answer = fresh.call("launch", 100, on="100 elements")
+        assert np.array_equal(answer.value, np.arange(100) + int(unique)) and answer.seconds < 0.2
+        assert fresh.left > 0
+    finally:
+        fresh.close()
+
+
+def test_when_all_the_time_is_used_up_the_machine_is_named(student):
+    student.left = 0.3
+    with pytest.raises(Wrong, match="was not finished: the 60 seconds of work that all calls together") as wrong:
+        student.call("loop", on="nothing")
+    assert wrong.value.hint == "time" and "too slow" in files.GENERAL["time"]
+    with pytest.raises(Wrong, match="echo on one was not tried: the 60 seconds") as later:
         student.call("echo", 1, on="one")
+    assert later.value.hint == "time" and later.value.cause == wrong.value.cause
+
+
+def test_work_counts(student):
+    before = student.left
+    student.call("work", 0.3, on="some work")
+    assert 0.25 < before - student.left < 1.5
 
 
 @pytest.mark.parametrize(
@@ -227,6 +319,37 @@ def test_the_answers_are_out_of_reach(student, path, function, tmp_path):
     link.symlink_to(path)
     with pytest.raises(Wrong, match="tried to read"):
         student.call(function, str(link), on="a link to it")
+
+
+@pytest.mark.parametrize(
+    "what", ["jit", "sanitize", "dispatcher", "numpy", "class", "builtin", "module", "kernel", "code"]
+)
+def test_what_the_grader_relies_on_cannot_be_replaced(student, what):
+    with pytest.raises(Wrong, match="your code replaced ") as wrong:
+        student.call("replace", what, on=what)
+    assert wrong.value.hint == "own-work"
+
+
+@pytest.mark.parametrize("function", ["thread", "fork", "kill", "libc", "api"])
+def test_no_process_and_no_thread_is_started_or_ended(student, function):
+    with pytest.raises(Wrong, match="tried to start a program or a thread, to end one|left a thread running"):
+        student.call(function, on="nothing")
+    if function != "thread":
+        assert student.call("echo", 1, on="one").value == [1]
+
+
+def test_a_file_that_ends_the_nursery_costs_itself_only(student):
+    student.call("echo", 1, on="one")
+    process.nursery("cpu").process.kill()
+    other = Student(student.file, 60)
+    assert other.call("echo", 1, on="one").value == [1]
+    other.close()
+
+
+def test_a_sanitizer_that_saw_nothing_is_not_clean(student):
+    with pytest.raises(Wrong, match="saw no access to an array in 0 launches") as wrong:
+        student.clean("echo", 1, on="no kernel at all")
+    assert wrong.value.hint == "unseen" and not wrong.value.gate
 
 
 def test_the_process_holds_nothing_of_the_grader(student):
@@ -270,7 +393,7 @@ def test_the_autograder_from_zip_to_results(tmp_path, capsys):
         assert done.returncode == 0, done.stderr[-2000:]
         told = json.loads((root / "results" / "results.json").read_text())
         assert least <= told["score"] <= most and "notes.py: belongs to no exercise" in told["output"]
-        assert sum(one["max_score"] for one in told["tests"]) == 20 and len(told["tests"]) == 7
+        assert sum(one["max_score"] for one in told["tests"]) == 20 and len(told["tests"]) == len(TOPK.criteria)
         for one in told["tests"]:
             assert one["status"] == ("passed" if one["score"] else "failed")
             assert one["status"] == "passed" or "Hint: " in one["output"]

@@ -29,11 +29,14 @@ set -euo pipefail
 root="${AUTOGRADER_ROOT:-/autograder}"
 book="$root/source/kernel-by-kernel"
 user="${GRADED_USER:-graded}"
+id -u "$user" >/dev/null 2>&1 \\
+    || useradd --system --create-home --home-dir "/var/lib/$user" --shell /usr/sbin/nologin "$user"
 
-find_python() {
-    for python in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        "$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \\
-            2>/dev/null && return 0
+find_python() {  # one that students' files can use as well: not in somebody's home
+    for name in ${PYTHON:-python3 python3.13 python3.12 python3.11 /usr/bin/python3}; do
+        python=$(command -v "$name") && runuser -u "$user" -- "$(readlink -f "$python")" -c '
+import ensurepip, sys, venv
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && return 0
     done
     return 1
 }
@@ -48,8 +51,6 @@ if ! find_python; then
 fi
 "$python" -m venv "$root/venv"
 "$root/venv/bin/pip" install -e "$book[grade]"
-id -u "$user" >/dev/null 2>&1 \\
-    || useradd --system --create-home --home-dir "/var/lib/$user" --shell /usr/sbin/nologin "$user"
 cd "$book"
 "$root/venv/bin/python" -m common.grade prepare EXERCISES --user "$user" --secret "$root/source/secret"
 """

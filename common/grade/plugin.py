@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from .exercise import ROOT, ExerciseError, look
+from .process import Broken
 from .student import Student, Wrong
 
 INI = Path(__file__).with_name("pytest.ini")
@@ -57,6 +58,8 @@ class Grading:
                 self.notes[criterion_of(item)], self.student_process.note = self.student_process.note, None
         elif not call.excinfo.errisinstance(pytest.skip.Exception):
             error = call.excinfo.value
+            if isinstance(error, Broken):
+                self.broken = str(error)
             if not isinstance(error, Wrong):  # the check did not expect such a value; the reference passes it
                 error = Wrong(f"what came back cannot be checked ({type(error).__name__}: {error})")
             self.met[criterion_of(item)] = error
@@ -93,7 +96,7 @@ def grade(exercise, file=None, first=False, junit=None, user=None):
         raise KeyboardInterrupt
     if grading.broken or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         what = grading.broken or said.getvalue()[-2000:] or f"pytest ended with {code}"
-        raise ExerciseError(f"the checks of {exercise.name} are broken: {what}")
+        raise ExerciseError(f"{exercise.name} cannot be graded: {what}")
     seconds = time.perf_counter() - start
     return report_of(exercise, str(file), Wrong("not tried"), grading.met, grading.notes, seconds)
 

@@ -39,7 +39,11 @@ class TooLong(Exception):
 
 
 class Ended(Exception):
-    """The process is no more, or sends what is no answer. code: its exit code, or None."""
+    """The process is no more, or sends what is no answer."""
+
+
+class Broken(Exception):
+    """No process can be had: the grader's own trouble, not the student's."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,15 @@ class Nursery:
             options = {"user": user.uid, "group": user.gid, "extra_groups": [], "umask": 0o077}
         self.output = tempfile.TemporaryFile()
         with there:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "common.grade.worker", str(there.fileno())], cwd=ROOT, env=environ,
-                pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT,
-                start_new_session=True, **options,
-            )  # fmt: skip
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "common.grade.worker", str(there.fileno())], cwd=ROOT, env=environ,
+                    pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=self.output, stderr=subprocess.STDOUT,
+                    start_new_session=True, **options,
+                )  # fmt: skip
+            except OSError as error:
+                whose = f" as the user {user.name}" if user else ""
+                raise Broken(f"{sys.executable} cannot be started{whose}: {error.strerror}") from None
 
     def order(self, order, descriptors=()):
         """Send an order and wait for the reply, a dict. Raises `Ended` if the nursery is no more."""
@@ -106,6 +114,8 @@ class Nursery:
                 reply += part
             return json.loads(reply)
         except (OSError, ValueError):
+            self.process.kill()
+            self.process.wait()
             self.output.seek(0)
             last = self.output.read()[-2000:].decode(errors="replace").strip().splitlines()
             raise Ended(f"the process that students' files run in cannot be had: {' '.join(last[-1:])}") from None
@@ -138,11 +148,11 @@ def close_nurseries():
 class Process:
     """One process with a student's file: see `worker`.
 
-    imports: names of modules that it imports before the file. Raises `Ended` if it cannot be started.
+    imports: names of modules that it imports before the file. Raises `Broken` if it cannot be started.
     """
 
     def __init__(self, file, backend, imports=(), user=None):
-        self.nursery = nursery(backend, user)
+        self.worked = 0.0
         here, there = socket.socketpair()
         self.link = Connection(here.detach())
         self.output, page = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -164,7 +174,16 @@ class Process:
             "closed": user is not None,
         }  # fmt: skip
         with there, page:
-            reply = self.nursery.order(order, [there.fileno(), self.output.fileno(), page.fileno()])
+            descriptors = [there.fileno(), self.output.fileno(), page.fileno()]
+            try:
+                self.nursery = nursery(backend, user)
+                reply = self.nursery.order(order, descriptors)
+            except Ended:  # an earlier student's file has ended it
+                self.nursery = nursery(backend, user)
+                try:
+                    reply = self.nursery.order(order, descriptors)
+                except Ended as error:
+                    raise Broken(str(error)) from None
         self.pid, self.place = reply["child"], file.parent
 
     def work(self):
@@ -219,8 +238,11 @@ class Process:
         """End the process, and all that it has started; returns its exit code if it ended by itself, else None."""
         self.link.close()
         code = None
-        with contextlib.suppress(Ended):
+        try:
             code = self.nursery.order({"end": self.pid, "patience": patience})["code"]
+        except Ended:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         if self.nursery.user is not None:
             end_all_of(self.nursery)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -167,10 +167,7 @@ class Student:
 
     def _start(self, backend):
         doing = f"loading {self.file.name}"
-        try:
-            worker = Process(self.file, backend, imports_of(self.file), self.user)
-        except Ended as error:
-            raise Wrong(f"{doing}: {error}", "time") from None
+        worker = Process(self.file, backend, imports_of(self.file), self.user)
         try:
             reply = worker.hear(LOAD_SECONDS)
         except (TooLong, Ended) as error:

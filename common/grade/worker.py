@@ -10,6 +10,7 @@ other programs, processes and threads, and to reach for the network; and what th
 each call, so that code which replaces it is refused as well.
 """
 
+import _thread
 import contextlib
 import importlib
 import importlib.util
@@ -21,6 +22,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 import traceback
 import types
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CLOSED = (
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.kill",
     "os.killpg", "socket.connect", "socket.bind", "socket.sendto", "_thread.start_new_thread",
-    "_thread.start_joinable_thread", "ctypes.dlopen",
+    "_thread.start_joinable_thread", "ctypes.dlopen", "ctypes.dlsym",
 )  # fmt: skip
 LISTED = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.link", "os.symlink", "os.chmod",
           "os.truncate", "shutil.copyfile")  # fmt: skip
@@ -203,7 +205,7 @@ def relied_on():
                 places[f"{name}.{key}"] = value
             if dispatcher:
                 places[f"{name}.{key}.py_func"] = value.py_func
-                places[f"{name}.{key}.py_func.__code__"] = value.py_func.__code__
+                places[f"{name}.{key}.py_func.__code__"] = getattr(value.py_func, "__code__", None)
             elif isinstance(value, types.FunctionType):
                 places[f"{name}.{key}.__code__"] = value.__code__
             elif isinstance(value, type) and value.__module__ == name:
@@ -217,6 +219,17 @@ def replaced(before):
     """Which of these places hold something else now."""
     now = relied_on()
     return [place for place, value in before.items() if now.get(place) is not value]
+
+
+def threads():
+    """How many threads there are that are not the backend's own, which run blocks."""
+    return _thread._count() - sum(one.name.startswith("blocks") for one in threading.enumerate())
+
+
+def misdeeds(tools):
+    """What the student's code has done since the last look that it may not, in words."""
+    found = list(refused) + [f"replaced {place}" for place in replaced(tools.originals)[:1]]
+    return found + ["left a thread running"] * (threads() > tools.threads)
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -332,7 +345,7 @@ def answer(module, file, request, tools):
         said["looked"] = {"launches": report.launches, "accesses": report.accesses, "notices": list(report.notices)}
     if memory is not None:
         said["memory"] = lines_of(memory, file)
-    said["refused"] = list(refused) + [f"replaced {place}" for place in replaced(tools.originals)[:1]]
+    said["refused"] = misdeeds(tools)
     return said
 
 
@@ -380,15 +393,14 @@ def serve(link, file, imports, page):
     from numba import cuda
 
     cuda.synchronize()
-    tools.originals = relied_on()
+    tools.originals, tools.threads = relied_on(), threads()
     guard(file)
     module = error = None
     try:
         module = load(file)
     except BaseException as wrong:
         error = describe(wrong, file)
-    told = refused + [f"replaced {place}" for place in replaced(tools.originals)[:1]]
-    link.send_bytes(pack({"error": error, "refused": told}))
+    link.send_bytes(pack({"error": error, "refused": misdeeds(tools)}))
     while True:
         try:
             request = unpack(link.recv_bytes())
