@@ -2,17 +2,22 @@
 
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common.grade import Wrong, __main__, gradescope, plugin, process, same
 from common.grade import exercise as files
+from common.grade import student as student_module
 from common.grade.student import Student
 from common.grade.wire import pack, unpack
 
@@ -187,7 +192,7 @@ def replace(what):
     if what == "dispatcher": common.cpu.launch.Dispatcher._launch = lambda *a: None
     if what == "numpy": np.full = np.ones
     if what == "class": type(cuda.to_device(np.zeros(1))).copy_to_host = lambda self: None
-    if what == "builtin": __builtins__["sorted"] = lambda x: 0
+    if what == "builtin": __builtins__["divmod"] = lambda a, b: 0
     if what == "module": sys.modules["common.trace"] = math
     if what == "kernel": block_max.py_func = print
     if what == "code": common.cpu.launch.dim3.__code__ = (lambda a, b, c: None).__code__
@@ -399,7 +404,192 @@ def test_the_autograder_from_zip_to_results(tmp_path, capsys):
             assert one["status"] == "passed" or "Hint: " in one["output"]
 
 
+def hand_in(tmp_path, **files):
+    """A folder with files: {path with __ for /: an exercise's file, or a text}."""
+    folder = tmp_path / "submission"
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def graded(monkeypatch, folder, *wanted):
+    """({exercise: the file that was graded, or what was said instead}, strangers); grading itself is left out."""
+
+    def grade(exercise, file, user=None):
+        rows = [{"seen": str(file.relative_to(file.parents[len(file.parts) - 1 - file.parts.index("submission") - 1]))}]
+        return {"exercise": exercise.name, "criteria": rows}
+
+    monkeypatch.setattr(gradescope, "grade", grade)
+    reports, strangers = gradescope.grade_submission(folder, wanted)
+    return {one["exercise"]: one["criteria"][0]["seen"] for one in reports}, strangers
+
+
+SCAN = files.find("ch08/scan")
+SOLVED = SCAN.solution.read_text(encoding="utf-8")
+CHAPTER = (ROOT / "chapters" / "ch08_atomics_scan" / "scan.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("prefix", ["", "my-fork-main__"])
+def test_a_whole_book_is_graded_by_path(tmp_path, monkeypatch, prefix):
+    place = f"{prefix}chapters__ch08_atomics_scan__"
+    others = {f"{prefix}tests__scan": "", f"{prefix}notes__mine": "", f"{prefix}common__grade__worker": ""}
+    stubs = {f"{prefix}chapters__ch13_llm_ops__exercises__topk__topk": TOPK.stub()}
+    folder = hand_in(tmp_path, **{f"{place}scan": CHAPTER, f"{place}exercises__scan__scan": SOLVED}, **others, **stubs)
+    told, strangers = graded(monkeypatch, folder)
+    assert list(told) == ["ch08/scan"] and told["ch08/scan"].endswith("exercises/scan/scan.py") and not strangers
+    told, _ = graded(monkeypatch, folder, "ch08/scan", "ch13/topk")
+    assert told["ch13/topk"].endswith("topk/topk.py")
+
+
+def test_a_chapters_file_is_no_solution(tmp_path, monkeypatch):
+    folder = hand_in(tmp_path, ch08_atomics_scan__scan=CHAPTER)
+    told, _ = graded(monkeypatch, folder, "ch08/scan")
+    assert told == {"ch08/scan": "scan.py was not submitted"}
+    assert "nothing was graded" in gradescope.results(*gradescope.grade_submission(folder))["output"]
+
+
+def test_of_several_files_the_one_whose_path_fits_best(tmp_path, monkeypatch):
+    folder = hand_in(tmp_path, scan=CHAPTER, exercises__scan__scan=SOLVED, a__notes="")
+    assert graded(monkeypatch, folder) == ({"ch08/scan": "exercises/scan/scan.py"}, ["a/notes.py"])
+    folder = hand_in(tmp_path / "2", a__scan=CHAPTER, b__scan=SOLVED)
+    told, _ = graded(monkeypatch, folder)
+    assert told == {"ch08/scan": "several files could be meant: a/scan.py, b/scan.py"}
+    folder = hand_in(tmp_path / "3", a__scan=SOLVED, b__scan=SOLVED, **{"venv__lib__site-packages__scan": CHAPTER})
+    (folder / "venv" / "pyvenv.cfg").write_text("")
+    told, _ = graded(monkeypatch, folder)
+    assert told["ch08/scan"] == "a/scan.py"
+
+
+def test_a_zip_of_a_folder(tmp_path, monkeypatch):
+    folder = hand_in(tmp_path)
+    with zipfile.ZipFile(folder / "homework.zip", "w") as archive:
+        archive.writestr("homework/scan.py", SOLVED)
+        archive.writestr("../../outside.py", "")
+        archive.writestr("__MACOSX/homework/._scan.py", "")
+    told, strangers = graded(monkeypatch, folder)
+    assert list(told) == ["ch08/scan"] and told["ch08/scan"].endswith("homework/homework/scan.py")
+    assert not list(tmp_path.rglob("outside.py"))
+    (folder / "homework.zip").write_bytes(b"PK not a zip")
+    told, strangers = graded(monkeypatch, folder, "ch08/scan")
+    assert "homework.zip cannot be unpacked" in told["ch08/scan"] and "homework.zip cannot" in strangers[0]
+
+
+def test_links_and_what_is_no_text(tmp_path, monkeypatch):
+    folder = hand_in(tmp_path)
+    (folder / "scan.py").symlink_to(SCAN.solution)
+    (folder / "chapters").symlink_to(ROOT / "chapters")
+    assert graded(monkeypatch, folder, "ch08/scan")[0] == {"ch08/scan": "scan.py was not submitted"}
+    (folder / "scan.py").unlink()
+    (folder / "scan.py").write_bytes(b"#" * (files.LARGEST + 1))
+    assert "more than" in graded(monkeypatch, folder)[0]["ch08/scan"]
+
+
 def test_a_submission_without_the_file(tmp_path):
     reports, strangers = gradescope.grade_submission(tmp_path, ["ch13/topk"])
     assert reports[0]["points"] == 0 and "was not submitted" in reports[0]["criteria"][0]["seen"] and not strangers
     assert run("submission", tmp_path / "nowhere", "--results", tmp_path / "r.json") == 2
+
+
+def test_a_secret_changes_the_inputs_and_is_not_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(student_module, "_secret", [])
+    before = student_module.random(3).integers(0, 10**9, 4)
+    assert (before == np.random.default_rng(3).integers(0, 10**9, 4)).all()
+    (tmp_path / "secret").write_text("3039\n")
+    gradescope.read_secret(tmp_path / "secret")
+    assert student_module._secret == [0x3039]
+    after = student_module.random(3).integers(0, 10**9, 4)
+    assert (after != before).any() and (after == student_module.random(3).integers(0, 10**9, 4)).all()
+    (tmp_path / "secret").write_text("no number")
+    for path in (tmp_path / "secret", tmp_path / "none"):
+        assert run("submission", tmp_path, "--results", tmp_path / "r.json", "--secret", path) == 2
+
+
+# --- two users -------------------------------------------------------------------------------------------------------
+
+ATTACK = """
+import os, socket, time
+def attempt(what, path=None):
+    if what == "read": return open(path).read()[:9]
+    if what == "list": return os.listdir(path)
+    if what == "write": return open(path, "w").write("{}")
+    if what == "signal": return os.kill(path, 9)
+    if what == "connect": return repr(socket.create_connection(("127.0.0.1", 9), 1))
+    if what == "leave":
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0: time.sleep(99)
+            os._exit(0)
+        return "left"
+    if what == "who": return [os.getuid(), *os.getgroups()]
+    if what == "environ": return dict(os.environ)
+"""
+
+
+OTHER = 64321  # a user's number; it needs no account, and nothing else runs as it
+
+
+@pytest.fixture
+def as_other(monkeypatch):
+    """``(folder, student)``: a folder with an exercise and a secret, closed, and a `Student` that runs as another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can run files as another user")
+    base = Path(tempfile.mkdtemp(prefix="kbk-users-"))
+    try:
+        base.chmod(0o755)
+        folder = base / "chapters" / "ch13_llm_ops" / "exercises" / "topk"
+        shutil.copytree(TOPK.folder, folder)
+        one = files.load(folder)
+        monkeypatch.setattr(gradescope, "exercises", lambda: {one.name: one})
+        entry = SimpleNamespace(pw_uid=OTHER, pw_gid=OTHER, pw_dir=str(base / "home"))
+        monkeypatch.setattr(gradescope.pwd, "getpwnam", lambda name: entry)
+        (base / "results").mkdir()
+        (base / "secret").write_text("1")
+        user = gradescope.isolate("other", base / "results", base / "secret")
+        (base / "mine.py").write_text(ATTACK)
+        student = Student(base / "mine.py", 60, user=user)
+        try:
+            student.call("attempt", "who", on="")
+        except process.Broken as error:
+            pytest.skip(f"another user cannot use this Python: {error}")
+        yield base, student
+        student.close()
+    finally:
+        process.close_nurseries()
+        shutil.rmtree(base)
+
+
+def test_another_user_reads_and_writes_nothing_of_the_graders(as_other):
+    base, student = as_other
+    attempt = lambda *what: student.call("attempt", *what, on=what[0]).value
+    assert attempt("who") == [OTHER] and not {"GRADER", "GITHUB_TOKEN"} & set(attempt("environ"))
+    topk = base / "chapters" / "ch13_llm_ops" / "exercises" / "topk"
+    for what, path, errors in (
+        ("read", topk / "solution.py", "PermissionError"), ("list", topk, "PermissionError"),
+        ("read", base / "secret", "PermissionError"), ("list", base / "results", "PermissionError"),
+        ("write", base / "results" / "results.json", "PermissionError"), ("write", base / "new", "PermissionError"),
+        ("write", ROOT / "common" / "grade" / "new.py", "PermissionError"), ("signal", os.getpid(), "PermissionError"),
+        ("connect", None, "PermissionError"), ("read", f"/proc/{os.getpid()}/environ", "PermissionError"),
+    ):  # fmt: skip
+        with pytest.raises(Wrong, match=f"{errors}|your code tried to"):
+            attempt(what, path if path is None or isinstance(path, int) else str(path))
+
+
+def test_nothing_that_a_file_starts_outlives_it(as_other):
+    _, student = as_other
+    with pytest.raises(Wrong, match="tried to start a program"):
+        student.call("attempt", "leave", on="")
+    assert student.call("attempt", "who", on="").value == [OTHER]
+    student.close()
+    running = [one for one in Path("/proc").glob("[0-9]*") if one.exists() and one.stat().st_uid == OTHER]
+    assert [int(one.name) for one in running] == [process.nursery("cpu", student.user).process.pid]
+
+
+@pytest.mark.parametrize("name, seen", [("nobody-of-that-name", "there is no such user"), ("root", "may do everything")])
+def test_a_user_that_cannot_be_is_named(tmp_path, capsys, name, seen):
+    if os.geteuid() != 0:
+        seen = "only root can run files as another user"
+    assert run("submission", tmp_path, "--results", tmp_path / "r.json", "--user", name) == 2
+    assert seen in capsys.readouterr().err

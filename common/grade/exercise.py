@@ -47,6 +47,7 @@ GENERAL = {
     "alone": "Few threads do the work of all, and the others wait. Give every thread a share of it.",
     "time": "Your code may be right: this machine was too slow for it, or it does far more work than the task needs. "
     "Grade it again when the machine has nothing else to do.",
+    "submitted": "Hand in one file for each exercise, under its own name (topk.py for ch13/topk), or the whole book.",
     "changed": "Only what stands between the marks is yours. `make reset EX=…` gives the file back; yours is kept.",
     "endless": "Something does not come to an end. Does every path through a loop move its variable on? (Or it works "
     "far more than the task needs: compiling, and what else the machine does, are not counted.)",

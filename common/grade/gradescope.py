@@ -55,21 +55,22 @@ cd "$book"
 "$root/venv/bin/python" -m common.grade prepare EXERCISES --user "$user" --secret "$root/source/secret"
 """
 RUN = """#!/usr/bin/env bash
-# Gradescope runs this for each submission, as root.
+# Gradescope runs this for each submission, as root. (GRADED_USER= : students' files run as the user who runs this.)
 root="${AUTOGRADER_ROOT:-/autograder}"
+user="${GRADED_USER-graded}"
 cd "$root/source/kernel-by-kernel"
 exec "${PYTHON:-$root/venv/bin/python}" -m common.grade submission "$root/submission" EXERCISES \\
-    --results "$root/results/results.json" --secret "$root/source/secret" ${GRADED_USER---user graded}
+    --results "$root/results/results.json" --secret "$root/source/secret" ${user:+--user "$user"}
 """
 SKIPPED = ("__pycache__", "__MACOSX", "site-packages", "node_modules")  # folders in which no student's file lies
 MOST_FILES, MOST_BYTES = 10_000, 1 << 28  # of a zip
 NAMED = 10  # files that belong to no exercise and are named
 
 
-def results(reports, strangers=(), notes=()):
+def results(reports, strangers=()):
     """What Gradescope's ``results.json`` holds, for the reports of one submission.
 
-    strangers: files of the submission that belong to no exercise. notes: sentences. Both are shown in the output.
+    strangers: files of the submission that belong to no exercise; some of them are named in the output.
     """
     tests = []
     for report in reports:
@@ -90,10 +91,12 @@ def results(reports, strangers=(), notes=()):
     words = [f"{one['exercise']}: {one['points']:g} of {one['max_points']} points" for one in reports]
     words += [f"{name}: belongs to no exercise" for name in strangers[:NAMED]]
     words += [f"… and {len(strangers) - NAMED} more files"] if len(strangers) > NAMED else []
+    if not reports:
+        words.append("nothing was graded: no file is named like one of an exercise (topk.py for ch13/topk)")
     return {
         "score": sum(one["points"] for one in reports),
         "execution_time": round(sum(one["seconds"] for one in reports)),
-        "output": "\n".join([*words, *notes]),
+        "output": "\n".join(words),
         "visibility": "visible",
         "stdout_visibility": "hidden",
         "tests": tests,
@@ -188,20 +191,31 @@ def _grade_files(folder, wanted, user, notes):
             words = f"{exercise.file.name} was not submitted"
             if notes:
                 words += f" ({'; '.join(notes)})"
-            reports.append(report_of(exercise, None, Wrong(words, "start")))
+            reports.append(report_of(exercise, None, Wrong(words, "submitted")))
         elif len({(folder / path).read_bytes() for path in found}) > 1:
-            words = f"several files could be meant: {', '.join(map(str, found))}; hand in one"
-            reports.append(report_of(exercise, None, Wrong(words, "changed")))
+            words = f"several files could be meant: {', '.join(map(str, found))}"
+            reports.append(report_of(exercise, None, Wrong(words, "submitted")))
         else:
             try:
                 read(folder / found[0])
             except ExerciseError as error:
                 words = str(error).replace(f"{folder}{os.sep}", "")
-                reports.append(report_of(exercise, None, Wrong(words, "changed")))
+                reports.append(report_of(exercise, None, Wrong(words, "submitted")))
             else:
                 reports.append(grade(exercise, folder / found[0], user=user))
-    names = {one.name for one in book}
-    return reports, [str(path) for path in paths if path not in used and path.name not in names] + notes
+    names, whole = {one.name for one in book}, [book_in(path) for path in used]
+    others = [path for path in paths if path not in used and path.name not in names]
+    others = [path for path in others if not any(path.is_relative_to(one) for one in whole if one is not None)]
+    return reports, [*(str(path) for path in others), *notes]
+
+
+def book_in(path):
+    """The folder of a submission that is a copy of the book, if an exercise's file lies in one; else None."""
+    for exercise in exercises().values():
+        place = exercise.file.relative_to(ROOT) if exercise.file.is_relative_to(ROOT) else exercise.file
+        if common_end(path, place) == len(place.parts):
+            return path.parents[len(place.parts) - 1]
+    return None
 
 
 def is_stub(exercise, file):
