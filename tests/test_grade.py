@@ -120,6 +120,124 @@ def test_an_error_is_told_once_and_without_paths(exercise, capsys):
     assert told.count("MISS") == len(TOPK.criteria) and told.count("hint:") == 1 and str(exercise.folder) not in told
 
 
+def rows_of(exercise, *changes, file=None):
+    text = exercise.solution.read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) >= 1
+        text = text.replace(old, new)
+    (file or exercise.file).write_text(text, encoding="utf-8")
+    report = plugin.grade(exercise, file)
+    return {row["name"]: row for row in report["criteria"]}, report
+
+
+# --- one cause, one hint ---------------------------------------------------------------------------------------------
+
+
+def hints(rows):
+    """{criterion: hint's name} of the misses that have a hint of their own."""
+    return {name: row["hint_name"] for name, row in rows.items() if row["hint"]}
+
+
+def test_what_follows_from_a_miss_is_marked_and_has_no_hint(exercise):
+    rows, report = rows_of(exercise, ("before < k and", "before <= k and"))
+    assert hints(rows) == {"selection": "rank"} and report["gate"] is None
+    follow = {name: row["follows"] for name, row in rows.items() if row["follows"]}
+    assert {"ties", "edges", "distribution"} <= set(follow) and set(follow.values()) == {"selection"}
+    text = __main__.table(report)
+    assert text.count("hint:") == 1 and text.count("follows from a miss above, as it seems: the k largest") == len(follow)
+    told = gradescope.results([report])
+    assert sum("Hint:" in one["output"] for one in told["tests"]) == 1
+    assert sum("Follows from a miss above" in one["output"] for one in told["tests"]) == len(follow)
+
+
+def test_a_slot_off_by_one_in_the_cache_is_one_cause(tmp_path):
+    rows, _ = rows_of(files.find("ch14/kv_cache"), ("np.array([first], np.int32)", "np.array([first + (T == 1)], np.int32)"),
+                      file=tmp_path / "kv_cache.py")  # fmt: skip
+    assert len(hints(rows)) == 1 and sum(not row["passed"] for row in rows.values()) >= 3, hints(rows)
+
+
+def test_two_mistakes_have_two_hints(exercise):
+    rows, _ = rows_of(exercise, ("other > x or (other == x and j < i)", "other > x"), ("uniform(uint64(seed), uint64(first", "uniform(uint64(0), uint64(first"))
+    assert hints(rows) == {"ties": "ties", "repeatable": "seed"}
+
+
+def test_a_race_is_a_gate(exercise):
+    """What the sanitizer finds may be right by luck: a quarter of what is right counts."""
+    rows, report = rows_of(exercise, ("    if tid == 0:\n        everything", "    if tid < WARP:\n        everything"))
+    assert report["gate"] == "memory" and rows["memory"]["hint_name"] == "global-race" and not report["passed"]
+    assert all(row["passed"] for name, row in rows.items() if name not in ("memory", "sums"))
+    assert report["points"] == sum(row["points"] for row in rows.values()) <= report["max_points"] / plugin.GATED
+    assert rows["selection"]["points"] == 4 / plugin.GATED
+    assert "all that is right counts a quarter" in __main__.table(report)
+    told = gradescope.results([report])
+    assert told["score"] == sum(one["score"] for one in told["tests"]) == report["points"]
+
+
+def test_an_error_under_the_sanitizer_is_no_race(exercise):
+    _, report = rows_of(exercise, ("    i = cuda.grid(1)\n", "    i = cuda.gird(1)\n"))
+    assert report["gate"] is None
+
+
+# --- files and arguments -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_none(exercise, tmp_path, capsys):
+    pipe, empty, binary = tmp_path / "pipe.py", tmp_path / "empty.py", tmp_path / "binary.py"
+    os.mkfifo(pipe)
+    for file, seen in ((tmp_path, "is a folder"), (pipe, "not a regular file"), ("/dev/zero", "not a regular file"),
+                       (tmp_path / "none.py", "there is no file")):  # fmt: skip
+        assert run("run", "topk", f"--file={file}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and seen in line and str(file) in line
+    empty.write_text("")
+    binary.write_bytes(bytes(range(256)))
+    for file, hint in ((empty, "changed"), (binary, "syntax")):
+        assert plugin.grade(exercise, file)["criteria"][0]["hint_name"] == hint
+    binary.write_bytes(b"#" * (files.LARGEST + 1))
+    assert run("run", "topk", f"--file={binary}") == 2
+    assert "more than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+def test_a_report_that_cannot_be_written_is_named_before_the_work(exercise, tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr(__main__, "grade", None)  # there is nothing to grade yet
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "report", "/dev/full", "/proc/report.json"):
+        assert run("run", "topk", f"{option}={path}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {option}={path}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"3", b'{"ch13/topk": 3}', b'{"ch13/topk": {"points": "x"}}', b'{"ch13/topk": {"hints": []}}',
+     b'{"ch13/topk": {"passed": 1}}', bytes(range(256)), b"[" * 100_000],
+)  # fmt: skip
+def test_damaged_notes_are_named_and_kept(exercise, capsys, monkeypatch, data):
+    monkeypatch.setattr(__main__, "grade", None)
+    __main__.NOTES.write_bytes(data)
+    for command in (["progress"], ["run", "topk"], ["hint", "topk"], ["solution", "topk"]):
+        assert run(*command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and "notes.json is damaged" in line and "remove it" in line
+    assert __main__.NOTES.read_bytes() == data
+    assert run("solution", "topk", "--give-up") == 0
+
+
+def test_notes_that_cannot_be_read_or_written(exercise, capsys):
+    __main__.NOTES.mkdir()
+    assert run("progress") == 2 and run("hint", "topk") == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert line.startswith("error: ") and "notes.json: Is a directory" in line
+
+
+def test_a_full_output_ends_with_a_line():
+    for redirect in ("> /dev/full", ">&-"):
+        command = f"{sys.executable} -m common.grade progress {redirect}"
+        done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr and done.returncode in (0, 2), done.stderr
+
+
 def test_several_exercises_in_one_process(tmp_path):
     for name in ("ch02/guard", "ch13/topk", "ch02/guard"):
         one = files.find(name)

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import textwrap
 import time
 from datetime import datetime
@@ -122,8 +123,10 @@ def writable(path, option):
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ExerciseError(f"{option}={path}: nothing can be written in {folder}")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ExerciseError(f"{option}={path}: nothing can be written in {folder}: {error.strerror}") from None
 
 
 def watch(options):

@@ -417,7 +417,7 @@ def serve(link, file, imports, page):
 # --- the nursery -----------------------------------------------------------------------------------------------------
 
 
-def start(order, descriptors):
+def start(nursery, order, descriptors):
     """Fork a student's process; its id. descriptors: of the connection, of the file for what it prints, of the clock."""
     child = os.fork()
     if child:
@@ -425,6 +425,7 @@ def start(order, descriptors):
     code = 1
     try:
         os.setsid()
+        nursery.close()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the grader's, which ends this process
         link, output, page = descriptors
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -492,7 +493,7 @@ def main():
                 reply = {"code": end(order["end"], order["patience"])}
             else:
                 sys.stdout.flush()
-                reply = {"child": start(order, descriptors)}
+                reply = {"child": start(nursery, order, descriptors)}
                 children.add(reply["child"])
             for descriptor in descriptors:
                 os.close(descriptor)
