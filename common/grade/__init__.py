@@ -10,9 +10,9 @@ An exercise is a folder ``chapters/chNN_…/exercises/NAME/`` (or ``ch14_mini_ll
 ``grade.py``       the checks, written for pytest: a criterion is a function ``test_CRITERION(student)``
 =================  ==================================================================================================
 
-The student's file runs in a process of its own (`worker`, started by `process`), which gets inputs and gives results and
-never has the expected answers, nor the reference, in reach; an endless loop or a crash costs that process only. The
-checks run in the grader's process and compare. See `exercise` for the files, `student` for what a check can ask,
+The student's file runs in a process of its own (`worker`, started by `process`), which gets inputs and gives results
+and never has the expected answers, nor the reference, in reach; an endless loop or a crash costs that process only.
+The checks run in the grader's process and compare. See `exercise` for the files, `student` for what a check can ask,
 `plugin` for the points, `gradescope` for what teachers use.
 """
 

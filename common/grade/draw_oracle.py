@@ -2,7 +2,7 @@
 
 import numpy as np
 
-EXACT = 1e-9  # of all weight: what sums in float64 may differ by, in any order, and exp in float32 where weights are small
+EXACT = 1e-9  # of all weight: what sums in float64 may differ by in any order, with exp in float32 of small weights
 
 
 def uniforms(seed, first_step, count):

@@ -151,7 +151,7 @@ def load(folder):
         if not made.has_hint(one.hint):
             raise ExerciseError(f"{shown(file)}: criterion {one.name}: there is no hint {one.hint!r}")
         if not earlier >= set(one.needs):
-            raise ExerciseError(f"{shown(file)}: criterion {one.name}: it needs {list(one.needs)}, not all earlier ones")
+            raise ExerciseError(f"{shown(file)}: criterion {one.name} needs {list(one.needs)}, not all earlier ones")
         earlier.add(one.name)
     return made
 
@@ -230,7 +230,8 @@ def read(file, exercise=None):
     if not file.exists():
         raise ExerciseError(f"there is no file {file}{anew}")
     if not file.is_file():
-        raise ExerciseError(f"{file} is {'a folder' if file.is_dir() else 'not a regular file'}: name a Python file{anew}")
+        kind = "a folder" if file.is_dir() else "not a regular file"
+        raise ExerciseError(f"{file} is {kind}: name a Python file{anew}")
     try:
         with file.open("rb") as stream:
             data = stream.read(LARGEST + 1)
@@ -321,7 +322,8 @@ def reaches(node, given, numpy):
             return f"{ast.unparse(node)[:60]}: {node.func.id} is not for use here"
     if isinstance(node, ast.Attribute):
         whose = node.value.id if isinstance(node.value, ast.Name) else None
-        if (node.attr in HIDDEN and whose != "self") or special(node.attr) or (whose in numpy and node.attr in HIDDEN_IN_NUMPY):
+        hidden = (node.attr in HIDDEN and whose != "self") or (whose in numpy and node.attr in HIDDEN_IN_NUMPY)
+        if hidden or special(node.attr):
             return f"{ast.unparse(node)[:60]} is not for use here"
         changed = isinstance(node.ctx, (ast.Store, ast.Del))
         if changed and (whose in given or isinstance(node.value, ast.Call)):

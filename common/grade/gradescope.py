@@ -74,11 +74,14 @@ def results(reports, strangers=()):
     """
     tests = []
     for report in reports:
-        about = {row["name"]: row["about"] for row in report["criteria"]}
+        rows = {row["name"]: row for row in report["criteria"]}
         for number, row in enumerate(report["criteria"], 1):
             output = row["note"] or ""
-            if row["follows"]:
-                output = f"{row['seen']}\n\nFollows from a miss above, as it seems: {about[row['follows']]}"
+            first = rows.get(row["follows"])
+            if first is not None:
+                same = first["cause"] == row["cause"]
+                why = "As above." if same else f"Follows from a miss above, as it seems: {first['about']}"
+                output = f"{row['seen']}\n\n{why}"
             elif not row["passed"]:
                 output = f"{row['seen']}\n\nHint: {row['hint']}"
             if row["name"] == report["gate"]:
@@ -108,13 +111,13 @@ def results(reports, strangers=()):
 
 def submitted(folder):
     """The Python files of a submission, paths relative to it, in order. Links and hidden folders do not count."""
-    found = []
+    python = []
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(one for one in folders if not one.startswith(".") and one not in SKIPPED
-                            and not os.path.exists(os.path.join(place, one, "pyvenv.cfg")))  # fmt: skip
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED
+                            and not os.path.exists(os.path.join(place, name, "pyvenv.cfg")))  # fmt: skip
         paths = (Path(place, name) for name in files if name.endswith(".py") and not name.startswith("."))
-        found += [path.relative_to(folder) for path in paths if path.is_file() and not path.is_symlink()]
-    return sorted(found)
+        python += [path.relative_to(folder) for path in paths if path.is_file() and not path.is_symlink()]
+    return sorted(python)
 
 
 def common_end(path, other):
@@ -142,12 +145,12 @@ def unpacked(archive, folder):
     """Unpack a zip into a folder. Raises `ExerciseError` if it is damaged or holds too much."""
     try:
         with zipfile.ZipFile(archive) as whole:
-            entries = [one for one in whole.infolist() if not one.is_dir() and one.filename.endswith(".py")]
-            if len(entries) > MOST_FILES or sum(one.file_size for one in entries) > MOST_BYTES:
+            entries = [entry for entry in whole.infolist() if not entry.is_dir() and entry.filename.endswith(".py")]
+            if len(entries) > MOST_FILES or sum(entry.file_size for entry in entries) > MOST_BYTES:
                 raise ExerciseError(f"{archive.name} holds too much: hand in the exercise's file")
-            for one in entries:
-                if one.file_size <= LARGEST:
-                    whole.extract(one, folder)  # a path that would lead out of the folder is kept inside
+            for entry in entries:
+                if entry.file_size <= LARGEST:
+                    whole.extract(entry, folder)  # a path that would lead out of the folder is kept inside
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
         raise ExerciseError(f"{archive.name} cannot be unpacked: {error}") from None
 
@@ -155,15 +158,17 @@ def unpacked(archive, folder):
 def grade_submission(folder, wanted=(), user=None):
     """Grade the files of a folder, or of zips in it: ``(reports, strangers)``.
 
-    A file belongs to the exercise that it is named like, ``topk.py`` to ``ch13/topk``; of several, to the one whose path
-    fits best. wanted: names of exercises that count, also where their file is missing; by default those that have a
-    file here, and of these only those that have been begun, if any has. user: a `process.User` as whom they run.
+    A file belongs to the exercise that it is named like, ``topk.py`` to ``ch13/topk``; of several files of that name,
+    the one counts whose path fits best. wanted: names of exercises that count, also where their file is missing; by
+    default those that have a file here, and of these only those that have been begun, if any has. user: a
+    `process.User` as whom they run.
     """
     with tempfile.TemporaryDirectory() as scratch:
         inside = Path(scratch, "submission")
         shutil.copytree(folder, inside, symlinks=True, ignore_dangling_symlinks=True)
         notes = []
-        for archive in sorted(one for one in inside.glob("*.zip") if one.is_file() and not one.is_symlink()):
+        archives = sorted(path for path in inside.glob("*.zip") if path.is_file() and not path.is_symlink())
+        for archive in archives:
             try:
                 unpacked(archive, archive.with_suffix(""))
             except ExerciseError as error:
@@ -177,35 +182,35 @@ def _grade_files(folder, wanted, user, notes):
     chosen = [exercises()[name] for name in wanted] or list(exercises().values())
     files, used = {}, set()
     for exercise in chosen:
-        namesakes = [one for one in book if one.name == exercise.file.name and ROOT / one != exercise.file]
+        namesakes = [path for path in book if path.name == exercise.file.name and ROOT / path != exercise.file]
         files[exercise.name] = meant(exercise, paths, namesakes)
         used.update(files[exercise.name])
     if not wanted:
-        chosen = [one for one in chosen if files[one.name]]
-        begun = [one for one in chosen if any(not is_stub(one, folder / path) for path in files[one.name])]
+        chosen = [exercise for exercise in chosen if files[exercise.name]]
+        begun = [e for e in chosen if any(not is_stub(e, folder / path) for path in files[e.name])]
         chosen = begun or chosen
     reports = []
     for exercise in chosen:
-        found = files[exercise.name]
-        if not found:
+        candidates = files[exercise.name]
+        if not candidates:
             words = f"{exercise.file.name} was not submitted"
             if notes:
                 words += f" ({'; '.join(notes)})"
             reports.append(report_of(exercise, None, Wrong(words, "submitted")))
-        elif len({(folder / path).read_bytes() for path in found}) > 1:
-            words = f"several files could be meant: {', '.join(map(str, found))}"
+        elif len({(folder / path).read_bytes() for path in candidates}) > 1:
+            words = f"several files could be meant: {', '.join(map(str, candidates))}"
             reports.append(report_of(exercise, None, Wrong(words, "submitted")))
         else:
             try:
-                read(folder / found[0])
+                read(folder / candidates[0])
             except ExerciseError as error:
                 words = str(error).replace(f"{folder}{os.sep}", "")
                 reports.append(report_of(exercise, None, Wrong(words, "submitted")))
             else:
-                reports.append(grade(exercise, folder / found[0], user=user))
-    names, whole = {one.name for one in book}, [book_in(path) for path in used]
+                reports.append(grade(exercise, folder / candidates[0], user=user))
+    names, whole = {path.name for path in book}, [book_in(path) for path in used]
     others = [path for path in paths if path not in used and path.name not in names]
-    others = [path for path in others if not any(path.is_relative_to(one) for one in whole if one is not None)]
+    others = [path for path in others if not any(path.is_relative_to(root) for root in whole if root is not None)]
     return reports, [*(str(path) for path in others), *notes]
 
 
@@ -234,14 +239,14 @@ def isolate(name, *closed):
     Raises `ExerciseError` if there is no such user, or if this process may not start others as it.
     """
     if os.geteuid() != 0:
-        raise ExerciseError(f"--user={name}: only root can run files as another user; leave it out to run them as yours")
+        raise ExerciseError(f"--user={name}: only root can run files as another user; without it, they run as yours")
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise ExerciseError(f"--user={name}: there is no such user; useradd makes one") from None
     if entry.pw_uid == 0:
         raise ExerciseError(f"--user={name}: that user may do everything; name one without rights")
-    for folder in {one.folder.parent for one in exercises().values()} | {Path(one) for one in closed}:
+    for folder in {exercise.folder.parent for exercise in exercises().values()} | set(map(Path, closed)):
         if folder.exists():
             os.chown(folder, 0, 0)
             folder.chmod(0o700 if folder.is_dir() else 0o600)

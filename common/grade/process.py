@@ -1,8 +1,8 @@
 """Processes of students: where they come from, how long they have worked, and how they end.
 
 A `Nursery` is one process a backend that has imported everything; it forks a `Process` for each student's file, which
-so costs milliseconds instead of a second. What counts of a process is its processor time without compiling (`worker.Clock`):
-neither a slow disk, nor a busy machine, nor an empty kernel cache, makes a right answer late.
+so costs milliseconds instead of a second. What counts of a process is its processor time without compiling
+(`worker.Clock`): neither a slow disk, nor a busy machine, nor an empty kernel cache, makes a right answer late.
 """
 
 import atexit

@@ -44,8 +44,9 @@ def random(*seeds):
 class Answer:
     """What came of a call. launches: dicts of kernel, own (is it the student's file's?), grid, block, arguments.
 
-    findings: of the sanitizer; looked: at how many launches and accesses, and what it could not look at. memory: lines of the memory report, dicts. copied: elements that came to the host. made:
-    arrays that were made on the device. seconds: of the processor, compiling not counted.
+    findings: of the sanitizer; looked: at how many launches and accesses, and what it could not look at. memory: lines
+    of the memory report, dicts. copied: elements that came to the host. made: arrays that were made on the device.
+    seconds: of the processor, compiling not counted.
     """
 
     value: object
@@ -63,8 +64,8 @@ class Answer:
         return [one for one in self.launches if one["own"]]
 
     def total(self, what, **where):
-        """The sum of a figure of the memory report over all lines with these facts: ``total("threads", space="global")``."""
-        return sum(one[what] for one in self.memory if all(one[key] == value for key, value in where.items()))
+        """The sum of a figure of the memory report over all such lines: ``total("threads", space="global")``."""
+        return sum(line[what] for line in self.memory if all(line[key] == value for key, value in where.items()))
 
 
 def check(condition, seen, hint=None):
@@ -254,11 +255,11 @@ def shared_out(answer, on, kernel, lanes=FULL, warps=1, space="global", hint="al
     lanes: how many of a warp's 32 lanes must take part in a request to memory of this ``space``, on average. warps: how
     many of the launch's first eight must touch it.
     """
-    rows = [one for one in answer.memory if one["kernel"] == kernel and one["space"] == space]
-    requests, threads = sum(one["requests"] for one in rows), sum(one["threads"] for one in rows)
+    lines = [line for line in answer.memory if line["kernel"] == kernel and line["space"] == space]
+    requests, threads = sum(line["requests"] for line in lines), sum(line["threads"] for line in lines)
     check(requests, f"{kernel} does not touch {space} memory, on {on}", hint)
-    mean, most = threads / requests, max(one["warps"] for one in rows)
-    told = f"when {kernel} turns to {space} memory, {mean:.2g} of a warp's 32 threads take part on average"
-    check(mean >= lanes, f"{told}: few threads do the work of all, on {on}", hint)
-    told = f"{most} of the first {warps} warps of {kernel} turn to {space} memory"
-    check(most >= warps, f"{told}: few threads do the work of all, on {on}", hint)
+    mean, most = threads / requests, max(line["warps"] for line in lines)
+    what = f"when {kernel} turns to {space} memory, {mean:.2g} of a warp's 32 threads take part on average"
+    check(mean >= lanes, f"{what}: few threads do the work of all, on {on}", hint)
+    what = f"{most} of the first {warps} warps of {kernel} turn to {space} memory"
+    check(most >= warps, f"{what}: few threads do the work of all, on {on}", hint)

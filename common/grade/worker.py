@@ -3,11 +3,11 @@
     python -m common.grade.worker SOCKET
 
 is the *nursery*: it imports all that a student's file needs, once, and forks a process for each file (`serve`), which
-therefore starts in milliseconds. `student.Nursery` talks to it. A student's process gets ``{"function", "args", "mode"}``
-through its connection and answers with ``{"value", "launches", "findings", "memory", "copied", "made", "seconds",
-"refused", "error"}``. Neither references nor checks are in its reach: an audit hook refuses to open them, to start
-other programs, processes and threads, and to reach for the network; and what the grader relies on is looked at after
-each call, so that code which replaces it is refused as well.
+therefore starts in milliseconds. `process.Nursery` talks to it. A student's process gets ``{"function", "args",
+"mode"}`` through its connection and answers with ``{"value", "launches", "findings", "looked", "memory", "copied",
+"made", "seconds", "refused", "error"}``. Neither references nor checks are in its reach: an audit hook refuses to open
+them, to start other programs, processes and threads, and to reach for the network; and what the grader relies on is
+looked at after each call, so that code which replaces it is refused as well.
 """
 
 import _thread
@@ -192,11 +192,11 @@ def without_network():
 
 
 def relied_on():
-    """What the grader relies on, now: {place in words: object}. Functions, classes and modules only: data may change."""
+    """What the grader relies on, now: {place in words: object}. Functions, classes and modules: data may change."""
     kinds = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
     places = {}
     for name, module in list(sys.modules.items()):
-        if module is None or not (name in WATCHED or name.startswith(tuple(f"{one}." for one in WATCHED[:4]))):
+        if module is None or not (name in WATCHED or name.startswith(tuple(f"{root}." for root in WATCHED[:4]))):
             continue
         places[f"sys.modules[{name!r}]"] = module
         for key, value in list(vars(module).items()):
@@ -223,13 +223,13 @@ def replaced(before):
 
 def threads():
     """How many threads there are that are not the backend's own, which run blocks."""
-    return _thread._count() - sum(one.name.startswith("blocks") for one in threading.enumerate())
+    return _thread._count() - sum(thread.name.startswith("blocks") for thread in threading.enumerate())
 
 
 def misdeeds(tools):
     """What the student's code has done since the last look that it may not, in words."""
-    found = list(refused) + [f"replaced {place}" for place in replaced(tools.originals)[:1]]
-    return found + ["left a thread running"] * (threads() > tools.threads)
+    misdeeds = list(refused) + [f"replaced {place}" for place in replaced(tools.originals)[:1]]
+    return misdeeds + ["left a thread running"] * (threads() > tools.threads)
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -310,8 +310,8 @@ class Uses:
                 array = original(*args, **options)
             finally:
                 inside.pop()
-            known = any(one is array for one in (*args, *options.values()))
-            self.made += not inside and not known
+            given = any(value is array for value in (*args, *options.values()))
+            self.made += not inside and not given
             return array
 
         make.__doc__, make.__name__ = original.__doc__, original.__name__
@@ -418,7 +418,7 @@ def serve(link, file, imports, page):
 
 
 def start(nursery, order, descriptors):
-    """Fork a student's process; its id. descriptors: of the connection, of the file for what it prints, of the clock."""
+    """Fork a student's process; its id. descriptors: of the connection, of the file that it prints to, of the clock."""
     child = os.fork()
     if child:
         return child

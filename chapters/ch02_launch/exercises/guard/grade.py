@@ -72,8 +72,8 @@ def test_blocks(student, n, size):
         same(answer.value, x, "clamp(x)", on, hint="empty")
         return
     launch = clamped(student, x, n, on).own[0]
-    told = f"{on}, with a clamp_kernel that does nothing"
-    same(student.call("clamp", x, n, LOW, HIGH, on=told, idle=True).value, x, "clamp(x)", told, hint="own-launch")
+    idle = f"{on}, with a clamp_kernel that does nothing"
+    same(student.call("clamp", x, n, LOW, HIGH, on=idle, idle=True).value, x, "clamp(x)", idle, hint="own-launch")
     grid, block = launch["grid"], launch["block"]
     check(block == [THREADS, 1, 1], f"the block is {block}, expected {[THREADS, 1, 1]}, on {on}")
     check(grid == [-(-n // THREADS), 1, 1], f"the grid is {grid}, expected {[-(-n // THREADS), 1, 1]}, on {on}")

@@ -86,8 +86,8 @@ def test_neighbours(student, function):
     answer = student.call(function, *arguments, on=f"{function}, {on}", memory=True)
     shared_out(answer, on, f"{function}_kernel", warps=8, hint="neighbours")
     moved, best = answer.total("sectors", space="global"), answer.total("ideal_sectors", space="global")
-    told = f"{function}_kernel's reads and writes move {moved} pieces of 32 bytes, {best} would do"
-    check(moved <= 2 * best, f"{told}, on {on}", "neighbours")
+    traffic = f"{function}_kernel's reads and writes move {moved} pieces of 32 bytes, {best} would do"
+    check(moved <= 2 * best, f"{traffic}, on {on}", "neighbours")
 
 
 @pytest.mark.parametrize("blocks, threads", [(1, 1), (1, 64), (3, 64), (40, 64)])

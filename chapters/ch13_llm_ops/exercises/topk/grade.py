@@ -120,8 +120,8 @@ def test_sums(student):
     for step, number in zip(steps, uniforms):
         token = int(student.call("sample", logits, n, 1.0, seed, step, 1, on=f"{on}, step {step}").value[0])
         right = int(np.searchsorted(np.cumsum(weights), number * weights.sum(), side="right"))
-        told = f"token {token} was drawn, expected {right}"
-        check(draw_oracle.is_drawn(token, weights, number), f"{told}, on {on}, step {step}", "float64")
+        drawn = f"token {token} was drawn, expected {right}"
+        check(draw_oracle.is_drawn(token, weights, number), f"{drawn}, on {on}, step {step}", "float64")
     answer = student.call("sample", logits, n, 1.0, seed, 0, 1, on=on, memory=True)
     for kernel in ("keep_top_k", "draw_kept"):
         shared_out(answer, on, kernel, warps=8)

@@ -164,8 +164,8 @@ def test_sums(student):
     for step, number in zip(steps, uniforms):
         token = int(student.call("sample", logits, 1.0, 1.0, seed, step, 1, on=f"{on}, step {step}").value[0])
         right = int(np.searchsorted(np.cumsum(weights), number * weights.sum(), side="right"))
-        told = f"token {token} was drawn, expected {right}"
-        check(draw_oracle.is_drawn(token, weights, number), f"{told}, on {on}, step {step}", "float64")
+        drawn = f"token {token} was drawn, expected {right}"
+        check(draw_oracle.is_drawn(token, weights, number), f"{drawn}, on {on}, step {step}", "float64")
     on = f"n = {THREADS}, p = 0.5, {THREADS} equal logits"  # exactly half of them stay
     answer = student.call("sample", np.zeros(THREADS, np.float32), 1.0, 0.5, seed, 0, THREADS, on=on, memory=True)
     for kernel in ("weigh", "keep_top_p", "draw"):
