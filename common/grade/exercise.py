@@ -289,8 +289,9 @@ def out_of_reach(tree, places):
     """
     inside = lambda node: any(first < getattr(node, "lineno", 0) < last for first, last, _ in places)
     given = {name for node in tree.body if not inside(node) for name in bound(node)}
-    numpy = {one.asname or one.name for node in tree.body if isinstance(node, ast.Import) for one in node.names
-             if one.name == "numpy"}  # fmt: skip
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom)) and not inside(node)]
+    imported = {name for node in imports for name in bound(node)}
+    numpy = {name for node in imports for name in bound(node) if ast.unparse(node).startswith("import numpy")}
     for node in tree.body:
         if not inside(node):
             continue
@@ -303,13 +304,13 @@ def out_of_reach(tree, places):
             if name in given or hasattr(builtins, name):
                 return node.lineno, f"{name} is taken: give it a name of its own"
     for node in ast.walk(tree):
-        if inside(node) and (wrong := reaches(node, given, numpy)):
+        if inside(node) and (wrong := reaches(node, imported, numpy)):
             return node.lineno, wrong
     return None
 
 
-def reaches(node, given, numpy):
-    """Why a node in a gap is not for use there, in words; None if it is. given: names that the file itself binds."""
+def reaches(node, imported, numpy):
+    """Why a node in a gap is not for use there, in words; None if it is. imported, numpy: names that were imported."""
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return f"{ast.unparse(node)}: all you need is imported above"
     if isinstance(node, ast.Global):
@@ -326,7 +327,7 @@ def reaches(node, given, numpy):
         if hidden or special(node.attr):
             return f"{ast.unparse(node)[:60]} is not for use here"
         changed = isinstance(node.ctx, (ast.Store, ast.Del))
-        if changed and (whose in given or isinstance(node.value, ast.Call)):
+        if changed and (whose in imported or isinstance(node.value, ast.Call)):
             return f"{ast.unparse(node)[:60]} = …: what stands outside of the gap stays as it is"
     return None
 

@@ -147,8 +147,11 @@ class Student:
         facts = ("value", "launches", "findings", "looked", "memory", "copied", "made", "seconds")
         return Answer(**{name: reply[name] for name in facts})
 
-    def clean(self, function, *args, on):
-        """Call under the sanitizer; `Wrong`, with its first finding, if there is any. Returns the `Answer`."""
+    def clean(self, function, *args, on, hint="unseen"):
+        """Call under the sanitizer; `Wrong`, with its first finding, if there is any. Returns the `Answer`.
+
+        hint: the one to give if the sanitizer saw no access to an array.
+        """
         answer = self.call(function, *args, on=on, sanitize=True)
         if answer.findings:
             first = answer.findings[0]
@@ -157,7 +160,7 @@ class Student:
         if not looked["accesses"]:  # nothing that it saw is not the same as nothing wrong
             why = f": {self._short(looked['notices'][0])}" if looked["notices"] else ""
             launches = f"{looked['launches']} launches"
-            raise Wrong(f"the sanitizer saw no access to an array in {launches}, on {on}{why}", "unseen")
+            raise Wrong(f"the sanitizer saw no access to an array in {launches}, on {on}{why}", hint)
         return answer
 
     def close(self):

@@ -37,8 +37,9 @@ CLOSED = (
 )  # fmt: skip
 LISTED = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.link", "os.symlink", "os.chmod",
           "os.truncate", "shutil.copyfile")  # fmt: skip
-WATCHED = ("common", "chapters", "ch14_mini_llm", "numba.cuda", "numpy", "math", "statistics", "builtins", "os", "sys",
-           "io", "json", "struct", "time", "multiprocessing.connection")  # fmt: skip
+OURS = ("common", "chapters", "ch14_mini_llm")
+WATCHED = (*OURS, "numba.cuda", "numba.cuda.dispatcher", "numpy", "math", "statistics", "builtins", "os", "sys", "io",
+           "json", "struct", "time", "multiprocessing.connection")  # fmt: skip
 MOST_WRITTEN = 1 << 28  # bytes of a file: printing without an end does not fill the disk
 PAGE = struct.Struct("ddd")  # of the clock that grader and worker share: left out, stopped at, is it stopped?
 
@@ -196,7 +197,7 @@ def relied_on():
     kinds = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type)
     places = {}
     for name, module in list(sys.modules.items()):
-        if module is None or not (name in WATCHED or name.startswith(tuple(f"{root}." for root in WATCHED[:4]))):
+        if module is None or not (name in WATCHED or name.split(".")[0] in OURS):
             continue
         places[f"sys.modules[{name!r}]"] = module
         for key, value in list(vars(module).items()):
@@ -281,26 +282,24 @@ def as_dict(launch, file):
 
 
 class Uses:
-    """How many elements come to the host, and how many arrays are made on the device."""
+    """``copied``: how many elements have come to the host. ``made``: how many arrays, on the device."""
 
     def __init__(self):
-        """Watches the methods themselves, so that it does not matter by which name they are called."""
-        self.copied = self.made = 0
         from numba import cuda
 
-        kind = type(cuda.device_array(1)) if not hasattr(cuda, "DeviceNDArray") else cuda.DeviceNDArray
+        self.copied = self.made = 0
+        kind = type(cuda.device_array(1))
         copy_to_host = kind.copy_to_host
-        counting = self
 
         def counted(array, *args, **options):
-            counting.copied += array.size
+            self.copied += array.size
             return copy_to_host(array, *args, **options)
 
         kind.copy_to_host = counted  # np.asarray of a device array comes by here as well
         for name in ("device_array", "device_array_like", "to_device", "managed_array", "mapped_array"):
-            setattr(cuda, name, self.making(getattr(cuda, name), kind))
+            setattr(cuda, name, self.making(getattr(cuda, name)))
 
-    def making(self, original, kind):
+    def making(self, original):
         """A function that makes arrays, and counts them."""
         inside = []
 

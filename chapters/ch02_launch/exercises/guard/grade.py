@@ -33,7 +33,8 @@ def test_memory(student):
         x = numbers(n, n)
         got = student.clean("clamp_with", blocks, x, n, LOW, HIGH, on=on).value
         check(not np.array_equal(got, x), f"x is as it was before the launch, on {on}", "start")
-    student.clean("clamp", numbers(333, 0), 333, LOW, HIGH, on="n = 333, an array of 333 elements")
+    on = "n = 333, an array of 333 elements"
+    student.clean("clamp", numbers(333, 0), 333, LOW, HIGH, on=on, hint="own-launch")
 
 
 @pytest.mark.parametrize("n", [1025, 33, 127, 31, 1, 128, 20_000])
