@@ -9,11 +9,18 @@ from common.grade.exercise import ROOT, contents, exercises, gaps, skeleton
 from common.grade.plugin import grade
 
 EXERCISES = exercises()
-WRONG = [
-    (f"{path.parent.name}/{path.stem}", one)
-    for path in sorted((ROOT / "tests" / "wrong_solutions").rglob("*.toml"))
-    for one in tomllib.loads(path.read_text(encoding="utf-8"))["wrong"]
-]
+
+
+def bank(kind):
+    """[(exercise's name, a solution), …] of ``tests/wrong_solutions`` or ``tests/right_solutions``."""
+    return [
+        (f"{path.parent.name}/{path.stem}", one)
+        for path in sorted((ROOT / "tests" / f"{kind}_solutions").rglob("*.toml"))
+        for one in tomllib.loads(path.read_text(encoding="utf-8"))[kind]
+    ]
+
+
+WRONG, RIGHT = bank("wrong"), bank("right")
 
 
 def by_name(exercise):
@@ -50,6 +57,7 @@ def test_an_exercise_is_whole(exercise):
     assert lines <= 80, f"{lines} lines to write"
     wrong = [one for name, one in WRONG if name == exercise.name]
     assert len(wrong) >= (6 if exercise.name in ("ch13/topk", "ch13/topp", "ch14/kv_cache") else 3)
+    assert len([one for name, one in RIGHT if name == exercise.name]) >= 2
 
 
 # --- the grader ------------------------------------------------------------------------------------------------------
@@ -83,14 +91,34 @@ def test_the_solution_passes_everything(exercise, write):
     assert not missed and report["points"] == report["max_points"] == exercise.points
 
 
-@pytest.mark.parametrize("name, wrong", WRONG, ids=[f"{name}-{one['name']}" for name, one in WRONG])
-def test_a_wrong_solution_is_rejected_with_its_hint(name, wrong, write):
-    exercise = EXERCISES[name]
+def text_of(exercise, one):
+    """The solution, changed as a bank says: texts replaced, or whole gaps (counted from 0) filled with others."""
     text = exercise.solution.read_text(encoding="utf-8")
-    for old, new in wrong["replace"]:
+    for old, new in one.get("replace", ()):
         assert text.count(old) == 1, f"{old!r} is there {text.count(old)} times"
         text = text.replace(old, new.replace("{ROOT}", str(ROOT)))
-    report = grade(exercise, write(exercise, text), first=True)
+    lines = text.splitlines()
+    for number, new in sorted(one.get("fill", ()), reverse=True):
+        first, last, _ = gaps(text)[number]
+        lines[first : last - 1] = new.splitlines()
+    return "\n".join([*lines, ""])
+
+
+def named(bank):
+    return [f"{name}-{one['name']}" for name, one in bank]
+
+
+@pytest.mark.parametrize("name, right", RIGHT, ids=named(RIGHT))
+def test_an_unusual_solution_passes(name, right, write):
+    exercise = EXERCISES[name]
+    report = grade(exercise, write(exercise, text_of(exercise, right)))
+    assert report["passed"], {row["name"]: row["seen"] for row in report["criteria"] if not row["passed"]}
+
+
+@pytest.mark.parametrize("name, wrong", WRONG, ids=named(WRONG))
+def test_a_wrong_solution_is_rejected_with_its_hint(name, wrong, write):
+    exercise = EXERCISES[name]
+    report = grade(exercise, write(exercise, text_of(exercise, wrong)), first=True)
     missed = next((row for row in report["criteria"] if not row["passed"]), None)
     assert missed is not None, f"{wrong['mistake']}: passed"
     assert (missed["name"], missed["hint_name"]) == (wrong["criterion"], wrong["hint"]), missed["seen"]

@@ -2,7 +2,7 @@
 
     python -m tests.test_exercises_page    write both into the page
 
-The transcript follows a student through ch13/topk: the stub, a first attempt with two mistakes, hints, the mends.
+The transcript follows a student through ch13/topk: the stub, a first attempt with two mistakes, hints, the fixes.
 """
 
 import contextlib
@@ -61,8 +61,8 @@ def transcript():
         run("hint", "hint", NAME)
         run("hint", "hint", NAME)
         one, warp = (text.splitlines()[0] for text in ONE_THREAD)
-        mend = f"-{TIES[1]}\n+{TIES[0]}\n…\n-{warp}\n+{one}\n"
-        shown.append(f"$ $EDITOR {FILE}    # an order among equals, and one thread that writes\n{mend}")
+        fix = f"-{TIES[1]}\n+{TIES[0]}\n…\n-{warp}\n+{one}\n"
+        shown.append(f"$ $EDITOR {FILE}    # an order among equals, and one thread that writes\n{fix}")
         exercise.file.write_text(solved, encoding="utf-8")
         run("grade", "run", NAME)
         run("progress", "progress")

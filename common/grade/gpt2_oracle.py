@@ -5,13 +5,15 @@ sizes: a dict of the six numbers of ``GPT2Config``. tensors: as `weights` makes 
 
 import numpy as np
 
+from .student import random
+
 
 def weights(sizes, seed=0, wte=1.0, wpe=1.0):
     """Random weights, all of a size that matters: {tensor: float32}, named and shaped as in the weight file.
 
     wte, wpe: the spread of the embeddings. With 1 a token is followed by itself, mostly; with 0.2 and 0.5 texts vary.
     """
-    rng, d, d_ff = np.random.default_rng(seed), sizes["d_model"], sizes["d_ff"]
+    rng, d, d_ff = random(seed), sizes["d_model"], sizes["d_ff"]
     shapes = {"wte.weight": (sizes["vocab_size"], d), "wpe.weight": (sizes["n_ctx"], d)}
     for i in range(sizes["n_layer"]):
         wide = {"attn.c_attn": (d, 3 * d), "attn.c_proj": (d, d), "mlp.c_fc": (d, d_ff), "mlp.c_proj": (d_ff, d)}
@@ -58,4 +60,4 @@ def oracle(sizes, tensors, tokens, causal=True, scale=None):
 
 def prompt(sizes, n, seed=0):
     """``n`` random token ids."""
-    return np.random.default_rng(seed).integers(0, sizes["vocab_size"], n).tolist()
+    return random(seed).integers(0, sizes["vocab_size"], n).tolist()

@@ -71,7 +71,9 @@ def test_lse(student, name, n, max_length):
     made(student, name, max_length)
     n_head, on = SIZES[name]["n_head"], f"the model {name!r} for at most {max_length} tokens, T = {n}"
     tokens = gpt2_oracle.prompt(SIZES[name], n)
-    launches = student.call("forward", name, tokens, on=on, hint="views").launches
+    answer = student.call("forward", name, tokens, on=on, hint="views")
+    launches = answer.launches
+    check(answer.made == 0, f"a forward made {answer.made} new arrays on the device, on {on}", "once")
     flash = [one["arguments"] for one in launches if one["kernel"].startswith("flash_")]
     check(flash, f"flash_attention was not launched, on {on}", "kernels")
     for arguments in flash:

@@ -66,7 +66,7 @@ def test_prefill(student, name, n):
     verify(student.call("prefill", name, tokens, on=on), name, tokens, on, "prefill")
 
 
-@pytest.mark.parametrize("name, n", [("small", 3), ("deep", 16), ("wide", 1)])
+@pytest.mark.parametrize("name, n", [("small", 3), ("deep", 16), ("wide", 1), ("small", 35)])
 def test_decode(student, name, n):
     made(student, name)
     tokens = prompt(name, n, seed=1)
@@ -77,6 +77,14 @@ def test_decode(student, name, n):
         verify(student.call("decode", name, tokens[-1], on=on), name, tokens, on, "position")
 
 
+def likely(name, tokens, got, on):
+    """Every new token must be a most likely one after those in front of it; one pass of the oracle says all."""
+    logits = gpt2_oracle.oracle(SIZES[name], WEIGHTS[name], [*tokens, *got[:-1]])[0][len(tokens) - 1 :]
+    for step, (token, row) in enumerate(zip(got, logits)):
+        expected = f"new token {step} is {token}, expected {row.argmax()}, on {on}"
+        check(0 <= token < len(row) and row[token] > row.max() - 1e-3, expected, "position")
+
+
 @pytest.mark.parametrize("name", ["small", "deep", "wide"])
 def test_same_tokens(student, name):
     made(student, name)
@@ -85,11 +93,7 @@ def test_same_tokens(student, name):
         tokens, count = prompt(name, n, seed=2), min(12, n_ctx - n + 1)
         on = f"the model {name!r}, a prompt of {n} tokens, {count} new ones"
         got = student.call("generate", name, tokens, count, on=on).value
-        for step, token in enumerate(got):
-            logits = oracle(name, [*tokens, *got[:step]])[0]
-            top = logits.max()
-            expected = f"new token {step} is {token}, expected {logits.argmax()}, on {on}"
-            check(logits[token] > top - 1e-3, expected, "position")
+        likely(name, tokens, got, on)
 
 
 def rows(answer):
@@ -148,12 +152,16 @@ def test_speed(student):
     least = 1.5 if BACKEND == "gpu" else 3
     seconds = {"generate": math.inf, "generate_without": math.inf}
     for function in seconds:
-        student.call(function, "slow", tokens, 2, on=on)  # compiles
-    for _ in range(3):  # the shortest time counts: what else the machine does only makes it longer
+        student.call(function, "slow", tokens, 2, on=on)  # the first launches of all kernels
+    for _ in range(3):  # the least counts: what else the machine does only adds to it
         for function in seconds:
             start = time.perf_counter()
-            student.call(function, "slow", tokens, count, on=on)
-            seconds[function] = min(seconds[function], time.perf_counter() - start)
+            answer = student.call(function, "slow", tokens, count, on=on)
+            # without a GPU, the processor's time: the clock on the wall also counts what others do
+            taken = time.perf_counter() - start if BACKEND == "gpu" else answer.seconds
+            seconds[function] = min(seconds[function], taken)
+            if function == "generate" and BACKEND == "cpu":  # a longer text than above
+                likely("slow", tokens, answer.value, on)
         ratio = seconds["generate_without"] / seconds["generate"]
         if ratio >= least:
             break

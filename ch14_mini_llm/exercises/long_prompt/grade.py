@@ -6,7 +6,7 @@ from common.grade import check, gpt2_oracle
 
 SIZES = dict(n_layer=2, n_head=2, d_model=64, d_ff=128, n_ctx=160, vocab_size=211)
 WEIGHTS = gpt2_oracle.weights(SIZES, wte=0.2, wpe=0.5)
-WEIGHTS["wte.weight"][[0, 188]] = WEIGHTS["wte.weight"][[188, 0]]  # 188 came often: now that is token 0
+OTHER = dict(n_layer=1, n_head=2, d_model=64, d_ff=128, n_ctx=48, vocab_size=97)  # a limit is the model's, not 160
 N_CTX, NEW = SIZES["n_ctx"], 64
 
 
@@ -14,13 +14,32 @@ def prompt(n, seed=0):
     return gpt2_oracle.prompt(SIZES, n, seed)
 
 
+def follow(tokens, count):
+    """The most likely tokens that follow, by the oracle."""
+    text = list(tokens)
+    for _ in range(count):
+        text.append(int(gpt2_oracle.oracle(SIZES, WEIGHTS, text)[0][-1].argmax()))
+    return text[len(tokens) :]
+
+
+def with_zero(tokens, count):
+    """``tokens`` so that 0 is in the text that follows: another token's name and 0 change places, in the model, too."""
+    often = follow(tokens, count)[count // 2]
+    WEIGHTS["wte.weight"][[0, often]] = WEIGHTS["wte.weight"][[often, 0]]
+    return [{0: often, often: 0}.get(one, one) for one in tokens]
+
+
+STOPPED = with_zero(prompt(20, seed=3), 24)
+
+
 def told(n, max_new):
     return f"a prompt of {n} tokens, max_new = {max_new}"
 
 
-def watch(student, tokens, max_new, on, stop=None, hint=None):
-    """What `generate` did; a request that fits must not be refused."""
-    student.call("make", "model", SIZES, WEIGHTS, on="making the model")
+def watch(student, tokens, max_new, on, stop=None, hint=None, other=False):
+    """What `generate` did; a request that fits must not be refused. other: with the smaller model."""
+    model = (OTHER, gpt2_oracle.weights(OTHER)) if other else (SIZES, WEIGHTS)
+    student.call("make", "model", *model, on="making the model")
     answer = student.call("watch", "model", tokens, max_new, stop, on=on, hint=hint)
     seen = answer.value
     if hint is None:
@@ -84,16 +103,8 @@ def stopped(student, tokens, stop, expected, on):
     check(forwards == wanted, f"{forwards} forwards, of which {wanted} were needed, on {on}", "stop")
 
 
-def follow(tokens, count):
-    """The most likely tokens that follow, by the oracle."""
-    text = list(tokens)
-    for _ in range(count):
-        text.append(int(gpt2_oracle.oracle(SIZES, WEIGHTS, text)[0][-1].argmax()))
-    return text[len(tokens) :]
-
-
 def test_stop(student):
-    tokens = prompt(20, seed=3)
+    tokens = STOPPED
     text = follow(tokens, 24)
     places = [text.index(one) for one in dict.fromkeys(text)]  # where a token comes for the first time
     for place in (0, places[len(places) // 2]):
@@ -101,7 +112,7 @@ def test_stop(student):
         stopped(student, tokens, text[place], place, on)
     never = next(one for one in tokens if one not in text)
     stopped(student, tokens, never, 24, f"{told(20, 24)}, stop = {never}, which stands in the prompt only")
-    assert 0 in text, "the case that tells `if stop` from `is not None`"
+    assert 0 in text, "the case that distinguishes `if stop` from `is not None`"
     place = text.index(0)
     stopped(student, tokens, 0, place, f"{told(20, 24)}, stop = 0, which is token {place + 1} of the text")
 
@@ -112,18 +123,29 @@ def test_refused(student):
         text = refusal(student, prompt(n, seed=4), max_new, on, "fits")
         check(str(N_CTX) in text, f"the error does not name the limit {N_CTX}: {text!r}, on {on}", "fits")
     refusal(student, [], 5, "an empty prompt", "tokens")
-    for stranger in (SIZES["vocab_size"], -1):
-        tokens = prompt(30, seed=5)
-        tokens[20] = stranger
-        refusal(student, tokens, 5, f"a prompt with the id {stranger}, of a vocabulary of 211", "tokens")
+    for sizes in (SIZES, OTHER):
+        for stranger in (sizes["vocab_size"], -1):
+            tokens = gpt2_oracle.prompt(sizes, 30, seed=5)
+            tokens[20] = stranger
+            on = f"a prompt with the id {stranger}, of a vocabulary of {sizes['vocab_size']}"
+            refusal(student, tokens, 5, on, "tokens", sizes is OTHER)
+    limit, tokens = OTHER["n_ctx"], gpt2_oracle.prompt(OTHER, 41, seed=6)
+    on = f"{told(41, 8)}, n_ctx = {limit}"
+    text = refusal(student, tokens, 8, on, "fits", True)
+    check(str(limit) in text, f"the error does not name the limit {limit}: {text!r}, on {on}", "fits")
+    on = f"{told(41, 7)}, n_ctx = {limit}"
+    seen, _ = watch(student, tokens, 7, on, other=True)
+    check(len(seen["tokens"]) == 7, f"{len(seen['tokens'])} tokens came, not 7, on {on}", "fits")
 
 
-def refusal(student, tokens, max_new, on, hint):
+def refusal(student, tokens, max_new, on, hint, other=False):
     """The text of the RequestError that must come, before anything else does."""
-    seen, answer = watch(student, tokens, max_new, on, hint=hint)
+    seen, answer = watch(student, tokens, max_new, on, hint=hint, other=other)
     made = len(seen["tokens"])
     check(seen["error"] is not None, f"no RequestError, but {made} tokens, on {on}", hint)
     check(made == 0, f"{made} tokens came before the RequestError, on {on}", hint)
+    started = len(seen["contexts"])
+    check(started == 0, f"the RequestError came after a forward had been started, on {on}", hint)
     ran = len(answer.launches)
     check(ran == 0, f"{ran} kernels were launched before the RequestError, on {on}", hint)
     return seen["error"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 THREADS = 128
 LOW, HIGH = -0.5, 0.75  # exact in float32
@@ -11,7 +11,7 @@ LOW, HIGH = -0.5, 0.75  # exact in float32
 
 def numbers(size, seed):
     """Normal numbers, the first and the last ones outside of LOW to HIGH: a clamp that misses them is seen."""
-    x = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    x = random(seed).standard_normal(size).astype(np.float32)
     x[: min(size, 2)] = 9
     x[-1:] = -9
     return x
@@ -33,7 +33,8 @@ def test_memory(student):
         x = numbers(n, n)
         got = student.clean("clamp_with", blocks, x, n, LOW, HIGH, on=on).value
         check(not np.array_equal(got, x), f"x is as it was before the launch, on {on}", "start")
-    student.clean("clamp", numbers(333, 0), 333, LOW, HIGH, on="n = 333, an array of 333 elements")
+    on = "n = 333, an array of 333 elements"
+    student.clean("clamp", numbers(333, 0), 333, LOW, HIGH, on=on, hint="own-launch")
 
 
 @pytest.mark.parametrize("n", [1025, 33, 127, 31, 1, 128, 20_000])
@@ -42,6 +43,11 @@ def test_values(student, n):
     expected = np.clip(x, LOW, HIGH)
     same(student.call("clamp_with", -(-n // THREADS), x, n, LOW, HIGH, on=on).value, expected, "x", on)
     same(clamped(student, x, n, on).value, expected, "clamp(x)", on, hint="uncovered")
+    if n == 1025:  # and it takes many threads to do it
+        blocks, x = 8, np.full(1024, 9, np.float32)
+        on = f"n = 1024, all of them above high, {blocks} blocks of {THREADS}"
+        answer = student.call("clamp_with", blocks, x, 1024, LOW, HIGH, on=on, memory=True)
+        shared_out(answer, on, "clamp_kernel", warps=8)
 
 
 @pytest.mark.parametrize("n, size", [(300, 500), (1, 128), (127, 1000), (1025, 1026)])
@@ -67,6 +73,8 @@ def test_blocks(student, n, size):
         same(answer.value, x, "clamp(x)", on, hint="empty")
         return
     launch = clamped(student, x, n, on).own[0]
+    idle = f"{on}, with a clamp_kernel that does nothing"
+    same(student.call("clamp", x, n, LOW, HIGH, on=idle, idle=True).value, x, "clamp(x)", idle, hint="own-launch")
     grid, block = launch["grid"], launch["block"]
     check(block == [THREADS, 1, 1], f"the block is {block}, expected {[THREADS, 1, 1]}, on {on}")
     check(grid == [-(-n // THREADS), 1, 1], f"the grid is {grid}, expected {[-(-n // THREADS), 1, 1]}, on {on}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 # Kernels are compiled for each block, and for each sign of down and right: there are few of them in all checks.
 BLOCK = (16, 4)  # threads along x and y, for roll
@@ -12,7 +12,7 @@ UNTOUCHED = -7  # what is in out before the launch
 
 def numbers(*shape):
     """Different numbers, in no order: a wrong element is never right by chance."""
-    return np.random.default_rng(sum(shape)).permutation(int(np.prod(shape))).astype(np.float32).reshape(shape)
+    return random(sum(shape)).permutation(int(np.prod(shape))).astype(np.float32).reshape(shape)
 
 
 def cover(rows, cols):
@@ -74,6 +74,20 @@ def test_mirror(student, shape):
 def test_roll(student, shape, down, right):
     on = f"x of shape {shape}, down = {down}, right = {right}, {cover(*shape)} blocks of {BLOCK}"
     rolled(student, shape, down, right, cover(*shape), on, True)
+
+
+@pytest.mark.parametrize("function", ["mirror", "roll"])
+def test_neighbours(student, function):
+    if function == "mirror":
+        on, arguments = "a picture of shape (16, 32, 3), 12 blocks of 64 threads", (numbers(16, 32, 3), 12, 64)
+    else:  # rows of a block are 64 bytes, and so is what they go to: no sector is cut
+        on = f"x of shape (32, 64), down = 1, right = 8, {cover(32, 64)} blocks of {BLOCK}"
+        arguments = numbers(32, 64), 1, 8, cover(32, 64), BLOCK
+    answer = student.call(function, *arguments, on=f"{function}, {on}", memory=True)
+    shared_out(answer, on, f"{function}_kernel", warps=8, hint="neighbours")
+    moved, best = answer.total("sectors", space="global"), answer.total("ideal_sectors", space="global")
+    traffic = f"{function}_kernel's reads and writes move {moved} pieces of 32 bytes, {best} would do"
+    check(moved <= 2 * best, f"{traffic}, on {on}", "neighbours")
 
 
 @pytest.mark.parametrize("blocks, threads", [(1, 1), (1, 64), (3, 64), (40, 64)])

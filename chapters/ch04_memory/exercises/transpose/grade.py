@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 SECTOR = 8  # floats
 UNTOUCHED = -7  # what is in out before the launch
@@ -12,11 +12,15 @@ FULL = [(2, 64, 96), (1, 160, 32)]  # no tile sticks out, and rows begin with a 
 
 def numbers(shape):
     """Different numbers, in no order: a wrong element is never right by chance."""
-    return np.random.default_rng(sum(shape)).permutation(int(np.prod(shape))).astype(np.float32).reshape(shape)
+    return random(sum(shape)).permutation(int(np.prod(shape))).astype(np.float32).reshape(shape)
 
 
 def counted(student, shape):
-    return student.call("count", numbers(shape), on=f"x of shape {shape}", cpu=True).value
+    """The answer of a transpose, with what it asked of memory, and the input in words."""
+    x, on = numbers(shape), f"x of shape {shape}"
+    answer = student.call("transpose", x, on=on, memory=True)
+    same(answer.value, x.transpose(0, 2, 1), "out", on, hint="corner")  # counts are worth nothing if it is wrong
+    return answer, on
 
 
 def test_memory(student):
@@ -39,7 +43,8 @@ def test_values(student, shape):
 
 @pytest.mark.parametrize("shape", FULL)
 def test_coalesced(student, shape):
-    rows, on = counted(student, shape), f"x of shape {shape}"
+    answer, on = counted(student, shape)
+    rows = answer.memory
     hint = "strided" if any(one["space"] == "shared" for one in rows) else "no-tile"
     needed = int(np.prod(shape)) // SECTOR
     for access in ("read", "write"):
@@ -49,13 +54,18 @@ def test_coalesced(student, shape):
         told = f"{access}s move {moved} sectors of global memory"
         check(moved >= needed, f"{told}, but the data fill {needed}, on {on}", "rows")
         check(moved <= needed, f"{told}, and {needed} would do, on {on} ({'; '.join(each)})", hint)
+    shared_out(answer, on, "transpose_heads", warps=8)
 
 
 @pytest.mark.parametrize("shape", FULL)
 def test_banks(student, shape):
-    rows, on = [one for one in counted(student, shape) if one["space"] == "shared"], f"x of shape {shape}"
-    used = {one["access"] for one in rows}
-    check({"read", "write"} <= used, f"shared memory is not both written and read, on {on}", "no-tile")
-    worst = max(rows, key=lambda one: one["turns"] / one["best_turns"])
-    told = f"line {worst['line']}: {worst['access']}s of {worst['array']} take {worst['turns']} turns"
-    check(worst["turns"] == worst["best_turns"], f"{told}, and {worst['best_turns']} would do, on {on}")
+    answer, on = counted(student, shape)
+    rows = [one for one in answer.memory if one["space"] == "shared"]
+    for access in ("write", "read"):
+        through = answer.total("threads", space="shared", access=access)
+        told = f"{access}s of shared memory are {through}, for {np.prod(shape)} elements"
+        check(through >= np.prod(shape), f"{told}, on {on}", "no-tile")
+    worst = max(rows, key=lambda one: one["wavefronts"] / one["ideal_wavefronts"])
+    turns, best = worst["wavefronts"], worst["ideal_wavefronts"]
+    told = f"line {worst['line']}: {worst['access']}s of {worst['array']} take {turns} turns"
+    check(turns == best, f"{told}, and {best} would do, on {on}")

@@ -32,6 +32,8 @@ def test_waits(student, ms, repeat, batch):
         waited = log[i - 1 : i + 2] == ["launch", "wait", "launch"]
         number = log[:i].count("launch")
         check(not waited, f"the host waits between launches {number} and {number + 1} of a batch, on {on}", "gaps")
+        late = log[i - 1 : i + 2] == ["launch", "wait", "record"]
+        check(not late, f"the host waits between launch {number} and the event behind it, on {on}", "gaps")
 
 
 @pytest.mark.parametrize("repeat, batch", [(3, 4), (1, 7), (9, 1), (1, 1)])
@@ -52,16 +54,20 @@ def test_warmup(student, repeat, batch):
 
 
 def a_real_kernel(student):
-    figures = []
-    for steps in (20_000, 2_000_000):
-        on = f"chain_kernel with {steps} steps, repeat = 5, batch = 2"
-        answer = student.call("measure", steps, 5, 2, on=on)
-        check(len(answer.own) == 11, f"{len(answer.own)} launches were seen, expected 11, on {on}", "count")
-        ms = answer.value
-        check(isinstance(ms, (int, float)) and 0 < ms < np.inf, f"the figure is {ms!r}, not a time, on {on}", "work")
-        figures.append(ms)
-    told = f"chain_kernel took {figures[0]:.3g} ms with 20 000 steps, and {figures[1]:.3g} ms with 2 000 000"
-    check(figures[1] > 3 * figures[0], told, "work")  # about 100 times as long; a busy machine may not say so
+    least = {20_000: np.inf, 5_000_000: np.inf}
+    for _ in range(8):  # what else the machine does only makes a figure larger: the least one counts
+        for steps in least:
+            on = f"chain_kernel with {steps} steps, repeat = 5, batch = 2"
+            answer = student.call("measure", steps, 5, 2, on=on)
+            check(len(answer.own) == 11, f"{len(answer.own)} launches were seen, expected 11, on {on}", "count")
+            ms = answer.value
+            a_time = isinstance(ms, (int, float)) and 0 < ms < np.inf
+            check(a_time, f"the figure is {ms!r}, not a time, on {on}", "work")
+            least[steps] = min(least[steps], ms)
+        short, long = least.values()
+        if long > 3 * short:  # about 250 times as long
+            return
+    check(False, f"chain_kernel took {short:.3g} ms with 20 000 steps, {long:.3g} ms with 5 000 000", "work")
 
 
 @pytest.mark.parametrize("work", [1.5, 15.0, 150.0, 0.06, "real"])
@@ -78,7 +84,9 @@ def test_work(student, work):
     same(ms, work, "the figure", on, rtol=NEAR, hint=hint)
 
 
-@pytest.mark.parametrize("rounds", [(2.0, 2.2, 60.0, 2.1, 1.9), (4.0, 4.0, 4.0, 4.0, 300.0), (9.0, 5.0, 7.0)])
+@pytest.mark.parametrize(
+    "rounds", [(2.0, 2.2, 60.0, 2.1, 1.9), (4.0, 4.0, 4.0, 4.0, 300.0), (9.0, 5.0, 7.0), (2.0, 90.0, 8.0, 4.0)]
+)
 def test_median(student, rounds):
     batch = 4
     works = [2.0, *(ms for ms in rounds for _ in range(batch))]

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 TILE = 16
 
 
 def matrices(M, N, K, seed=0):
-    random = np.random.default_rng(seed)
-    return random.standard_normal((M, K)).astype(np.float32), random.standard_normal((N, K)).astype(np.float32)
+    rng = random(seed)
+    return rng.standard_normal((M, K)).astype(np.float32), rng.standard_normal((N, K)).astype(np.float32)
 
 
 def right(C, A, B, on, hint="product"):
@@ -20,13 +20,13 @@ def right(C, A, B, on, hint="product"):
 
 
 def counted(student):
-    """What `traffic` says, and the shape it was seen on. Counts are worth nothing if C is wrong."""
+    """A product with what it asked of memory, and the shape. Counts are worth nothing if C is wrong."""
     M, N, K = 48, 80, 96
     on = f"M = {M}, N = {N}, K = {K}"
     A, B = matrices(M, N, K)
-    told = student.call("traffic", A, B, on=on, cpu=True).value
-    right(told["C"], A, B, on)
-    return told, (M, N, K), on
+    answer = student.call("product", A, B, on=on, memory=True)
+    right(answer.value, A, B, on)
+    return answer, (M, N, K), on
 
 
 def test_memory(student):
@@ -53,20 +53,24 @@ def test_ragged(student, M, N, K):
 
 
 def test_reads(student):
-    told, (M, N, K), on = counted(student)
-    needed = 2 * M * N * K // TILE
-    seen = f"threads read {told['elements']} elements of A and B"
-    check(told["elements"] <= needed, f"{seen}, {needed} are enough with tiles of {TILE} x {TILE}, on {on}", "once")
+    answer, (M, N, K), on = counted(student)
+    needed, elements = 2 * M * N * K // TILE, answer.total("threads", space="global", access="read")
+    shared_out(answer, on, "matmul_nt", warps=8)
+    seen = f"threads read {elements} elements of A and B"
+    check(elements <= needed, f"{seen}, {needed} are enough with tiles of {TILE} x {TILE}, on {on}", "once")
+    shared_out(answer, on, "matmul_nt", warps=8, space="shared")
 
 
 def test_coalesced(student):
-    told, _, on = counted(student)
-    seen = f"the reads of A and B move {told['sectors']} pieces of 32 bytes, {told['best']} would do"
-    check(told["sectors"] <= 1.1 * told["best"], f"{seen}, on {on}", "coalesced")
+    answer, _, on = counted(student)
+    moved, best = (answer.total(what, space="global", access="read") for what in ("sectors", "ideal_sectors"))
+    seen = f"the reads of A and B move {moved} pieces of 32 bytes, {best} would do"
+    check(moved <= 1.1 * best, f"{seen}, on {on}", "coalesced")
 
 
 def test_banks(student):
-    told, _, on = counted(student)
-    check(told["turns"] > 0, f"shared memory was not used, on {on}", "once")
-    seen = f"shared memory takes {told['turns']} turns, {told['free']} would do without bank conflicts"
-    check(told["turns"] <= 1.1 * told["free"], f"{seen}, on {on}", "banks")
+    answer, _, on = counted(student)
+    turns, free = (answer.total(what, space="shared") for what in ("wavefronts", "ideal_wavefronts"))
+    check(turns > 0, f"shared memory was not used, on {on}", "once")
+    seen = f"shared memory takes {turns} turns, {free} would do without bank conflicts"
+    check(turns <= 1.1 * free, f"{seen}, on {on}", "banks")

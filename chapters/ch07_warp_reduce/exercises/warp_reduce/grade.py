@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 WARP = 32
 
 
 def rows_of(cols, rows=3, seed=0, shift=0.0):
-    return (np.random.default_rng(seed).standard_normal((rows, cols)) + shift).astype(np.float32)
+    return (random(seed).standard_normal((rows, cols)) + shift).astype(np.float32)
 
 
 def right(got, x, on):
@@ -28,12 +28,12 @@ def told_of(x, threads):
 
 
 def counted(student):
-    """What `traffic` says of blocks of 8 warps, and on which input. Counts are worth nothing if the result is wrong."""
+    """An answer of blocks of 8 warps, with what they asked of memory, and on which input. The result must be right."""
     x, threads = rows_of(1000, seed=8), 256
     on = told_of(x, threads)
-    told = student.call("traffic", x, threads, on=on, cpu=True).value
-    right(told["ranges"], x, on)
-    return told, x, threads // WARP * len(x), on
+    answer = student.call("ranges", x, threads, on=on, memory=True)
+    right(answer.value, x, on)
+    return answer, x, threads // WARP * len(x), on
 
 
 def test_memory(student):
@@ -70,16 +70,22 @@ def test_neutral(student, shift):
 
 
 def test_shuffles(student):
-    told, _, warps, on = counted(student)
-    check(told["atomics"] == 0, f"there are {told['atomics']} atomic operations, on {on}", "shuffles")
-    seen = f"threads store {told['stored']} numbers in shared memory"
-    check(told["stored"] <= 2 * warps, f"{seen}, two for each of {warps} warps are enough, on {on}", "shuffles")
-    check(told["stored"] >= warps, f"{seen}, so not all of the {warps} warps take part, on {on}", "warps")
+    answer, _, warps, on = counted(student)
+    atomics = answer.total("threads", access="atomic")
+    check(atomics == 0, f"there are {atomics} atomic operations, on {on}", "shuffles")
+    stored = answer.total("threads", space="shared", access="write")
+    seen = f"threads store {stored} numbers in shared memory"
+    check(stored <= 2 * warps, f"{seen}, two for each of {warps} warps are enough, on {on}", "shuffles")
+    check(stored >= warps, f"{seen}, so not all of the {warps} warps take part, on {on}", "warps")
+    shared_out(answer, on, "row_range", warps=8, hint="warps")
 
 
 def test_reads(student):
-    told, x, _, on = counted(student)
-    seen = f"threads read {told['elements']} elements of x, which has {x.size}"
-    check(told["elements"] < 1.1 * x.size, f"{seen}, on {on}", "once")
-    seen = f"the reads of x move {told['sectors']} pieces of 32 bytes, {told['best']} would do"
-    check(told["sectors"] <= 1.1 * told["best"], f"{seen}, on {on}", "coalesced")
+    answer, x, _, on = counted(student)
+    elements, moved, best = (
+        answer.total(what, space="global", access="read") for what in ("threads", "sectors", "ideal_sectors")
+    )
+    seen = f"threads read {elements} elements of x, which has {x.size}"
+    check(elements < 1.1 * x.size, f"{seen}, on {on}", "once")
+    seen = f"the reads of x move {moved} pieces of 32 bytes, {best} would do"
+    check(moved <= 1.1 * best, f"{seen}, on {on}", "coalesced")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, random, same, shared_out
 
 LOWEST = np.finfo(np.float32).min
 
@@ -16,7 +16,7 @@ def reference(x):
 
 
 def numbers(rows, cols, seed=0):
-    return np.random.default_rng(seed).normal(0, 3, (rows, cols)).astype(np.float32)
+    return random(seed).normal(0, 3, (rows, cols)).astype(np.float32)
 
 
 def right(student, x, on, hint=None, nan="neutral"):
@@ -28,13 +28,14 @@ def right(student, x, on, hint=None, nan="neutral"):
     lost = np.argwhere(np.isnan(got))
     told = f"out[{', '.join(map(str, lost[0]))}]" if len(lost) else ""
     check(len(lost) == 0, f"{told} is NaN, {len(lost)} of {x.size} elements are, on {on}", nan)
-    if not np.allclose(got, expected, rtol=2e-5, atol=1e-30):
+    rtol = 2e-5 if x.shape[1] < 10_000 else 2e-4  # a thread's sum of hundreds, in float32
+    if not np.allclose(got, expected, rtol=rtol, atol=1e-30):
         for row, (mine, theirs) in enumerate(zip(got.astype(np.float64), expected)):
             total = mine.sum()
             if 0 < total < np.inf and abs(total - 1) > 1e-4 and np.allclose(mine / total, theirs, rtol=1e-3, atol=1e-9):
                 told = f"the elements of row {row} have the right proportions but sum to {total:.4g}, not 1, on {on}"
                 check(False, told, hint or "sum")
-    same(got, expected, "out", on, rtol=2e-5, atol=1e-30, hint=hint)
+    same(got, expected, "out", on, rtol=rtol, atol=1e-30, hint=hint)
     return got
 
 
@@ -67,10 +68,9 @@ def test_merge(student):
         same(got[0], [-3, 2], "(largest, total)", on, rtol=1e-5, hint="neutral")
 
 
-@pytest.mark.parametrize("rows, cols", [(3, 256), (2, 1), (5, 31), (4, 33), (3, 127), (2, 129), (3, 1025)])
+@pytest.mark.parametrize("rows, cols", [(3, 256), (2, 1), (5, 31), (4, 33), (3, 127), (2, 129), (3, 1025), (1, 20_000)])
 @pytest.mark.parametrize("order", ["in any order", "rising", "falling"])
 def test_rows(student, rows, cols, order):
-    combined(student, ((1.0, 1.0), (3.0, 1.0)), "earlier")
     x = numbers(rows, cols, seed=cols)
     if order != "in any order":
         x = np.ascontiguousarray(np.sort(x, axis=1)[:, :: 1 if order == "rising" else -1])
@@ -79,7 +79,6 @@ def test_rows(student, rows, cols, order):
 
 @pytest.mark.parametrize("cols", [6, 131, 777])
 def test_large(student, cols):
-    right(student, numbers(1, cols), f"a row of {cols} logits, around 0", "earlier", "earlier")
     x = numbers(5, cols, seed=cols)
     x[0] += 10_000
     x[1] -= 10_000
@@ -93,7 +92,6 @@ def test_large(student, cols):
 
 @pytest.mark.parametrize("cols", [2, 64, 1000])
 def test_masked(student, cols):
-    right(student, numbers(1, cols), f"a row of {cols}, none of them -inf", "earlier", "earlier")
     x = numbers(5, cols, seed=cols)
     x[0, : cols // 2] = x[1, cols // 2 :] = x[2, ::2] = x[3, 1:] = x[4, :-1] = -np.inf
     names = ["in the first half", "in the second half", "at each second place", "behind the first", "but for the last"]
@@ -106,6 +104,9 @@ def test_masked(student, cols):
 
 @pytest.mark.parametrize("rows, cols", [(2, 96), (1, 640)])
 def test_passes(student, rows, cols):
-    on = f"{rows} rows of {cols}"
-    seen = student.call("reads", numbers(rows, cols), on=on, cpu=True).value
+    x, on = numbers(rows, cols), f"{rows} row{'s' * (rows > 1)} of {cols}"
+    answer = student.call("softmax_rows", x, on=on, memory=True)
+    same(answer.value, reference(x), "out", on, rtol=2e-5, atol=1e-30)  # counts are worth nothing if it is wrong
+    seen = answer.total("bytes", space="global", access="read") / x.nbytes
     check(seen <= 2, f"for each element, {seen:.3g} floats are read from global memory, not 2, on {on}", "twice")
+    shared_out(answer, on, "softmax", warps=min(8, 4 * rows) if cols >= 128 else 3)

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from common.grade import check, same
+from common.grade import check, draw_oracle, random, same, shared_out
 
 DRAWS = 100_000
+THREADS = 256
 
 
 def ranked(logits, temperature=1.0):
@@ -35,7 +36,7 @@ def between(logits, p, temperature=1.0):
 
 
 def numbers(n, seed=0):
-    return (2 * np.random.default_rng(seed).standard_normal(n)).astype(np.float32)
+    return (2 * random(seed).standard_normal(n)).astype(np.float32)
 
 
 def stay(count):
@@ -59,13 +60,6 @@ def kept(student, logits, temperature, p, on, hint=None):
     same(got, expected, "keep", on, hint=hint)
 
 
-def usual(student, hint="earlier"):
-    """What the other criteria build on."""
-    logits = numbers(300, seed=3)
-    p = between(logits, 0.8)
-    kept(student, logits, 1.0, p, words(300, p), hint)
-
-
 def words(n, p, temperature=None):
     return f"n = {n}, p = {p:.6g}" + (f", temperature {temperature:g}" if temperature else "")
 
@@ -80,11 +74,15 @@ def test_nucleus(student, n, p):
     logits = numbers(n, seed=n)
     p = between(logits, p)
     kept(student, logits, 1.0, p, words(n, p))
+    expected = np.exp(logits.astype(np.float64) - np.float64(logits.max()))
+    on = f"n = {n}, temperature 1"
+    got = student.call("weigh_all", logits, 1.0, on=on).value
+    shares = np.allclose(got / got.sum(), expected / expected.sum(), rtol=1e-13, atol=0)
+    same(got, expected, "weights", on, rtol=1e-13, hint="largest" if shares else "weights")
 
 
 @pytest.mark.parametrize("n, values, p", [(40, 3, 0.7), (129, 2, 0.4), (1000, 5, 0.9)])
 def test_ties(student, n, values, p):
-    usual(student)
     for count, share in [(64, 0.25), (8, 0.5), (512, 0.75)]:  # each token weighs 1, and no sum is rounded
         logits = np.zeros(count, np.float32)
         on = f"{count} equal logits, p = {share}"
@@ -92,14 +90,13 @@ def test_ties(student, n, values, p):
         told = f"{stay(size)}, expected {int(share * count)}, which hold exactly {share}, on {on}"
         check(size == int(share * count), told, "reaches" if abs(size - share * count) == 1 else "ties")
         kept(student, logits, 1.0, share, on, "ties")
-    logits = np.random.default_rng(n).integers(0, values, n).astype(np.float32)
+    logits = random(n).integers(0, values, n).astype(np.float32)
     p = between(logits, p)
     kept(student, logits, 1.0, p, f"{words(n, p)}, logits from 0 to {values - 1}", "ties")
 
 
 @pytest.mark.parametrize("n", [1, 2, 100, 700])
 def test_edges(student, n):
-    usual(student)
     logits = numbers(n, seed=n + 1)
     logits[n // 2 + 1 :: 3] -= 60  # their weight is there, and too small to move the sum
     logits[n // 3 + 1 :: 5] -= 900  # e to the power of -900 is 0
@@ -110,7 +107,6 @@ def test_edges(student, n):
 
 @pytest.mark.parametrize("p", [0.3, 0.9, 1.0])
 def test_special(student, p):
-    usual(student)
     logits = numbers(64)
     logits[::7], logits[3::9] = -np.inf, np.nan
     p = p if p == 1 else between(logits, p)
@@ -123,7 +119,6 @@ def test_special(student, p):
 
 @pytest.mark.parametrize("temperature, around", [(0.5, 0), (2.0, 0), (0.004, 5), (0.004, -5)])
 def test_temperature(student, temperature, around):
-    usual(student)
     logits = numbers(200, seed=9)
     hint = "temperature"
     if around:  # all logits near one another: many stay
@@ -144,11 +139,10 @@ def test_repeatable(student):
 
 @pytest.mark.parametrize("p, temperature", [(0.8, 1.0), (0.6, 2.0), (0.95, 0.7)])
 def test_distribution(student, p, temperature):
-    n = 64
+    n = 64 if p != 0.6 else 1000  # more tokens than threads
     logits = numbers(n, seed=5)
     p = between(logits, p, temperature)
     on = words(n, p, temperature)
-    kept(student, logits, temperature, p, on, "earlier")
     tokens = student.call("sample", logits, temperature, p, 7, 0, DRAWS, on=on).value
     keep = reference(logits, temperature, p).astype(bool)
     check(((tokens >= 0) & (tokens < n)).all(), f"token {tokens.min()} was drawn, on {on}")
@@ -163,3 +157,18 @@ def test_distribution(student, p, temperature):
     freedom = len(expected) - 1
     limit = freedom + 6 * math.sqrt(2 * freedom) + 10  # fair draws come above it less than once in 100 000 trials
     check(distance < limit, f"{told} of {DRAWS} (chi-square {distance:.0f}, allowed {limit:.0f}), on {on}")
+
+
+def test_sums(student):
+    n, seed = 8 * THREADS, int(random(11).integers(1, 2**31))
+    logits, weights, steps, uniforms = draw_oracle.delicate(seed, n, 8, 24)
+    on = f"n = {n}, p = 1: the first and the last token weigh 1, those between {weights[1]:.3g}, seed {seed}"
+    for step, number in zip(steps, uniforms):
+        token = int(student.call("sample", logits, 1.0, 1.0, seed, step, 1, on=f"{on}, step {step}").value[0])
+        right = int(np.searchsorted(np.cumsum(weights), number * weights.sum(), side="right"))
+        drawn = f"token {token} was drawn, expected {right}"
+        check(draw_oracle.is_drawn(token, weights, number), f"{drawn}, on {on}, step {step}", "float64")
+    on = f"n = {THREADS}, p = 0.5, {THREADS} equal logits"  # exactly half of them stay
+    answer = student.call("sample", np.zeros(THREADS, np.float32), 1.0, 0.5, seed, 0, THREADS, on=on, memory=True)
+    for kernel in ("weigh", "keep_top_p", "draw"):
+        shared_out(answer, on, kernel, warps=8)
