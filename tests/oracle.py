@@ -193,13 +193,14 @@ def _unify(a, b):
 
 
 def _int_pow(code):
-    """Numba-CUDA's power of integers returns an int or a float, so that every result passes through a float64."""
+    """Numba-CUDA's power of integers: exact, as seen on a GPU, but for exponents above 65536, which floats take."""
     def apply(a, b):
         if b < 0:
             return {0: _I8_MIN, 1: 1, -1: 1 if b % 2 == 0 else -1}.get(a, 0)
-        number = np.power(float(a), float(b)) if b > 0x10000 else _wrap(pow(a, b, 1 << 64), code)
+        if b <= 0x10000:
+            return _wrap(pow(a, b, 1 << 64), code)
         low = _I8_MIN if code == "i8" else 0
-        return _saturated(float(number), low, low + (1 << 64) - 1)
+        return _saturated(float(np.power(float(a), float(b))), low, low + (1 << 64) - 1)
 
     return apply
 
