@@ -53,7 +53,7 @@ def record(programs):
     """Run the programs and return their kernels: a list of dicts ``module``, ``qualname``, ``defined_at``, ``types``.
 
     ``types`` is a list of argument lists, one for each combination that was launched; an argument is
-    ``["array", dtype, ndim, layout]`` or ``["scalar", name of the Python or NumPy type]``. A kernel that a module
+    ``["array", dtype, ndim, layout]`` or ``["scalar", name of the NumPy type]``. A kernel that a module
     beside a program holds and that was not launched has no types. Raises RuntimeError if a program fails.
     """
     from .trace import defined_at, trace
@@ -112,13 +112,14 @@ def _folders(programs):
 
 
 def _describe(kind, kernel):
-    """An entry of the CPU dispatcher's ``signatures`` in words that JSON can carry."""
-    if isinstance(kind, tuple):
-        dtype, ndim, contiguous, _ = kind  # a device array can always be written to
-        return ["array", dtype.name, ndim, "C" if contiguous else "A"]
-    if kind in (bool, int, float, complex) or kind.__module__ == "numpy":
-        return ["scalar", kind.__name__]
-    raise RuntimeError(f"{kernel.__name__} takes a {kind.__name__}, which cannot be checked here")
+    """A type of the CPU dispatcher's ``signatures`` in words that JSON can carry."""
+    from numba.core import types
+
+    if isinstance(kind, types.Array):  # a device array can always be written to
+        return ["array", kind.dtype.name, kind.ndim, kind.layout]
+    if isinstance(kind, (types.Number, types.Boolean)):
+        return ["scalar", kind.name]
+    raise RuntimeError(f"{kernel.__name__} takes a {kind}, which cannot be checked here")
 
 
 # --- step 2, with numba-cuda ------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def test_record_notes_types_place_and_name(recorded, programs):
     line = KERNELS.splitlines().index("def scale(x, out, factor, n):") + 1
     assert entry["defined_at"] == f"{(programs / 'good_kernels.py').as_posix()}:{line}"
     array = ["array", "float32", 1, "C"]
-    assert entry["types"] == [[array, array, ["scalar", "float32"], ["scalar", "int"]]]
+    assert entry["types"] == [[array, array, ["scalar", "float32"], ["scalar", "int64"]]]
 
 
 def test_record_has_one_entry_for_each_list_of_types(recorded):

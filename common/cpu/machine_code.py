@@ -152,7 +152,7 @@ def _own_name(function):
 
 def keep(dispatcher):
     """Keep the machine code of a ``numba.njit`` function of this project; other functions are let alone."""
-    if isinstance(dispatcher, Dispatcher):
+    if isinstance(dispatcher, Dispatcher) and not isinstance(dispatcher._cache, Kept):
         kept(dispatcher, _own_name(dispatcher.py_func))
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from . import machine_code
-
 
 @dataclass(frozen=True)
 class Equivalent:
@@ -43,7 +41,6 @@ def cpu_equivalent(intrinsic, level="lane", returns=None, elements=0, writes=Fal
         raise ValueError("a warp-level equivalent needs returns=dtype (or a tuple of dtypes)")
 
     def register(function):
-        machine_code.keep(function)
         _equivalents[id(intrinsic)] = (intrinsic, Equivalent(function, level, returns, elements, writes))
         return function
 

@@ -11,6 +11,7 @@ import numpy as np
 from numba.core import types as nbtypes
 from numba.core.registry import CPUDispatcher
 
+from . import machine_code
 from .registry import equivalent_of
 from .source import MISSING, python_function
 from .stubs import Namespace, Stub
@@ -228,6 +229,7 @@ class Resolver(ast.NodeTransformer):
             new = call(self.program.const(registered.text, "fn"), *[self.visit(a) for a in node.args], like=node)
             new.registered = registered
             self.program.modules.add(registered.function.__module__)
+            machine_code.keep(registered.function)
             if registered.level == "warp":
                 new.special = "W"
             return new
