@@ -87,23 +87,24 @@ def device_modules(program):
 
 def module_trees(program, entry):
     """``(trees, names)``: copies of ``entry`` and the functions that it calls, renamed, and {name before: after}."""
-    order, consts = [], {}
+    order, begun, consts = [], set(), {}  # order: callees first
 
     def visit(key):
-        if key in order:
+        if key in begun:
             return
-        order.append(key)
+        begun.add(key)
         for node in ast.walk(program.device[key]):
             if isinstance(node, ast.Name):
                 if node.id in program.device:
                     visit(node.id)
                 elif node.id in program.consts:
                     consts.setdefault(node.id, f"_k{len(consts)}")
+        order.append(key)
 
     visit(entry)
     names = {key: f"_d{i}_{key.partition('_')[2].partition('_')[2]}" for i, key in enumerate(order)} | consts
     trees = []
-    for key in reversed(order):
+    for key in order:
         tree = copy_expr(program.device[key])
         for node in ast.walk(tree):
             if isinstance(node, ast.Name):
@@ -119,13 +120,15 @@ def _module(program, entry):
     lines += [f"{names[key]} = {text}" for key, text in program.consts.items() if key in names]
     for tree in trees:
         lines += ["", "", "@_device", ast.unparse(tree)]
-    signatures = {}
-    for function, key in program.device_names.items():
-        if key in names and function in program.names.signatures:
+    functions = {names[key]: function for function, key in program.device_names.items() if key in names}
+    signatures = {}  # callees first: a caller is compiled with what they return by theirs
+    for tree in trees:
+        function = functions[tree.name]
+        if function in program.names.signatures:
             hidden = (types.int64,) * (len(HIDDEN) if program.traits(function)[1] else 0)
             given = program.names.signatures[function]
             args = [(*map(_any_layout, s if isinstance(s, tuple) else s.args), *hidden) for s in given]
-            signatures[names[key]] = [a if isinstance(s, tuple) else s.return_type(*a) for s, a in zip(given, args)]
+            signatures[tree.name] = [a if isinstance(s, tuple) else s.return_type(*a) for s, a in zip(given, args)]
     recursive = [names[program.device_names[f]] for f in program.recursive if program.device_names[f] in names]
     return DeviceModule("\n".join([*lines, ""]), names[entry], signatures, program.modules, recursive)
 

@@ -304,7 +304,7 @@ class _Writer(ast.NodeTransformer):
         new = []
         for part in parts:
             sign = self.e.a.is_nonneg(part) or self.e.a.is_nonneg(self.e.expand(part))
-            visited = part if isinstance(part, ast.Slice) else self.visit(part)
+            visited = self.visit(part)  # of a slice, its parts
             visited.known_nonneg = sign
             new.append(visited)
         return ast.Tuple(new, ast.Load()) if isinstance(index, ast.Tuple) else new[0]

@@ -222,6 +222,29 @@ def test_casts_in_device_functions_of_all_kinds():
     assert out.copy_to_host().tolist()[:3] == [71072467, 10, 258]  # int32(7 / 2 + 7)
 
 
+@cuda.jit("int32(int32)", device=True)
+def cut(v):
+    return v / 2
+
+
+@cuda.jit("uint8(int32)", device=True)
+def wrapped(v):
+    return cut(v) * 3
+
+
+@cuda.jit("float64(int32)", device=True)
+def of_both(x):
+    return cut(x) + 0.25 + wrapped(x)
+
+
+def test_casts_of_device_functions_that_others_call():
+    @cuda.jit
+    def kernel(out):
+        out[0] = of_both(201)
+
+    assert run(kernel)[0] == 100.25 + 300 - 256
+
+
 @pytest.mark.parametrize("check", ["0", "1"])
 def test_casts_are_the_same_in_checked_mode(monkeypatch, check):
     monkeypatch.setenv("MINI_CHECK", check)
