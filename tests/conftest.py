@@ -40,6 +40,12 @@ def pytest_addoption(parser):
     parser.addoption("--one-size", action="store_true", help="of each test, one case for each kernel (slow tools)")
 
 
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--set") == "quick" and collection_path.name.startswith("test_"):
+        return not sets.has_quick_tests(collection_path.relative_to(ROOT).as_posix()) or None
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """Tests marked ``gpu`` look at the GPU itself. All others run the same on both backends."""
     if config.getoption("--one-size"):

@@ -30,6 +30,11 @@ def one_size(items):
     return list(kept.values())
 
 
+def has_quick_tests(path):
+    """Whether a file of tests has some in the quick part; the others may need what is not installed."""
+    return any(fnmatch(path, pattern) for pattern in (*WHOLE, *ONE_SIZE, *EACH_TENTH))
+
+
 def choose(items, name):
     """Those of ``items`` (pytest's) that belong to the part ``name``, in order. Quick and rest together are all."""
     if name == "all":

@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat")
 from nbclient import NotebookClient
 
 from chapters import lessons

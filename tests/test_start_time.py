@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+pytest.importorskip("torch")
+
 from benchmarks import start_time
 from benchmarks.ladders import device_folder
 

@@ -264,7 +264,20 @@ class _Writer(ast.NodeTransformer):
 
     def visit_Attribute(self, node):
         of_argument = isinstance(node.value, ast.Name) and node.value.id in self.e.p.params
-        return node if of_argument else self.generic_visit(node)
+        if of_argument:
+            return node
+        if isinstance(node.value, ast.Subscript) and isinstance(node.value.value, ast.Name):
+            node.value = self.part(node.value)  # its size is asked for, its elements are not
+            return node
+        return self.generic_visit(node)
+
+    def part(self, node):
+        """A part of an array without its elements being looked at."""
+        array = node.value.id
+        if array not in self.e.a.arrays and array not in self.e.a.local:
+            return self.generic_visit(node)
+        index = self.index_of(array, self.shield(node.slice), node)
+        return ast.Subscript(name(array), self.of_thread(array, index) if array in self.e.a.local else index, node.ctx)
 
     def visit_Subscript(self, node):
         e = self.e

@@ -63,6 +63,17 @@ def write_out(program, ranks, kinds):
     pass_.substitute(program.body)
 
 
+def _moved(node, like):
+    """``node`` as if it stood where ``like`` does: an error there is one of that line."""
+    for sub in ast.walk(node):
+        if isinstance(sub, ast.expr):
+            ast.copy_location(sub, like)
+            sub.filename = getattr(like, "filename", None) or getattr(sub, "filename", None)
+            if sub.filename is None:
+                del sub.filename
+    return node
+
+
 class _WriteOut:
     def __init__(self, program, ranks, kinds, named):
         self.ranks, self.kinds = ranks, dict(kinds)
@@ -147,7 +158,7 @@ class _WriteOut:
         class Substitute(ast.NodeTransformer):
             def visit_Name(self, node):
                 part = writer.parts.get(node.id) if isinstance(node.ctx, ast.Load) else None
-                return node if part is None else at(copy_expr(part), node)
+                return node if part is None else _moved(copy_expr(part), node)
 
             def visit_Subscript(self, node):
                 self.generic_visit(node)
@@ -173,9 +184,8 @@ class _WriteOut:
         rank = self.ranks.get(inner.value.id, 0)
         if not all(map(self.integer, first)) or not len(first) < rank >= len(first) + len(second):
             return node
-        inner.slice = ast.copy_location(ast.Tuple([*first, *second], ast.Load()), node)
-        inner.ctx = node.ctx
-        return inner
+        index = ast.copy_location(ast.Tuple([*first, *second], ast.Load()), node)
+        return at(ast.copy_location(ast.Subscript(inner.value, index, node.ctx), node), node)
 
     def integer(self, node):
         if isinstance(node, ast.Constant):
