@@ -78,6 +78,7 @@ def pytest_configure(config):
         os.environ["MINI_COMPILE_LOG"] = os.path.join(config.stash[LOG].name, "log")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
