@@ -20,10 +20,11 @@ class Compiled:
     def __init__(self, run, tables, source):
         self.run, self.sites, self.source = run, tables["SITES"], source
         self.static_bytes, self.uses_dynamic = tables["STATIC_SHARED_BYTES"], tables["DYNAMIC_SHARED"]
-        self.arrays = tables.get("ARRAYS", [])  # these six: where accesses are looked at
+        self.arrays = tables.get("ARRAYS", [])  # these seven: where accesses are looked at
         self.shared_cells, self.stamps = tables.get("SHARED_CELLS", (0, 0)), tables.get("STAMPS", 0)
         self.lanes, self.in_order = tables.get("LANES", 0), tables.get("IN_ORDER", True)
         self.notices, self.fences = tables.get("NOTICES", []), tables.get("FENCES", False)
+        self.parts_taken = tables.get("PARTS", [])  # arrays that may be written where it is not seen
         self.points, self.counters = tables.get("POINTS", []), tables.get("COUNTERS", [])  # memory reports
 
 

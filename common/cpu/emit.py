@@ -41,6 +41,7 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         self.accesses, self.memory = check in ("accesses", "memory"), check == "memory"
         self.points, self.counters, self.quiet = [], [], set()  # of the memory report, see emit_memory
         self.access_sites = {}
+        self.parts_taken = set()  # titles of arrays of which not all writes are looked at
         self.notices = []  # (filename, line, what) that the sanitizer cannot see
         nodes = (n for stmt in program.body for n in ast.walk(stmt))
         self.taken = {n.id for n in nodes if isinstance(n, ast.Name)} | {*program.consts, *program.device}
@@ -103,7 +104,9 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         if not self.lane_level or array not in self.axes:
             return None
         if len(parts) != self.axes[array] or any(isinstance(p, ast.Slice) or _is_ellipsis(p) for p in parts):
-            self.notice(node, f"a part of {array} is taken as an array of its own: what is read and written there")
+            title = self.p.titles.get(array, array.removeprefix("_arg_"))
+            self.notice(node, f"a part of {title} is taken as an array of its own: what is read and written there")
+            self.parts_taken.add(title)
             return None
         self.need |= {"_tid", "_key"} if self.memory else {"_tid"}
         texts = [f"np.int64({ast.unparse(ast.fix_missing_locations(part))})" for part in parts]

@@ -112,7 +112,7 @@ def module_text(program, emitter, block_dim):
         extra = ["_z", "_cells", "_scells", "_stamps", "_meta"]
         first, last = ["_low = _ep = _block_starts(_z, _b)"], ["_flush(_z)"]
     if emitter.accesses:
-        tables |= {"NOTICES": emitter.notices, "FENCES": program.fences}
+        tables |= {"NOTICES": emitter.notices, "FENCES": program.fences, "PARTS": sorted(emitter.parts_taken)}
     params = ", ".join(["_b0", "_b1", "_gx", "_gy", "_gz", "_dynamic", "_err", *program.params, *extra])
     body = [
         f"def run({params}):",

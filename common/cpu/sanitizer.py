@@ -211,7 +211,8 @@ class _Run:
         self.starts = look.starts[: np.count_nonzero(look.starts)]
         self.end([look], regions)
         for row in look.found[: look.state[shadow.FOUND]]:
-            self.session.add(self.finding(row))
+            if not self.maybe_written(row):
+                self.session.add(self.finding(row))
         if look.err[0]:
             self.failure(look.err)
         self.session.lost += int(look.state[shadow.LOST])
@@ -330,6 +331,12 @@ class _Run:
                     index[axis], offset = divmod(offset, view.strides[axis])
             return tuple(index)
         return tuple(int(i) for i in np.unravel_index(int(place), shape)) if shape else (int(place),)
+
+    def maybe_written(self, row):
+        """Is it about an unwritten element of an array that was also written where it is not looked at?"""
+        kind, number = int(row[0]), int(row[3])
+        unwritten = kind in (shadow.UNWRITTEN, shadow.UNWRITTEN_LOCAL)
+        return unwritten and self.compiled.arrays[number][0] in self.compiled.parts_taken
 
     def finding(self, row):
         kind, now, old, number, place, access, other, extra, count = (int(v) for v in row[:9])

@@ -174,6 +174,16 @@ def test_a_tuple_as_an_index(tmp_path, monkeypatch, check):
     assert a.copy_to_host().tolist() == [[3, 0]] * 4
 
 
+@pytest.mark.skipif(common.BACKEND != "cpu", reason="the sanitizer is the CPU backend's")
+def test_what_is_written_through_a_row_does_not_count_as_unwritten(tmp_path):
+    body = "m[0] = i; m[1] = 1, 2, 3; s = cuda.shared.array((4, 3), np.int64); s[i] = i; cuda.syncthreads()"
+    result = "out[i] = m[0, 1] + m[1, 2] + s[3 - i, 1]"
+    kernel = compiled(tmp_path, HEAD.partition("    for a")[0] + f"    {body}; {result}\n")
+    with common.sanitize() as report:
+        np.testing.assert_array_equal(launched(kernel), [6] * 4)
+    assert not report.findings and any("a part of m is taken" in note for note in report.notices)
+
+
 @pytest.mark.skipif(common.BACKEND != "cpu", reason="MINI_CHECK is the CPU backend's")
 @pytest.mark.parametrize("body, words", [
     ("r = m[1]; out[i] = r[i]", "m: index 3 on axis 1 is outside 0 … 2"),
