@@ -13,6 +13,8 @@ Divergent branches around shuffles run under masks, as on a GPU.
 
 import ast
 
+from numba.core import types
+
 from .analysis import copy_expr, exposed
 from .emit_block import BlockLevel
 from .emit_group import GroupLevel
@@ -23,7 +25,9 @@ from .errors import CompileError
 from .tree import name
 
 ACCESS = {"READ": 0, "WRITE": 1, "ATOMIC": 2, "UPDATE": 3, "EXCHANGE": 4}  # as in shadow.py
-NARROW = {"int8": 8, "int16": 16, "int32": 32}  # casts whose argument is looked at: does it fit?
+NARROW = {  # casts whose argument is looked at: does it fit? (A uint8 of a float only: to cut an integer is common.)
+    "int8": "-128, 127", "int16": "-32768, 32767", "int32": "-2147483648, 2147483647", "uint8": "-0.999999, 255.999999",
+}  # fmt: skip
 STACK_BUDGET = 1 << 19  # bytes of arrays on the stack of a worker; larger ones go to the heap
 
 
@@ -234,6 +238,7 @@ class _Writer(ast.NodeTransformer):
             if array in self.e.p.shared:
                 node.func = name(node.func.id.replace("_atomic_", "_block_"))
             return node
+        argument = copy_expr(node.args[0]) if node.args else None
         node.args = [self.visit(a) for a in node.args]
         registered = getattr(node, "registered", None)
         elements = getattr(registered, "elements", 0)
@@ -242,11 +247,11 @@ class _Writer(ast.NodeTransformer):
             touched = self.touched(array, node.args[1], node, access, elements)
             node.args[1] = touched or self.index_of(array, node.args[1], node, elements)
         kind = self.e.p.consts.get(getattr(node.func, "id", ""), "").rpartition(".")[2]
-        if self.e.accesses and not self.e.memory and self.e.lane_level and kind in NARROW and len(node.args) == 1:
-            bits = NARROW[kind]
+        narrow = kind in NARROW and (kind != "uint8" or isinstance(self.e.type_of(argument, {}), types.Float))
+        if self.e.accesses and not self.e.memory and self.e.lane_level and narrow and len(node.args) == 1:
             site = self.e.access_site(node, kind)
             self.e.need.add("_tid")
-            limits = f"{-(1 << bits - 1)}, {(1 << bits - 1) - 1}"
+            limits = NARROW[kind]
             value = ast.unparse(ast.fix_missing_locations(node.args[0]))
             text = f"_narrow({value}, {limits}, _z, _ep, _tid, _U({site}))"
             node.args = [ast.parse(text, mode="eval").body]
