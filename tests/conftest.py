@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,10 @@ import pytest  # noqa: E402
 INSIDE = ("half", "scalars", "atomics", "errors", "compile", "cache", "guard", "crash", "interrupt")
 collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for name in INSIDE]
 
+
+# A shell's background job, `make test &` in a script, starts with Ctrl-C ignored, and its children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOG = pytest.StashKey()  # of the folder with the log of compilations
 
