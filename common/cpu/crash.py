@@ -299,13 +299,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _compiled_handler():
     """The address of a C function of a signal's three arguments, which hands the table's address on to `_on_signal`."""
-    def compiled(cache):
-        return numba.cfunc(types.void(_i64, _i32, _i64, _i64), cache=cache, error_model="numpy")(_on_signal)
+    from . import machine_code  # late: arrays need this module, and not a compiler
 
-    try:
-        inner = compiled(cache=True)
-    except RuntimeError:  # there is no folder for Numba's cache
-        inner = compiled(cache=False)
+    inner = machine_code.callback(_on_signal, types.void(_i64, _i32, _i64, _i64))
     text = f"""
         define void @handler(i32 %signum, i64 %info, i64 %context) {{
             %inner = inttoptr i64 {inner.address} to ptr
