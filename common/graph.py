@@ -97,7 +97,7 @@ def _capture(launches, stream, handle, dependent):
     """The executable graph of what ``launches()`` launches."""
     driver = _driver()
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-    with launches_on(stream, dependent):
+    with launches_on(stream, dependent), cuda.defer_cleanup():  # freeing an array meanwhile would end the recording
         _ok(driver.cuStreamBeginCapture(handle, mode))
         try:
             launches()

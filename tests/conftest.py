@@ -29,7 +29,15 @@ collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for n
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LOG = pytest.StashKey()  # of the folder with the log of compilations
+LOG = pytest.StashKey()  # of the folder with the log of compilations and, a file a process, what kernels were run
+LACKING = pytest.StashKey()  # of the lines about kernels whose tests lack something
+SEEN = "kernels/seen"  # of pytest's cache
+
+if common.BACKEND == "cpu":
+    import kernel_table
+
+    table = kernel_table.Table()
+    table.watch()
 
 
 def pytest_report_header(config):
@@ -42,6 +50,7 @@ def pytest_report_header(config):
 def pytest_addoption(parser):
     parser.addoption("--set", choices=sets.NAMES, default="all", help="a part of the tests, see tests/sets.py")
     parser.addoption("--sanitize", action="store_true", help="look at every access; tests with findings fail")
+    parser.addoption("--kernel-table", action="store_true", help="fail if a kernel's tests lack something")
     parser.addoption("--one-size", action="store_true", help="of each test, one case for each kernel (slow tools)")
 
 
@@ -52,17 +61,15 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Tests marked ``gpu`` look at the GPU itself. All others run the same on both backends."""
+    """Tests marked ``gpu`` look at the GPU itself, on a GPU. All others run the same on both backends."""
     if config.getoption("--one-size"):
         items[:] = sets.one_size(items)
     chosen = sets.choose(items, config.getoption("--set"))
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    if common.BACKEND != "gpu":
+        chosen = [item for item in chosen if not item.get_closest_marker("gpu")]
+    kept = set(map(id, chosen))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = chosen
-    if common.BACKEND == "gpu":
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="looks at the GPU backend itself; this run is on the CPU backend"))
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +103,46 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(
             f"{compiled} functions compiled and {loaded} loaded from disk, in {seconds:.0f} s of processor time"
         )
+    if config.stash.get(LACKING, None) is not None:
+        lines = config.stash[LACKING]
+        terminalreporter.write_line(
+            "each kernel of the book has a reference, an odd size, a second block shape and a sanitized run"
+            if not lines
+            else "\n".join(["what the tests of the kernels lack (see tests/kernel_table.py):", *lines])
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if common.BACKEND == "gpu" or pyfuncitem.get_closest_marker("provokes"):
+        return (yield)
+    table.begin()
+    result = yield
+    again = not pyfuncitem.config.getoption("--sanitize") and not getattr(pyfuncitem.obj, "is_hypothesis_test", False)
+    if again and table.launched:
+        names = pyfuncitem._fixtureinfo.argnames
+        table.again(lambda: pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return result
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    """A worker leaves what it saw to the process that started it, which adds it to what earlier runs saw."""
+    config = session.config
+    if common.BACKEND == "gpu":
+        return
+    folder = Path(os.environ["MINI_COMPILE_LOG"]).parent
+    (folder / f"{os.getpid()}.json").write_text(json.dumps(table.dump()))
+    if hasattr(config, "workerinput") or exitstatus != pytest.ExitCode.OK or not hasattr(config, "cache"):
+        return
+    digest, earlier = kernel_table.sources_digest(ROOT), config.cache.get(SEEN, {})
+    parts = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    rows = kernel_table.merged([*parts, earlier.get("rows", {}) if earlier.get("digest") == digest else {}])
+    config.cache.set(SEEN, {"digest": digest, "rows": rows})
+    if config.getoption("--kernel-table"):
+        config.stash[LACKING] = kernel_table.missing(rows, kernel_table.all_kernels())
+        if config.stash[LACKING]:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(autouse=True)

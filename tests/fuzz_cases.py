@@ -377,11 +377,11 @@ def main(generate, argv=None):
         raise SystemExit(0)
     if options.ptx:
         os.environ["MINI_BACKEND"] = "ptx"  # before common is imported, which chooses then
-        from common.archs import UsageError, parse_arch
-
         try:
+            from common.archs import parse_arch
+
             parse_arch(options.ptx)
-        except UsageError as error:
+        except (ValueError, RuntimeError) as error:  # a UsageError; a BackendError: numba-cuda is not installed
             parser.error(str(error))
     how = options.ptx or ("backend" if options.backend else "oracle")
     from tqdm import tqdm

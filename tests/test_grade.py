@@ -313,7 +313,8 @@ def test_several_exercises_in_one_process(tmp_path):
         one = files.find(name)
         file = tmp_path / one.file.name
         file.write_text(one.solution.read_text())
-        assert plugin.grade(one, file)["passed"]
+        report = plugin.grade(one, file)
+        assert report["passed"], report
 
 
 def test_a_missing_file(exercise, capsys):
@@ -344,7 +345,7 @@ def test_watch_grades_again_when_the_file_is_saved(tmp_path):
 HELPER = """
 import math, os, sys, threading, time
 import numpy as np
-import common, common.sanitize, common.cpu.launch
+import common, common.memory, common.trace
 from numba import cuda
 def echo(*values): return list(values)
 def wait(seconds):
@@ -376,14 +377,14 @@ def quiet(path):
 def start(): os.system("true")
 def replace(what):
     if what == "jit": cuda.jit = lambda *a, **k: None
-    if what == "sanitize": common.sanitize.sanitize = None
-    if what == "dispatcher": common.cpu.launch.Dispatcher._launch = lambda *a: None
+    if what == "sanitize": common.memory.memory_report = None
+    if what == "dispatcher": type(block_max).__getitem__ = lambda *a: None
     if what == "numpy": np.full = np.ones
     if what == "class": type(cuda.to_device(np.zeros(1))).copy_to_host = lambda self: None
     if what == "builtin": __builtins__["divmod"] = lambda a, b: 0
     if what == "module": sys.modules["common.trace"] = math
     if what == "kernel": block_max.py_func = print
-    if what == "code": common.cpu.launch.dim3.__code__ = (lambda a, b, c: None).__code__
+    if what == "code": common.trace.defined_at.__code__ = (lambda kernel: None).__code__
 def thread(): threading.Thread(target=time.sleep, args=[9]).start()
 def fork(): return os.fork()
 def libc(): __import__("ctypes").CDLL(None)
@@ -518,9 +519,10 @@ def test_the_answers_are_out_of_reach(student, path, function, tmp_path):
 @pytest.mark.parametrize(
     "what", ["jit", "sanitize", "dispatcher", "numpy", "class", "builtin", "module", "kernel", "code"]
 )
-def test_what_the_grader_relies_on_cannot_be_replaced(student, what):
+@pytest.mark.parametrize("cpu", [False, True], ids=["where kernels run", "under the sanitizer"])
+def test_what_the_grader_relies_on_cannot_be_replaced(student, what, cpu):
     with pytest.raises(Wrong, match="your code replaced ") as wrong:
-        student.call("replace", what, on=what)
+        student.call("replace", what, on=what, cpu=cpu)
     assert wrong.value.hint == "own-work"
 
 

@@ -5,7 +5,6 @@ import pytest
 from numba import cuda
 from numba.types import float16
 
-from common import BACKEND
 from common import graph as graph_module
 from common.graph import Graph
 from common.ptx import griddep_launch, griddep_wait
@@ -107,6 +106,20 @@ def test_warm_launches_are_recorded_and_not_run_on_a_gpu():
     np.testing.assert_array_equal(x.copy_to_host(), 4)
 
 
+def test_arrays_may_be_freed_while_launches_are_recorded():
+    x, dropped = cuda.to_device(np.ones(10)), [cuda.device_array(1) for _ in range(100)]
+    double[1, 32](x, 10)
+
+    def step():
+        dropped.clear()
+        double[1, 32](x, 10)
+
+    graph = Graph(step, warm=True)
+    graph.replay()
+    graph.synchronize()
+    np.testing.assert_array_equal(x.copy_to_host(), 4)
+
+
 def test_seconds_are_those_of_a_replay():
     x = cuda.to_device(np.ones(1 << 20))
     graph = Graph(lambda: double[4096, 256](x, 1 << 20))
@@ -114,7 +127,7 @@ def test_seconds_are_those_of_a_replay():
     np.testing.assert_array_equal(x.copy_to_host()[:5], 4)
 
 
-@pytest.mark.skipif(BACKEND != "gpu", reason="the CPU backend records nothing")
+@pytest.mark.gpu  # the CPU backend records nothing
 def test_nothing_launched_is_refused():
     with pytest.raises(ValueError, match="nothing was launched"):
         Graph(lambda: None)

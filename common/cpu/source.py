@@ -23,11 +23,13 @@ from .stubs import Stub
 MISSING = object()
 
 _STARTED = time.time()
+_frozen = weakref.WeakKeyDictionary()  # device function -> {name: (print, value) when first compiled}
 _remembered = weakref.WeakKeyDictionary()  # function -> (lines of its file when decorated, older than this process?)
 
 
 def remember(function):
     """Keep the text of a function's file as it is now: the file may be edited before the function is compiled."""
+    _frozen.pop(function, None)  # decorated again, it is compiled anew
     if function in _remembered:
         return
     filename = function.__code__.co_filename
@@ -41,7 +43,8 @@ def remember(function):
 def _block(function):
     """``(text, first line)`` of a function, decorators included, with the indentation of its file."""
     code = function.__code__
-    remember(function)
+    if function not in _remembered:
+        remember(function)
     lines, first = _remembered[function][0], code.co_firstlineno
     if not 0 < first <= len(lines):
         raise CompileError(
@@ -206,6 +209,8 @@ class Names:
                 parts.append(chain)
                 values = [self.static_value(part, f, own) for part in parts]
                 value = next((v for v in values if v is not MISSING), MISSING)
+                if f is not function and f not in self.signatures:
+                    _check_frozen(f, _dotted(parts[0]), value, chain.lineno)
                 digest.update(_dotted(parts[0]).encode() + b"=")
                 if value is not MISSING:
                     add_value(value)
@@ -213,6 +218,34 @@ class Names:
         add_function(function)
         self.closed = True
         return digest.hexdigest()
+
+
+def _check_frozen(function, chain, value, line):
+    """Refuse a name that has another value than when a device function was first compiled.
+
+    A GPU compiles a device function once for each list of types that it is called with, so it would go on with the
+    value of then, but where the types are new. The types are not known yet here, and either number might be wrong.
+    """
+    now = _fingerprint(value)
+    first, _ = _frozen.setdefault(function, {}).setdefault(chain, (now, value))  # which keeps the object, and its id
+    if first != now:
+        raise CompileError(
+            f"{chain} has changed since {function.__name__} was compiled for another kernel",
+            function.__code__.co_filename,
+            line,
+            f"a GPU would still have the {chain} of then: define {function.__name__} anew, or pass {chain} to it",
+        )
+
+
+def _fingerprint(value):
+    """What two constants must have in common to be the same to compiled code."""
+    if isinstance(value, np.ndarray):
+        return value.shape, value.strides, value.dtype.str, value.tobytes()
+    if isinstance(value, (list, tuple)):
+        return type(value), [_fingerprint(v) for v in value]
+    if isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
+        return type(value), repr(value)
+    return id(value)
 
 
 def local_names(tree):

@@ -142,8 +142,9 @@ class Student:
         self.left -= worker.worked
         self._refused(reply, doing)
         if reply["error"] is not None:
-            error = self._error(reply["error"])
-            raise Wrong(f"{doing}: {error}", self._error_hint(reply["error"], hint), error)
+            error, kernel = self._error(reply["error"]), reply["error"]["compiling"]
+            cause = f"{kernel} cannot be compiled" if kernel else error  # each backend has its own words for it
+            raise Wrong(f"{doing}: {error}", self._error_hint(reply["error"], hint), cause)
         facts = ("value", "launches", "findings", "looked", "memory", "copied", "made", "seconds")
         return Answer(**{name: reply[name] for name in facts})
 

@@ -38,8 +38,9 @@ CLOSED = (
 LISTED = ("open", "os.listdir", "os.scandir", "os.rename", "os.remove", "os.link", "os.symlink", "os.chmod",
           "os.truncate", "shutil.copyfile")  # fmt: skip
 OURS = ("common", "chapters", "ch14_mini_llm")
-WATCHED = (*OURS, "numba.cuda", "numba.cuda.dispatcher", "numpy", "math", "statistics", "builtins", "os", "sys", "io",
-           "json", "struct", "time", "multiprocessing.connection")  # fmt: skip
+WATCHED = (*OURS, "numba.cuda", "numba.cuda.dispatcher", "numba.cuda.cudadrv.devicearray", "numpy", "math",
+           "statistics", "builtins", "os", "sys", "io", "json", "struct", "time",
+           "multiprocessing.connection")  # fmt: skip
 MOST_WRITTEN = 1 << 28  # bytes of a file: printing without an end does not fill the disk
 PAGE = struct.Struct("ddd")  # of the clock that grader and worker share: left out, stopped at, is it stopped?
 
@@ -161,9 +162,10 @@ def guard(file):
     sys.addaudithook(hook)
 
 
-def without_network():
+def without_network(families=()):
     """Refuse sockets to this process and all that it starts, by a filter of system calls; True if that could be had.
 
+    families: of sockets that may be made all the same, such as socket.AF_UNIX, which CUDA's driver asks for.
     Needs no privilege, only Linux on x86-64 or ARM64: the filter answers EPERM to ``socket`` and ``io_uring_setup``
     (and ends a process that calls the kernel in another architecture's way). seccomp(2) in Linux' manual has the form.
     """
@@ -175,10 +177,12 @@ def without_network():
     architecture, socket_call = numbers
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06  # BPF: a word of the call's data, two tests, the verdict
     allow, deny, kill = 0x7FFF0000, 0x00050000 | 1, 0x80000000
-    program = [
+    program = [  # a test's second and third number: how many steps to leave out if it holds, and if it does not
         (load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, kill),
         (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), (answer, 0, 0, kill),  # x86-64: the numbers of x32
-        (equal, 1, 0, socket_call), (equal, 0, 1, 425), (answer, 0, 0, deny), (answer, 0, 0, allow),
+        (equal, 2, 0, socket_call), (equal, 2 + len(families), 0, 425), (answer, 0, 0, allow),
+        (load, 0, 0, 16), *((equal, len(families) - i, 0, int(family)) for i, family in enumerate(families)),
+        (answer, 0, 0, deny), (answer, 0, 0, allow),
     ]  # fmt: skip
     text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
 
@@ -263,13 +267,23 @@ def where(error, file):
     return ""
 
 
+def compiling(error, file):
+    """The name of the student's kernel that was being compiled when an error was raised, or None."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code = getattr(getattr(frame.f_locals.get("self"), "py_func", None), "__code__", None)
+        if frame.f_code.co_name in {name for _, name in compilers()} and code and code.co_filename == str(file):
+            return code.co_name
+    return None
+
+
 def describe(error, file):
     """An exception as a dict: its type, its message, and where in the student's file."""
     try:
         message = str(error).strip()[:2000]
     except Exception:
         message = "(its message cannot be shown)"
-    return {"type": type(error).__name__, "message": message, "where": where(error, file)}
+    said = {"type": type(error).__name__, "message": message, "where": where(error, file)}
+    return said | {"compiling": compiling(error, file)}
 
 
 def as_dict(launch, file):
@@ -435,7 +449,9 @@ def start(nursery, order, descriptors):
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, MOST_WRITTEN))
         if order["closed"]:
             resource.setrlimit(resource.RLIMIT_NPROC, (512, 512))
-            without_network()
+            import common
+
+            without_network([socket.AF_UNIX] if common.BACKEND == "gpu" else [])
         serve(Connection(link), Path(order["file"]), order["imports"], mmap.mmap(page, PAGE.size))
         code = 0
     except BaseException:

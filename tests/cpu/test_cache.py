@@ -142,6 +142,31 @@ def test_globals_are_read_once_for_each_list_of_types(monkeypatch):
     assert run(np.float32) == 1
 
 
+@cuda.jit(device=True)
+def adds_a_global(x):
+    return x + N
+
+
+@cuda.jit
+def calls_it(out):
+    out[0] = adds_a_global(out[0])
+
+
+def test_a_changed_global_of_a_device_function_is_refused(monkeypatch):
+    """A GPU goes on with the value that it was compiled with, for the types that it was compiled for."""
+    out = np.zeros(1)
+    calls_it[1, 1](out)
+    monkeypatch.setitem(globals(), "N", 5)
+    calls_it[1, 1](out)
+    assert out[0] == 2
+    with pytest.raises(CompileError, match="N has changed since adds_a_global was compiled for another kernel") as error:
+        cuda.jit(calls_it.py_func)[1, 1](out)
+    assert error.value.lineno == adds_a_global.py_func.__code__.co_firstlineno + 2
+    monkeypatch.setitem(globals(), "adds_a_global", cuda.jit(device=True)(adds_a_global.py_func))
+    cuda.jit(calls_it.py_func)[1, 1](out)
+    assert out[0] == 7
+
+
 def test_the_text_is_the_one_that_was_imported(tmp_path):
     path = tmp_path / "lesson.py"
     path.write_text(KERNEL.format(head="", expression="1"))

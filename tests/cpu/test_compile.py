@@ -49,6 +49,7 @@ def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_p
     monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path))
 
     def run():
+        monkeypatch.setitem(globals(), "helper", cuda.jit(device=True)(helper.py_func))  # its globals are read anew
         kernel = cuda.jit(scale.py_func)
         x = np.arange(32, dtype=np.int64)
         kernel[1, 32](x)
