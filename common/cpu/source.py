@@ -29,7 +29,6 @@ _remembered = weakref.WeakKeyDictionary()  # function -> (lines of its file when
 
 def remember(function):
     """Keep the text of a function's file as it is now: the file may be edited before the function is compiled."""
-    _frozen.pop(function, None)  # decorated again, it is compiled anew
     if function in _remembered:
         return
     filename = function.__code__.co_filename
@@ -43,8 +42,7 @@ def remember(function):
 def _block(function):
     """``(text, first line)`` of a function, decorators included, with the indentation of its file."""
     code = function.__code__
-    if function not in _remembered:
-        remember(function)
+    remember(function)
     lines, first = _remembered[function][0], code.co_firstlineno
     if not 0 < first <= len(lines):
         raise CompileError(
@@ -129,6 +127,7 @@ class Names:
 
     def __init__(self):
         self._values = {}  # (function, "C.N") -> value or MISSING
+        self._dispatchers = {}  # python function -> its device function
         self.signatures = {}  # python function -> explicit signatures of its device function
         self.closed = False  # the digest has been made: what is looked up now and was not before is not in it
         self.complete = True
@@ -154,6 +153,8 @@ class Names:
             self.complete &= not self.closed
             value = look()
             self._values[key] = value
+            if python_function(value) is not None:
+                self._dispatchers[value.py_func] = value
             if python_function(value) is not None and getattr(value, "explicit", None):
                 for frozen in value.frozen_names:  # it was compiled when it was decorated
                     self._values |= frozen._values
@@ -209,8 +210,8 @@ class Names:
                 parts.append(chain)
                 values = [self.static_value(part, f, own) for part in parts]
                 value = next((v for v in values if v is not MISSING), MISSING)
-                if f is not function and f not in self.signatures:
-                    _check_frozen(f, _dotted(parts[0]), value, chain.lineno)
+                if f in self._dispatchers and f not in self.signatures:
+                    _check_frozen(self._dispatchers[f], _dotted(parts[0]), value, chain.lineno)
                 digest.update(_dotted(parts[0]).encode() + b"=")
                 if value is not MISSING:
                     add_value(value)
@@ -220,20 +221,21 @@ class Names:
         return digest.hexdigest()
 
 
-def _check_frozen(function, chain, value, line):
+def _check_frozen(dispatcher, chain, value, line):
     """Refuse a name that has another value than when a device function was first compiled.
 
     A GPU compiles a device function once for each list of types that it is called with, so it would go on with the
     value of then, but where the types are new. The types are not known yet here, and either number might be wrong.
     """
     now = _fingerprint(value)
-    first, _ = _frozen.setdefault(function, {}).setdefault(chain, (now, value))  # which keeps the object, and its id
+    first, _ = _frozen.setdefault(dispatcher, {}).setdefault(chain, (now, value))  # which keeps the object, and its id
     if first != now:
+        name = dispatcher.py_func.__name__
         raise CompileError(
-            f"{chain} has changed since {function.__name__} was compiled for another kernel",
-            function.__code__.co_filename,
+            f"{chain} has changed since {name} was compiled for another kernel",
+            dispatcher.py_func.__code__.co_filename,
             line,
-            f"a GPU would still have the {chain} of then: define {function.__name__} anew, or pass {chain} to it",
+            f"a GPU would still have the {chain} of then: define {name} anew, or pass {chain} to it",
         )
 
 

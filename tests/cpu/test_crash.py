@@ -67,8 +67,8 @@ for _ in range(3):
 @pytest.mark.parametrize("when", ["", "faulthandler.enable()\n"])
 def test_faulthandler_has_its_turn(when):
     done = run("k.guarded[1, 32](np.ones(5), 1.0)\n" + when + DIE, *([] if when else ["-X", "faulthandler"]))
-    assert done.returncode == -signal.SIGSEGV and KERNEL in done.stderr and said(done.stderr) == 1
-    assert done.stderr.count("Fatal Python error: Segmentation fault") == 1
+    assert done.returncode == -signal.SIGSEGV and KERNEL in done.stderr and said(done.stderr) == 1, done.stderr
+    assert done.stderr.count("Fatal Python error: Segmentation fault") == 1, done.stderr
 
 
 def test_an_error_stays_an_error_under_a_late_faulthandler():
