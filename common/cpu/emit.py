@@ -107,6 +107,9 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         if not self.lane_level or array not in self.axes:
             return None
+        if not parts:
+            self.notice(node, "an array without axes; give it one, of length 1")
+            return None
         if len(parts) != self.axes[array] or any(isinstance(p, ast.Slice) or _is_ellipsis(p) for p in parts):
             title = self.p.titles.get(array, array.removeprefix("_arg_"))
             self.notice(node, f"a part of {title} is taken as an array of its own: what is read and written there")

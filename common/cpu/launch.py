@@ -30,7 +30,7 @@ from .errors import (
 )
 from .signatures import Signatures
 from .source import Names, remember
-from .streams import check_stream
+from .streams import IN_ORDER, check_stream
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MAX_DYNAMIC_SHARED = 227 * 1024
@@ -225,8 +225,12 @@ class Dispatcher:
         kinds, nonneg = [], []
         for v in values:
             if isinstance(v, np.ndarray):
-                kinds.append((v.dtype, v.ndim, v.flags.c_contiguous, v.flags.writeable))
+                flags = v.flags
+                kinds.append((v.dtype, v.ndim, flags.c_contiguous, flags.writeable))
                 nonneg.append(False)
+            elif type(v) is int:
+                kinds.append(int)
+                nonneg.append(v >= 0)
             else:
                 kinds.append(type(v))
                 nonneg.append(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 0)
@@ -291,47 +295,49 @@ class Dispatcher:
             return self._watched(grid, block, shared_bytes, values)
         fresh.unwatched_launch()
         key, compiled, values = self._prepare(block, values)
-        history = self._history.get(key) or self._begin(key, block)
-        try:
-            row = _mine.row
-        except AttributeError:
-            row = _mine.row = crash.Row()
-        if row.running[_NOTE]:  # a signal handler launches, in the middle of another launch
-            row = crash.Row()
-        used, staged, last = values, None, history.last
-        alike = last is not None and grid == last.grid and numbers == last.numbers and shapes == last.shapes
-        if not alike:
-            crash.ensure()
-            last = _Last(grid, numbers, shapes, crash.place(history.note, grid))
-            if shapes and key[3] != "bounds":
-                staged = self._staged(history, last, values)
-                if staged is not None:
-                    used, canaries = staged.values, canaries + staged.pairs
-        if shapes and staged is None and not last.named:
-            crash.suspect(last.place)
-            last.named = True
-        taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
-        if row.running[_ERR]:
-            self._failed(compiled, history, last, row, block, shared_bytes, values, used)
-        for read, whole in canaries:
-            if read() != whole:
+        with IN_ORDER:
+            history = self._history.get(key) or self._begin(key, block)
+            try:
+                row = _mine.row
+            except AttributeError:
+                row = _mine.row = crash.Row()
+            if row.running[_NOTE]:  # a signal handler launches, in the middle of another launch
+                row = crash.Row()
+            used, staged, last = values, None, history.last
+            alike = last is not None and grid == last.grid and numbers == last.numbers and shapes == last.shapes
+            if not alike:
+                crash.ensure()
+                last = _Last(grid, numbers, shapes, crash.place(history.note, grid))
+                if shapes and key[3] != "bounds":
+                    staged = self._staged(history, last, values)
+                    if staged is not None:
+                        used, canaries = staged.values, canaries + staged.pairs
+            if shapes and staged is None and not last.named:
+                crash.suspect(last.place)
+                last.named = True
+            taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
+            if row.running[_ERR]:
                 self._failed(compiled, history, last, row, block, shared_bytes, values, used)
-        if staged is not None:
-            staged.copy_back()
-            history.watched(last)
-        if _trace is not None:
-            _trace.append((self, grid, block, taken, values))
+            for read, whole in canaries:
+                if read() != whole:
+                    self._failed(compiled, history, last, row, block, shared_bytes, values, used)
+            if staged is not None:
+                staged.copy_back()
+                history.watched(last)
+            if _trace is not None:
+                _trace.append((self, grid, block, taken, values))
 
     def _watched(self, grid, block, shared_bytes, values):
         """A launch under the sanitizer or for a memory report."""
         crash.ensure()
         row = crash.Row()
-        row.running[_NOTE] = crash.place(crash.note(self.py_func, block), grid)
-        try:
-            _sanitizer.launch(self, grid, block, shared_bytes, values)
-        finally:
-            row.running[_NOTE] = 0
-            pages = guard.close_pages()
+        with IN_ORDER:
+            row.running[_NOTE] = crash.place(crash.note(self.py_func, block), grid)
+            try:
+                _sanitizer.launch(self, grid, block, shared_bytes, values)
+            finally:
+                row.running[_NOTE] = 0
+                pages = guard.close_pages()
         if pages:
             raise self._outside(int(row.words[crash.AT]) or pages[0], int(row.words[crash.WROTE]), values, grid, block)
 

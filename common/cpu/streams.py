@@ -2,18 +2,25 @@
 
 On a GPU a stream is a queue: a launch or copy is put in and the call returns at once. Here every call has finished its
 work when it returns, so a stream is always empty, waiting is free, and an event's time is the time of ``record``.
-Elapsed times are real. What a program must not forget on a GPU (``stream.synchronize()`` before it reads a result)
-cannot go wrong here: a program that is right here may still lack it.
+Elapsed times are real. What several threads ask for happens one after another (`IN_ORDER`), as on a GPU's default
+stream. What a program must not forget on a GPU (``stream.synchronize()`` before it reads a result) cannot go wrong:
+a program that is right here may still lack it.
 """
 
 import asyncio
 import contextlib
 import itertools
+import os
+import threading
 import time
 import warnings
 
 _DEFAULT, _LEGACY, _PER_THREAD = 0, 1, 2  # the CUDA driver's handles for its built-in streams
 _handles = itertools.count(_PER_THREAD + 1)
+
+IN_ORDER = threading.RLock()  # held by the thread whose launch or copy is carried out
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=IN_ORDER._at_fork_reinit)
 
 
 class Stream:
