@@ -24,6 +24,8 @@ MISSING = object()
 
 _STARTED = time.time()
 _frozen = weakref.WeakKeyDictionary()  # device function -> {name: (print, value) when first compiled}
+_named = weakref.WeakKeyDictionary()  # function -> see `_outside_names`
+_blocks = weakref.WeakKeyDictionary()  # function -> see `_block`
 _remembered = weakref.WeakKeyDictionary()  # function -> (lines of its file when decorated, older than this process?)
 
 
@@ -41,6 +43,8 @@ def remember(function):
 
 def _block(function):
     """``(text, first line)`` of a function, decorators included, with the indentation of its file."""
+    if function in _blocks:
+        return _blocks[function]
     code = function.__code__
     remember(function)
     lines, first = _remembered[function][0], code.co_firstlineno
@@ -49,7 +53,8 @@ def _block(function):
             f"the source of {function.__name__} cannot be read",
             mend="the CPU backend compiles source text: define kernels in a file or a notebook cell, not with exec",
         )
-    return "".join(inspect.getblock(lines[first - 1 :])), first
+    _blocks[function] = "".join(inspect.getblock(lines[first - 1 :])), first
+    return _blocks[function]
 
 
 def source_tree(function):
@@ -198,20 +203,12 @@ class Names:
                 return
             digest.update(_block(f)[0].encode())
             digest.update(f"{f.__code__.co_filename}:{f.__code__.co_firstlineno};".encode())
-            tree, _ = source_tree(f)
-            own = local_names(tree)
-            for chain in _chains(tree):
-                parts = []
-                while isinstance(chain, ast.Attribute):
-                    parts.append(chain)
-                    chain = chain.value
-                if chain.id in own:
-                    continue
-                parts.append(chain)
+            own, chains = _outside_names(f)
+            for parts in chains:
                 values = [self.static_value(part, f, own) for part in parts]
                 value = next((v for v in values if v is not MISSING), MISSING)
                 if f in self._dispatchers and f not in self.signatures:
-                    _check_frozen(self._dispatchers[f], _dotted(parts[0]), value, chain.lineno)
+                    _check_frozen(self._dispatchers[f], _dotted(parts[0]), value, parts[0].lineno)
                 digest.update(_dotted(parts[0]).encode() + b"=")
                 if value is not MISSING:
                     add_value(value)
@@ -250,25 +247,33 @@ def _fingerprint(value):
     return id(value)
 
 
-def local_names(tree):
-    """Names that are local to a function: its parameters and what it assigns."""
+def local_names(tree, nodes=None):
+    """Names that are local to a function: its parameters and what it assigns. nodes: its tree's, if they are known."""
     arguments = tree.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
-    stored = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    stored = {n.id for n in nodes or ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return {a.arg for a in named if a is not None} | stored
 
 
-def _chains(tree):
-    """The names and dotted names that a function's body loads, longest first: ``C.N`` is one, its ``C`` is not."""
-    nodes = [n for stmt in tree.body for n in ast.walk(stmt)]
-    inner = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
-    for node in nodes:
-        root = node
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        loaded = isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Load)
-        if loaded and isinstance(root, ast.Name) and id(node) not in inner:
-            yield node
+def _outside_names(function):
+    """``(names that are its own, what its body loads besides)``: the latter as lists of nodes, ``C.N`` and its ``C``.
+
+    Of each function once a process: much of the time that a kernel takes to be found on the disk is spent here.
+    """
+    if function not in _named:
+        tree, _ = source_tree(function)
+        nodes = [n for stmt in tree.body for n in ast.walk(stmt) if isinstance(n, (ast.Name, ast.Attribute))]
+        own, chains = local_names(tree, nodes), []
+        inner = {id(n.value) for n in nodes if isinstance(n, ast.Attribute)}
+        for node in nodes:
+            parts = [node]
+            while isinstance(parts[-1], ast.Attribute):
+                parts.append(parts[-1].value)
+            loaded = isinstance(node.ctx, ast.Load) and id(node) not in inner
+            if loaded and isinstance(parts[-1], ast.Name) and parts[-1].id not in own:
+                chains.append(parts)
+        _named[function] = own, chains
+    return _named[function]
 
 
 def _dotted(node):

@@ -113,6 +113,7 @@ def meaning_of_module(name):
     return meaning(file) if file and file.endswith(".py") else ""
 
 
+@functools.cache
 def meaning_of_backend(*names):
     """A digest of the modules ``names`` of this folder and of all that they import from it; of all without names."""
     known = _meanings(tuple(sorted(Path(__file__).parent.glob("*.py"))))
