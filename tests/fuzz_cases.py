@@ -326,7 +326,10 @@ def _examine(task):
         except (OracleError, AssertionError) as error:
             return seed, str(error).splitlines()[-1], case.to_text(), None
         return seed, None, None, None
-    problem = failure_of(case)
+    try:
+        problem = failure_of(case)
+    except OracleError as error:
+        return seed, f"not a valid kernel: {str(error).splitlines()[-1]}", case.to_text(), None
     if problem is None:
         return seed, None, None, None
     small = shrink(case, lambda c: failure_of(c) == problem).to_text() if make_small else None

@@ -387,6 +387,10 @@ def lines_of(memory, file):
     return rows
 
 
+def _nothing(x):
+    x[0] = 0
+
+
 def serve(link, file, imports, page):
     """Load a student's file and answer requests, until the connection is closed."""
     from common.grade.wire import pack, unpack
@@ -406,6 +410,8 @@ def serve(link, file, imports, page):
     from numba import cuda
 
     cuda.synchronize()
+    if common.BACKEND == "gpu":  # the libraries that numba-cuda loads when it compiles: later that would be refused
+        cuda.jit(_nothing)[1, 1](cuda.device_array(1))
     tools.originals, tools.threads = relied_on(), threads()
     guard(file)
     module = error = None

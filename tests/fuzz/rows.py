@@ -155,7 +155,7 @@ class Rows:
         getattr(self, f"part_{self.rng.choices(list(kinds), list(kinds.values()))[0]}")(parts, a)
 
     def row_name(self):
-        return self.name(reuse=False).replace("v", "r")
+        return self.name(reuse=False).replace("v", "row")
 
     def part_name(self, parts, a):
         part = self.part_of(a)
