@@ -310,11 +310,33 @@ def shrink(case, still_fails, rounds=400):
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
+ASSEMBLER = "a GPU's, not ours: ptxas takes a warp for whole behind a recursive call, if a mask is the constant -1"
+
+
+def is_the_assemblers_fault(case):
+    """Whether a kernel is right as soon as ptxas (of CUDA 13.0) does not know that its full masks are full.
+
+    The threads of a warp come back from a recursive device function one by one. For a shuffle with a mask that it does
+    not know, ptxas first has them wait for each other (WARPSYNC); for a constant mask of all lanes it takes that as
+    done, and lanes are read that are not there yet, also behind a syncwarp() or a syncthreads().
+    """
+    number = next((name for name, spec in zip(case.parameters(), case.specs)
+                   if isinstance(spec, ScalarSpec) and spec.dtype.startswith("int")), None)
+    recursive = any(isinstance(inner, ast.Call) and getattr(inner.func, "id", None) == node.name
+                    for node in ast.parse(case.source).body if isinstance(node, ast.FunctionDef)
+                    for inner in ast.walk(node))
+    if number is None or not recursive:
+        return False
+    unknown = f"_sync((0xFFFFFFFF if {number} != 123456 else 0)"
+    source = re.sub(r"_sync\((0xFFFFFFFF|FULL|-1)", unknown, case.source)
+    return source != case.source and failure_of(replace(case, source=source)) is None
+
+
 def _examine(task):
     """(seed, what is wrong or None, the case as text, the shrunk case as text or None)."""
     seed, size, without, features, how, make_small = task
     if how != "oracle":
-        import common  # noqa: F401 - chooses the backend before numba.cuda is imported
+        import common  # chooses the backend before numba.cuda is imported
     from tests.fuzz_kernels import generate
 
     case = generate(seed, size, without, features)
@@ -330,8 +352,10 @@ def _examine(task):
         problem = failure_of(case)
     except OracleError as error:
         return seed, f"not a valid kernel: {str(error).splitlines()[-1]}", case.to_text(), None
-    if problem is None:
-        return seed, None, None, None
+    if problem == "wrong result" and common.BACKEND == "gpu" and is_the_assemblers_fault(case):
+        problem = ASSEMBLER
+    if problem is None or problem == ASSEMBLER:
+        return seed, problem, None, None
     small = shrink(case, lambda c: failure_of(c) == problem).to_text() if make_small else None
     return seed, problem, case.to_text(), small
 
@@ -420,7 +444,7 @@ def main(generate, argv=None):
                         break
     for problem, count in problems.most_common():
         print(f"{count:6d}  {problem}")
-    failed = sum(problems.values())
+    failed = sum(problems.values()) - problems[ASSEMBLER]
     where = f"; failures in {options.out}{os.sep}" if failed else ""
     skipped = f" ({len(tasks) - tried} not tried, for time)" if tried < len(tasks) else ""
     print(f"{tried - failed} of {tried} kernels agree{skipped}{where}")

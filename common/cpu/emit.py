@@ -222,6 +222,9 @@ class _Writer(ast.NodeTransformer):
         return node
 
     def visit_Call(self, node):
+        if getattr(node.func, "id", "") == "len" and isinstance(node.args[0], ast.Subscript):
+            node.args = [self.sized(node.args[0])]
+            return node
         if self.e.debug and getattr(node.func, "id", "") == "divmod" and len(node.args) == 2:
             self.generic_visit(node)
             node.args[1] = self.e.divisor(ast.Mod(), node.args[1], node)
@@ -277,10 +280,14 @@ class _Writer(ast.NodeTransformer):
         of_argument = isinstance(node.value, ast.Name) and node.value.id in self.e.p.params
         if of_argument:
             return node
-        if isinstance(node.value, ast.Subscript) and isinstance(node.value.value, ast.Name):
-            node.value = self.part(node.value)  # its size is asked for, its elements are not
+        if isinstance(node.value, ast.Subscript):
+            node.value = self.sized(node.value)
             return node
         return self.generic_visit(node)
+
+    def sized(self, node):
+        """A part of an array whose size is asked for: its elements are not."""
+        return self.part(node) if isinstance(node.value, ast.Name) else self.generic_visit(node)
 
     def part(self, node):
         """A part of an array without its elements being looked at."""

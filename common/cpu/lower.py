@@ -1,6 +1,7 @@
 """Statements: a kernel's body brought into normal form, one statement kind at a time."""
 
 import ast
+import copy
 
 import numpy as np
 from numba.core import types as nbtypes
@@ -212,6 +213,8 @@ class Lowering:
             self.fail(stmt.orelse[0], "for … else is not supported in a kernel")
         if isinstance(stmt.iter, (ast.Tuple, ast.Name, ast.Attribute)) and isinstance(self.static(stmt.iter), tuple):
             return self.lower_For_tuple(stmt, out)
+        if isinstance(stmt.iter, (ast.Name, ast.Subscript)):
+            return self.lower_For_array(stmt, out)
         if not (isinstance(stmt.iter, ast.Call) and self.static(stmt.iter.func) is range and not stmt.iter.keywords):
             self.fail(
                 stmt,
@@ -235,6 +238,19 @@ class Lowering:
         body = [at(ast.Assign([self.visit(stmt.target)], element), stmt)]
         self.lower_block(stmt.body, body)
         loop = ast.Call(name("range"), [ast.Constant(len(values))], [])
+        out.append(at(ast.copy_location(ast.For(name(position, ast.Store()), loop, body, []), stmt), stmt))
+
+    def lower_For_array(self, stmt, out):
+        """``for value in m[i]:`` becomes a loop over the positions of the row, or of an array with one axis."""
+        row, position = self.flatten(self.visit(stmt.iter), out), self.program.fresh("at")
+        if isinstance(row, ast.Subscript):  # it is taken once, whatever becomes of i
+            named = self.program.fresh("row")
+            out.append(assign(named, row, stmt))
+            row = name(named)
+        element = ast.Subscript(row, name(position), ast.Load())
+        body = [at(ast.Assign([self.visit(stmt.target)], element), stmt)]
+        self.lower_block(stmt.body, body)
+        loop = ast.Call(name("range"), [ast.Call(name("len"), [copy.copy(row)], [])], [])
         out.append(at(ast.copy_location(ast.For(name(position, ast.Store()), loop, body, []), stmt), stmt))
 
     def lower_Break(self, stmt, out):
@@ -278,8 +294,10 @@ class Lowering:
             stmt.iter = self.value_node(self.static(stmt.iter), stmt.iter)
         elif isinstance(stmt.iter, ast.Call) and self.static(stmt.iter.func) is range:
             stmt.iter = at(ast.Call(name("range"), [self.visit(a) for a in stmt.iter.args], []), stmt.iter)
+        elif isinstance(stmt.iter, (ast.Name, ast.Subscript)):
+            stmt.iter = self.visit(stmt.iter)
         else:
-            self.fail(stmt, "a device function's for loop runs over range(…)")
+            self.fail(stmt, "a device function's for loop runs over range(…), an array or a tuple")
         stmt.target = self.visit(stmt.target)
         stmt.body = [s for s in (self.visit(s) for s in stmt.body) if s is not None] or [ast.Pass()]
         return stmt

@@ -818,3 +818,42 @@ def loop_variable_of_a_uniform_tree(out, n):
     if cuda.threadIdx.x % 3 == 0:
         j = 50
     out[cuda.threadIdx.x] = total * 100 + j
+
+
+@cuda.jit(device=True)
+def total(row):
+    found = 0.0
+    for value in row:
+        found += value
+    return found
+
+
+@cuda.jit
+def loops_over_arrays(x, m, out):
+    """The row is taken once; a barrier may stand in the loop; a row of a local, a shared and a global array."""
+    tid, i = cuda.threadIdx.x, cuda.grid(1)
+    own = cuda.local.array((3, 4), float32)
+    tile = cuda.shared.array((2, 32), float32)
+    tile[0, tid], tile[1, tid] = tid, 2 * tid
+    for a in range(3):
+        for b in range(4):
+            own[a, b] = 10 * a + b + i
+    cuda.syncthreads()
+    found, r = 0.0, 1
+    for value in own[r]:
+        r = 2
+        found += value
+    for value in tile[tid % 2]:
+        found += value
+    for value in x:
+        if value > 3:
+            break
+        found += value
+    row = m[i % 5]
+    for value in row:
+        found += value
+        cuda.syncthreads()
+        tile[0, tid] = value
+    for value in (1.5, 2.0):
+        found += value
+    out[i] = found + total(m[0]) + total(x)

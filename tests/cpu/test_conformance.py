@@ -56,6 +56,7 @@ case(
 )
 case(k.dynamic_shared, 1, 50, ints(50), zeros(50), 50, shared=200)
 case(k.local_arrays, 2, 33, ints(66), zeros(66))
+case(k.loops_over_arrays, 2, 32, floats(6), ints((5, 7)).astype("f"), zeros(64, dtype=np.float32))
 case(k.constant_arrays, 1, 40, zeros(40))
 case(k.barrier_votes, 3, 40, ints(120), zeros(120, 3))
 for rounds in (0, 1, 5, 9):

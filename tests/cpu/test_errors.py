@@ -169,9 +169,9 @@ def uses_a_list(x):
 
 
 @cuda.jit
-def loops_over_an_array(x):
-    for value in x:  # <- here
-        x[0] = value
+def loops_over_pairs(x):
+    for value, other in zip(x, x):  # <- here
+        x[0] = value + other
 
 
 @cuda.jit
@@ -196,7 +196,7 @@ def test_what_cannot_be_compiled_is_refused_at_its_line():
     check(collective_in_conditional_expression, CompileError, "some threads skip", 1, 32, i32(32))
     check(shared_of_runtime_size, CompileError, "compile-time constant", 1, 32, i32(32))
     check(unknown_name, CompileError, "'not_defined_anywhere' is not defined", 1, 1, i32(3))
-    check(loops_over_an_array, CompileError, r"runs over range", 1, 1, i32(3))
+    check(loops_over_pairs, CompileError, r"runs over range", 1, 1, i32(3))
     check(raises, CompileError, "cannot raise", 1, 1, i32(3))
     check(walrus, CompileError, "walrus", 1, 1, i32(3))
     check(calls_numpy_random, CompileError, "cannot be called", 1, 1, i32(3))
