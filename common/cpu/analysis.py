@@ -309,7 +309,7 @@ class Analysis:
 
     def _pure(self, e):
         if isinstance(e, ast.Subscript) and isinstance(e.value, ast.Attribute) and e.value.attr == "shape":
-            return isinstance(e.slice, ast.Constant)
+            return isinstance(e.slice, ast.Constant) and isinstance(e.value.value, ast.Name)  # and not of a part
         if isinstance(e, ast.Name):
             return e.id not in self.varying or e.id in self.remat
         if isinstance(e, ast.BinOp):

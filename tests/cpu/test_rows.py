@@ -73,6 +73,7 @@ LOCAL = {  # statements, and what the four threads store (t: the thread)
     "r = m[1]; s = r[1:]; s[0] = 3; out[i] = m[1, 1] + r[1]": 6 + 0 * T,
     "r = m[0]\n    for j in range(3):\n        r[j] = j * i\n    out[i] = m[0, 1] + 10 * m[0, 2]": T + 20 * T,
     "out[i] = total(m[1])": 33 + 300 * T,
+    "r = m[i % 2][1:]; n = r[::2].shape[0]; out[i] = 10 * n + r.shape[0]": 12 + 0 * T,
     "out[i] = total(m[:, 2])": 14 + 200 * T,
     "fill(m[1], i); out[i] = m[1, 0] + 10 * m[1, 2] + 1000 * m[0, 0]": 11 * T + 20 + 100000 * T,
     "out[i] = sum_of_all(m)": 36 + 600 * T,

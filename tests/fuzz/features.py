@@ -60,11 +60,11 @@ FEATURES_OF_KINDS = {
     "rows": {
         "local rank 2": r"local\.array\(\(\d, \d\)", "local rank 3": r"local\.array\(\(\d, \d, \d\)",
         "shared rank 3": r"shared\.array\(\(\d+, \d, \d\)", "row of a shared array": r"w0\[tid\]",
-        "part named": r"^ +r\d+ = \w+\[", "part of a part": r"^ +r\d+ = r\d+\[", "row passed": r"dr\d\(\w+\[",
+        "part named": r"^ +row\d+ = \w+\[", "part of a part": r"^ +row\d+ = row\d+\[", "row passed": r"dr\d\(\w+\[",
         "row function writes": (r"def dr", r"^ +row\[.*\] = "), "tuple to a part": r"^ +\w+\[.*\] = [^=]*, ",
         "scalar to a part": r"^ +\w+\[[^=]*:[^=]*\] = [^,]*$", "column": r"\w\[:, ", "stride": r"::2",
-        "backwards": r"::-1", "several subscripts": r"[lr]\d+\[[^]]*\]\[", "shape of a part": r"\]\.shape",
-        "either part": r"^ +r\d+ = .* if .* else ", "pair of parts": r"^ +r\d+ = \(",
+        "backwards": r"::-1", "several subscripts": r"(?:l|row)\d+\[[^]]*\]\[", "shape of a part": r"\]\.shape",
+        "either part": r"^ +row\d+ = .* if .* else ", "pair of parts": r"^ +row\d+ = \(",
     },
     "iterate": {"loop over a row": r"for v\d+ in \w+\[.*\]:"},
     "signatures": {

@@ -276,7 +276,7 @@ class Rows:
 
     def part_unpack(self, parts, a):
         row = self.part_of(a, 1)
-        if row.shape[0] > 8:
+        if row.shape[0] > 8 or a.text == "row":  # a parameter may be longer than it says
             return self.part_read(parts, a)
         names = [self.name(reuse=False) for _ in range(row.shape[0])]
         self.emit(f"{', '.join(names)}{',' if len(names) == 1 else ''} = {row.text}")
