@@ -1,5 +1,5 @@
-"""What numba-cuda leaves to do on a GPU: indices known to be positive, integers that wrap round, more than 48 KiB of
-shared memory, and compiled kernels kept on disk."""
+"""What numba-cuda leaves to do on a GPU: indices known to be positive, integers that wrap round, and compiled kernels
+kept on disk. How kernels are launched is in `launching`."""
 
 import functools
 import hashlib
@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAIN_SHARED = 40 * 1024  # a block may have 48 KiB without asking, those that the kernel declares included
 
 
 RANGES = {  # of the registers that say where a thread is: from … to below; CUDA Programming Guide, compute capabilities
@@ -58,41 +57,12 @@ def tell_compiler():
 
 
 def install():
-    """All of this; and let launches ask for more than 48 KiB of dynamic shared memory, as the CPU backend does.
-
-    CUDA wants each kernel to be told beforehand; numba-cuda has no way to do so, and answers "invalid argument".
-    """
-    from numba.cuda.dispatcher import _Kernel
+    """All of this, and `common.launching`."""
+    from . import launching
 
     tell_compiler()
     keep_compiled()
-    original = _Kernel.launch
-
-    @functools.wraps(original)
-    def launch(self, args, griddim, blockdim, stream=0, sharedmem=0):
-        allow_shared(self, sharedmem)
-        return original(self, args, griddim, blockdim, stream, sharedmem)
-
-    _Kernel.launch = launch
-
-
-def allow_shared(kernel, n_bytes):
-    """Let a compiled kernel have ``n_bytes`` of dynamic shared memory. Raises ValueError if a block cannot have it."""
-    if n_bytes <= PLAIN_SHARED or n_bytes <= getattr(kernel, "_shared_allowed", 0):
-        return
-    from cuda.bindings import driver
-    from numba import cuda
-
-    handle = driver.CUkernel(int(kernel._codelibrary.get_cufunc().kernel.handle))
-    attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    device = driver.CUdevice(cuda.get_current_device().id)
-    (answer,) = driver.cuKernelSetAttribute(attribute, n_bytes, handle, device)
-    if answer != driver.CUresult.CUDA_SUCCESS:
-        raise ValueError(
-            f"{n_bytes} bytes of shared memory, more than a block of this device can have ({answer.name}): "
-            "launch a version with smaller tiles"
-        )
-    kernel._shared_allowed = n_bytes
+    launching.install()
 
 
 def keep_compiled():

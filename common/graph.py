@@ -17,11 +17,8 @@ On the CPU backend a replay just launches again. Source: CUDA Programming Guide,
 Dependent Launch".
 """
 
-import ctypes
-from contextlib import contextmanager
-
 from . import BACKEND  # before numba.cuda
-from .gpu import allow_shared
+from .launching import launches_on
 
 # isort: split
 from numba import cuda
@@ -106,52 +103,3 @@ def _capture(launches, stream, handle, dependent):
     if not _ok(driver.cuGraphGetNodes(graph))[1]:
         raise ValueError("nothing was launched, so there is no graph to replay")
     return _ok(driver.cuGraphInstantiate(graph, 0))
-
-
-@contextmanager
-def launches_on(stream, dependent=False):
-    """Within it, every kernel is launched on ``stream``: work on the default stream cannot be recorded.
-
-    dependent: launch the kernels that call ``griddep_wait`` as dependents of the one in front. On a GPU only.
-    """
-    from numba.cuda.cudadrv.driver import _to_core_stream
-    from numba.cuda.dispatcher import _Kernel
-
-    original, target = _Kernel.launch, _to_core_stream(stream)
-    waits = {}
-
-    def launch(self, args, griddim, blockdim, stream=0, sharedmem=0):
-        if dependent:
-            if self not in waits:
-                waits[self] = "griddepcontrol.wait" in self._codelibrary.get_llvm_str()  # at hand, unlike PTX
-            if waits[self]:
-                return _launch_dependent(self, args, griddim, blockdim, int(target.handle), sharedmem)
-        return original(self, args, griddim, blockdim, target, sharedmem)
-
-    _Kernel.launch = launch
-    try:
-        yield
-    finally:
-        _Kernel.launch = original
-
-
-def _launch_dependent(kernel, args, griddim, blockdim, stream, sharedmem):
-    """What numba-cuda's ``_Kernel.launch`` does, with the attribute of a dependent launch, which it cannot set."""
-    driver = _driver()
-    allow_shared(kernel, sharedmem)
-    values = []
-    for kind, value in zip(kernel.argument_types, args):
-        kernel._prepare_args(kind, value, stream, [], values)
-    values = [value if isinstance(value, ctypes._SimpleCData) else ctypes.c_int64(int(value)) for value in values]
-    places = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    attribute.value.programmaticStreamSerializationAllowed = 1
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = griddim
-    config.blockDimX, config.blockDimY, config.blockDimZ = blockdim
-    config.sharedMemBytes, config.hStream = sharedmem, driver.CUstream(stream)
-    config.attrs, config.numAttrs = [attribute], 1
-    function = kernel._codelibrary.get_cufunc().kernel.handle
-    _ok(driver.cuLaunchKernelEx(config, driver.CUfunction(int(function)), ctypes.addressof(places), 0))

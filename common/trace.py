@@ -161,39 +161,29 @@ def _trace_cpu(launches):
 
 
 def _trace_gpu(launches):
-    """Start recording on numba-cuda; returns the function that stops it and reads the times.
-
-    Every launch goes through ``CUDADispatcher.call(args, launch_config)``, a method written in Python: while a trace
-    is open a wrapper takes its place.
-    """
+    """Start recording on numba-cuda; returns the function that stops it and reads the times."""
     from numba import cuda
-    from numba.cuda.dispatcher import CUDADispatcher
 
-    original = CUDADispatcher.call
+    from .launching import watched
+
     open_events = []
-    inside = threading.local()  # numba-cuda may hand a launch on to a specialised copy of the same kernel
 
-    def call(self, args, launch_config):
-        if getattr(inside, "launch", False):
-            return original(self, args, launch_config)
-        inside.launch = True
-        try:
-            start, end = cuda.event(), cuda.event()
-            start.record(launch_config.stream)
-            result = original(self, args, launch_config)
-            end.record(launch_config.stream)
-        finally:
-            inside.launch = False
-        grid, block = tuple(launch_config.griddim), tuple(launch_config.blockdim)
-        launch = Launch(self, grid, block, arguments=_arguments(args))
-        launches.append(launch)
-        open_events.append((launch, start, end))
-        return result
+    def before(stream):
+        start = cuda.event()
+        start.record(stream)
+        return start
 
-    CUDADispatcher.call = call
+    def after(start, kernel, grid, block, stream, args):
+        end = cuda.event()
+        end.record(stream)
+        launches.append(Launch(kernel, grid, block, arguments=_arguments(args)))
+        open_events.append((launches[-1], start, end))
+
+    watching = watched(before, after)
+    watching.__enter__()
 
     def stop():
-        CUDADispatcher.call = original
+        watching.__exit__(None, None, None)
         for launch, start, end in open_events:
             end.synchronize()
             launch.ms = cuda.event_elapsed_time(start, end)

@@ -5,7 +5,7 @@ import pytest
 from numba import cuda
 from numba.types import float16
 
-from common import graph as graph_module
+from common import launching
 from common.graph import Graph
 from common.ptx import griddep_launch, griddep_wait
 
@@ -73,13 +73,13 @@ def add_dependent_inside(x, y, n):
 def test_those_that_wait_are_launched_as_dependents(monkeypatch):
     if cuda.get_current_device().compute_capability < (9, 0):
         pytest.skip("no dependent launches before sm_90")
-    found, launch = [], graph_module._launch_dependent
+    found, launch = [], launching._launch_dependent
 
     def seen(kernel, *args):
         found.append(kernel.entry_name)
         launch(kernel, *args)
 
-    monkeypatch.setattr(graph_module, "_launch_dependent", seen)
+    monkeypatch.setattr(launching, "_launch_dependent", seen)
     x, y = cuda.to_device(np.ones(10)), cuda.to_device(np.zeros(10))
 
     def step():
