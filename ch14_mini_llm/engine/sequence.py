@@ -1,0 +1,75 @@
+"""A request on its way through the engine: waiting, running, waiting again after a preemption, ended."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+WAITING, RUNNING, ENDED = "waiting", "running", "ended"
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One request's tokens, blocks and progress. Only `Scheduler` changes it.
+
+    id: the engine's number of it. tokens: the prompt, then the new tokens as far as the host has read them. max_new:
+    how many new ones there may be. order: of arrival. priority: larger runs first. stop_tokens: any of them ends the
+    text, and is left out of it. reads_cache: whether keys and values of earlier requests may be used.
+
+    ============  =====================================================================================================
+    n_computed    tokens whose keys and values are in the blocks, or will be once the launched steps have ended
+    n_written     those of steps that have ended
+    n_entered     blocks that have been offered to the prefix cache
+    n_pending     new tokens that launched steps make, and that the host has not read
+    blocks        the block table: block ``i`` has the tokens from ``i * block_size`` on
+    ticket        of the last step that was launched with it
+    life          how often it was given up; a step that was launched before does not count any more
+    ============  =====================================================================================================
+    """
+
+    id: int
+    tokens: list[int]
+    max_new: int
+    order: int
+    priority: int = 0
+    stop_tokens: frozenset[int] = frozenset()
+    reads_cache: bool = True
+    state: str = WAITING
+    n_prompt: int = 0
+    n_computed: int = 0
+    n_written: int = 0
+    n_entered: int = 0
+    n_pending: int = 0
+    n_cached: int | None = None  # tokens found in the prefix cache when it was first admitted
+    blocks: list[int] = field(default_factory=list)
+    ticket: Hashable = None
+    life: int = 0
+    preemptions: int = 0
+    finish_reason: str | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        self.n_prompt = len(self.tokens)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What comes first is served first."""
+        return -self.priority, self.order
+
+    @property
+    def length(self) -> int:
+        """Tokens, those under way included."""
+        return len(self.tokens) + self.n_pending
+
+    @property
+    def left(self) -> int:
+        """Tokens that a step has yet to run over: 1 while it decodes, 0 if all that it may have is under way."""
+        made = self.length - self.n_prompt
+        if self.n_computed >= self.n_prompt and made >= self.max_new:
+            return 0
+        return self.length - self.n_computed
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The tokens behind the prompt, as far as they have been read."""
+        return self.tokens[self.n_prompt :]
