@@ -40,6 +40,7 @@ ONE_SHAPE = {
         "gemv_v4_half", "gemv_v5_tensor_core", "gemv_bias_residual", "gemv_ln", "gemv_ln_gelu", "gemv_ln_qkv",
         "gemv_parts_residual", "gemv_ln_logits", "decode_v1_block_per_head", "decode_v2_split_k", "decode_v3_chunks",
         "decode_v4_parts", "paged_v1_block_per_head", "paged_v2_split_k", "scan_tile_offsets",
+        "paged_v3_rows",
     ],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip

@@ -113,3 +113,57 @@ gemv_logits = gemv_v3_vector
 def gemv_logits_reference(x, wte):
     """NumPy reference of all versions: (d_model,) and (vocab_size, d_model) float32, summed in float64."""
     return (wte.astype(np.float64) @ x.astype(np.float64)).astype(np.float32)
+
+
+# --- several vectors -------------------------------------------------------------------------------------------------
+
+ROWS_AT_ONCE = 8  # vectors that share a read of the matrix
+
+
+def gemv_rows_launch(n_rows, vocab_size):
+    """Launch configuration of :func:`gemv_rows`: rows of the matrix along x, `ROWS_AT_ONCE` vectors along y.
+
+    Raises ValueError if a size is not positive.
+    """
+    if n_rows <= 0:
+        raise ValueError(f"{n_rows} vectors: a product needs at least 1")
+    grid, block = gemv_logits_launch(vocab_size)
+    return (grid, (n_rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE), block
+
+
+@cuda.jit
+def gemv_rows(x, rows, wte, logits, n_rows, vocab_size, d_model):
+    """logits[i, v] = wte[v] · x[rows[i]]: rung 3 for several vectors, which share what is read of the matrix.
+
+    A warp holds a sum for each of 8 vectors. The matrix, most of the bytes, is read once for all 8; each vector's sum
+    has the same order as if it were alone. x: (n, d_model) float32. rows: (n_rows,) int32, which rows of x. wte:
+    (vocab_size, d_model) float32. logits: (n_rows, vocab_size) float32. Sizes: int32. All C-contiguous.
+    Launch: ``gemv_rows[gemv_rows_launch(n_rows, vocab_size)](…)``. From some 16 vectors on a tiled product is faster.
+    """
+    totals = cuda.local.array(ROWS_AT_ONCE, float32)
+    lane = cuda.threadIdx.x % WARP
+    v = cuda.grid(1) // WARP
+    first = cuda.blockIdx.y * ROWS_AT_ONCE
+    count = min(n_rows - first, ROWS_AT_ONCE)
+    if v < vocab_size:
+        for j in range(ROWS_AT_ONCE):
+            totals[j] = float32(0)
+        if d_model % 4 == 0:
+            for c in range(4 * lane, d_model, 4 * WARP):
+                w0, w1, w2, w3 = load_float4(wte, (v, c))
+                for j in range(count):
+                    x0, x1, x2, x3 = load_float4(x, (rows[first + j], c))
+                    totals[j] += (w0 * x0 + w1 * x1) + (w2 * x2 + w3 * x3)
+        else:
+            for c in range(lane, d_model, WARP):
+                for j in range(count):
+                    totals[j] += wte[v, c] * x[rows[first + j], c]
+        for j in range(count):
+            total = warp_sum(totals[j])
+            if lane == 0:
+                logits[first + j, v] = total
+
+
+def gemv_rows_reference(x, rows, wte):
+    """NumPy reference of :func:`gemv_rows`, summed in float64; returns (n_rows, vocab_size) float32."""
+    return (x[rows].astype(np.float64) @ wte.astype(np.float64).T).astype(np.float32)

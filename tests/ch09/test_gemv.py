@@ -65,3 +65,37 @@ def test_gemv_no_index_outside_the_arrays(rng, monkeypatch, kernel, d_model):
 def test_gemv_launch_refuses_empty(launch, n):
     with pytest.raises(ValueError, match=f"= {n}: a launch needs at least 1"):
         launch(n)
+
+
+def gemv_rows(x, rows, wte, vocab_size):
+    """The first ``vocab_size`` rows of wte times some rows of x; 7 lies behind the result."""
+    n = len(rows)
+    logits = cuda.to_device(np.full((n + 1, vocab_size), 7, np.float32))
+    inputs = map(cuda.to_device, (x, np.asarray(rows, np.int32), wte))
+    ch09.gemv_rows[ch09.gemv_rows_launch(n, vocab_size)](*inputs, logits, n, vocab_size, x.shape[1])
+    np.testing.assert_array_equal(logits.copy_to_host()[n:], 7)
+    return logits.copy_to_host()[:n]
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 33])
+@pytest.mark.parametrize("d_model", [31, 132])
+def test_several_vectors_are_exact_on_whole_numbers(rng, n, d_model):
+    x = rng.integers(-8, 9, (50, d_model)).astype(np.float32)
+    wte = rng.integers(-8, 9, (65, d_model)).astype(np.float32)
+    rows = rng.permutation(50)[:n]
+    np.testing.assert_array_equal(gemv_rows(x, rows, wte, 65), ch09.gemv_rows_reference(x, rows, wte))
+
+
+@pytest.mark.parametrize("d_model", [33, 768])
+def test_a_vector_does_not_depend_on_its_neighbours(rng, d_model):
+    x, wte = rng.standard_normal((20, d_model), dtype=np.float32), rng.standard_normal((40, d_model), dtype=np.float32)
+    x[3] = np.nan
+    together = gemv_rows(x, range(20), wte, 40)
+    assert np.isnan(together[3]).all() and np.isfinite(np.delete(together, 3, 0)).all()
+    for row in (0, 4, 19):
+        np.testing.assert_array_equal(gemv_rows(x, [row], wte, 40)[0], together[row])
+
+
+def test_several_vectors_refuse():
+    with pytest.raises(ValueError, match="0 vectors"):
+        ch09.gemv_rows_launch(0, 5)

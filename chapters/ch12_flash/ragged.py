@@ -1,0 +1,145 @@
+"""Chapter 12, ragged attention: the tokens of several sequences side by side, prompts and single steps alike.
+
+A batch of paged attention has one query a sequence. A serving step has more: a prompt of 5 tokens here, one token there
+and the next 3 of a long prompt behind them. Laid one behind the other they are *rows*, without any padding:
+
+    row        0  1  2  3  4    5    6  7  8
+    sequence   A  A  A  A  A    B    C  C  C        row_seq
+    position   0  1  2  3  4   41   16 17 18        positions
+
+Each row brings its key and value to its place in the pages, and then asks the keys of its own sequence up to its own
+position. That is all a causal mask says, so a row of a prompt and a step's only row need not be told apart.
+
+===================  =================================================  ===============================================
+kernel               what it does                                       blocks
+===================  =================================================  ===============================================
+``split_qkv_pages``  cuts rows of qkv into heads; keys and values go    a thread an element
+                     to their pages
+``paged_v3_rows``    attention, one block a head of a row               n_head * rows
+===================  =================================================  ===============================================
+
+v3 adds one look-up to v1: which sequence's table. Every row reads its keys itself, also those that its neighbour has
+just read: right for steps, wasteful for long prompts, where tiles of queries share them (``flash_v3``). In return a
+row's sum has one order, whoever else is in the batch and however its prompt was cut: its bits are always the same.
+
+``n_kv_head`` key heads may serve more query heads (grouped-query attention): query head h reads key head
+h * n_kv_head // n_head. GPT-2 has as many of both.
+Source: Kwon et al. 2023 (pages); Yu et al. 2022, "Orca" (rows without padding); Ainslie et al. 2023, "GQA".
+"""
+
+import numpy as np
+from numba import cuda, float32
+
+from chapters.ch03_indexing.kernels import blocks_2d
+from chapters.ch12_flash.decode import THREADS, WARPS, combine_warps, decode_reference
+from chapters.ch12_flash.kernels import HEAD_DIM_MAX, PER_LANE, WARP
+from chapters.ch12_flash.paged import attend_pages, require_block_size
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim):
+    """Launch configuration of :func:`split_qkv_pages`: columns of qkv along x, rows along y: ``(grid, block)``.
+
+    Raises ValueError if a size is not positive, or n_head not a multiple of n_kv_head.
+    """
+    if n_kv_head <= 0 or n_head % n_kv_head:
+        raise ValueError(f"{n_head} heads cannot share {n_kv_head} key heads evenly; n_head must be a multiple of it")
+    return blocks_2d(n_rows, (n_head + 2 * n_kv_head) * head_dim)
+
+
+@cuda.jit
+def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv_head, head_dim, block_size):
+    """q[r, head] = row r's queries; its keys and values go to slot ``slot_mapping[r]`` of the pages.
+
+    qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim) float32, each row its queries, keys, values. q: (n_rows, n_head,
+    head_dim) float32. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim) float32, only the rows' slots are
+    written. slot_mapping: (n_rows,) int32, page * block_size + place in it; no two alike, but for rows of padding, which
+    share page 0 and are read by nobody. All C-contiguous. Sizes: int32.
+    Launch: ``split_qkv_pages[split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)](…)``.
+    """
+    col, r = cuda.grid(2)
+    q_width = n_head * head_dim
+    kv_width = n_kv_head * head_dim
+    if r < n_rows and col < q_width + 2 * kv_width:
+        value = qkv[r, col]
+        if col < q_width:
+            q[r, col // head_dim, col % head_dim] = value
+        else:
+            page = slot_mapping[r] // block_size
+            place = slot_mapping[r] % block_size
+            head = (col - q_width) % kv_width // head_dim
+            dim = col % head_dim
+            if col < q_width + kv_width:
+                k_cache[page, head, place, dim] = value
+            else:
+                v_cache[page, head, place, dim] = value
+
+
+def split_qkv_pages_reference(qkv, k_cache, v_cache, slot_mapping, n_head):
+    """NumPy reference of :func:`split_qkv_pages`: writes to the caches, returns q."""
+    _, n_kv_head, block_size, head_dim = k_cache.shape
+    q, k, v = np.split(qkv, [n_head * head_dim, (n_head + n_kv_head) * head_dim], axis=1)
+    for r, slot in enumerate(slot_mapping):
+        k_cache[slot // block_size, :, slot % block_size] = k[r].reshape(n_kv_head, head_dim)
+        v_cache[slot // block_size, :, slot % block_size] = v[r].reshape(n_kv_head, head_dim)
+    return q.reshape(len(qkv), n_head, head_dim)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def paged_rows_launch(n_rows, n_head, head_dim, block_size):
+    """Launch configuration of :func:`paged_v3_rows`: heads along x, rows along y: ``(grid, block)``.
+
+    Raises ValueError if a size is not positive, head_dim above 128, block_size no multiple of 4, or n_rows above 65535.
+    """
+    if n_rows <= 0 or n_head <= 0 or head_dim <= 0:
+        raise ValueError(f"{n_rows} rows, {n_head} heads of {head_dim}: attention needs at least 1 of each")
+    if head_dim > HEAD_DIM_MAX:
+        raise ValueError(f"head_dim = {head_dim}: a warp holds at most {HEAD_DIM_MAX}; split the head's elements")
+    if n_rows > 65535:
+        raise ValueError(f"{n_rows} rows: a grid takes 65535 along y; launch fewer at a time")
+    require_block_size(block_size)
+    return (n_head, n_rows), THREADS
+
+
+@cuda.jit
+def paged_v3_rows(q, k_cache, v_cache, block_table, row_seq, positions, out, n_kv_head, head_dim, block_size, scale):
+    """out[r, head] = softmax(scale * q[r, head] · keys) @ values, over tokens 0 … positions[r] of r's sequence.
+
+    q, out: (n_rows, n_head, head_dim) float32. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim) float32.
+    block_table: (num_seqs, max_blocks) int32. row_seq, positions: (n_rows,) int32, a row's line of block_table and its
+    place in the sequence, whose keys up to there have been written. All C-contiguous. n_kv_head, head_dim, block_size:
+    int32; head_dim at most 128, block_size a multiple of 4. scale: float32, 1 / sqrt(head_dim) in GPT-2.
+    Launch: ``paged_v3_rows[paged_rows_launch(n_rows, n_head, head_dim, block_size)](…)``, 256 threads exactly.
+    """
+    warp_pairs = cuda.shared.array((WARPS, 2), float32)
+    warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32)
+    q_lane = cuda.local.array(PER_LANE, float32)
+    acc = cuda.local.array(PER_LANE, float32)
+    head = cuda.blockIdx.x
+    row = cuda.blockIdx.y
+    kv_head = head * n_kv_head // cuda.gridDim.x
+    for i in range(PER_LANE):
+        dim = cuda.threadIdx.x % WARP + WARP * i
+        q_lane[i] = q[row, head, dim] * scale if dim < head_dim else float32(0)
+        acc[i] = float32(0)
+    end = positions[row] + 1
+    largest, total = attend_pages(
+        q_lane, k_cache, v_cache, block_table, row_seq[row], kv_head, 0, end, head_dim, block_size, acc
+    )
+    largest, total, acc_sum = combine_warps(largest, total, acc, warp_pairs, warp_sums)
+    if cuda.threadIdx.x < head_dim:
+        out[row, head, cuda.threadIdx.x] = acc_sum / total if total != float32(0) else float32(0)
+
+
+def paged_rows_reference(q, k_cache, v_cache, block_table, row_seq, positions, scale):
+    """NumPy reference of :func:`paged_v3_rows`, in float64; returns (n_rows, n_head, head_dim) float32."""
+    out, n_head, block_size = np.zeros(q.shape, np.float32), q.shape[1], k_cache.shape[2]
+    for row, (seq, position) in enumerate(zip(row_seq, positions)):
+        pages = block_table[seq, : position // block_size + 1]
+        k, v = (np.concatenate(cache[pages], axis=1)[:, : position + 1] for cache in (k_cache, v_cache))
+        groups = np.arange(n_head) * k.shape[0] // n_head
+        out[row] = decode_reference(q[row], k[groups], v[groups], scale)
+    return out

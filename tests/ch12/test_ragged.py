@@ -1,0 +1,108 @@
+"""Chapter 12: rows of several sequences over pages, prompts and single steps in one launch."""
+
+import numpy as np
+import pytest
+from numba import cuda
+
+from chapters.ch12_flash import ragged
+from chapters.ch12_flash.paged import paged_slots
+
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
+LENGTHS = [1, 5, 33, 64, 17]  # tokens of each sequence, those that are new included
+NEW = [1, 5, 3, 1, 17]  # of them, the new ones: steps, whole prompts, the end of a prompt
+
+
+def scale_of(head_dim):
+    return np.float32(head_dim**-0.5)
+
+
+def layout(rng, block_size, lengths=LENGTHS, new=NEW):
+    """``(block_table, pages, row_seq, positions)``: pages 1 and up in random order, rows one sequence after another."""
+    needed = [-(-length // block_size) for length in lengths]
+    block_table = np.full((len(lengths), max(needed) + 1), -1, np.int32)
+    pages = 1 + rng.permutation(sum(needed)).astype(np.int32)
+    for line, count in zip(block_table, needed):
+        line[:count], pages = pages[:count], pages[count:]
+    row_seq = np.repeat(np.arange(len(lengths)), new).astype(np.int32)
+    positions = np.concatenate([np.arange(n - k, n) for n, k in zip(lengths, new)]).astype(np.int32)
+    return block_table, sum(needed) + 1, row_seq, positions
+
+
+def caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim, lengths=LENGTHS):
+    """Pages of NaN with random numbers where a token is."""
+    k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, np.float32)
+    for line, length in zip(block_table, lengths):
+        for position in range(length):
+            page, place = line[position // block_size], position % block_size
+            k[page, :, place], v[page, :, place] = rng.standard_normal((2, n_kv_head, head_dim))
+    return k, v
+
+
+def attend(q, k, v, block_table, row_seq, positions):
+    """What the kernel writes; 7 lies behind it."""
+    n_rows, n_head, head_dim = q.shape
+    _, n_kv_head, block_size, _ = k.shape
+    buffer = cuda.to_device(np.concatenate([np.full(q.size, np.nan, np.float32), np.full(40, 7, np.float32)]))
+    inputs = map(cuda.to_device, (q, k, v, block_table, row_seq, positions))
+    launch = ragged.paged_rows_launch(n_rows, n_head, head_dim, block_size)
+    ragged.paged_v3_rows[launch](
+        *inputs, buffer[: q.size].reshape(q.shape), n_kv_head, head_dim, block_size, scale_of(head_dim)
+    )
+    got = buffer.copy_to_host()
+    np.testing.assert_array_equal(got[q.size :], 7)
+    return got[: q.size].reshape(q.shape)
+
+
+@pytest.mark.parametrize("block_size", [4, 16, 64])
+@pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 32), (1, 1, 128), (6, 2, 24), (3, 1, 64)])
+def test_each_row_asks_its_own_sequence_up_to_its_position(rng, block_size, n_head, n_kv_head, head_dim):
+    block_table, n_pages, row_seq, positions = layout(rng, block_size)
+    k, v = caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim)
+    q = rng.standard_normal((len(row_seq), n_head, head_dim), dtype=np.float32)
+    expected = ragged.paged_rows_reference(q, k, v, block_table, row_seq, positions, scale_of(head_dim))
+    np.testing.assert_allclose(attend(q, k, v, block_table, row_seq, positions), expected, **TOLERANCE)
+
+
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
+    block_table, n_pages, row_seq, positions = layout(rng, 16)
+    k, v = caches(rng, block_table, n_pages, 2, 16, 32)
+    q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
+    together = attend(q, k, v, block_table, row_seq, positions)
+    for row in (0, 3, 7, 12, 26):
+        seq = row_seq[row]
+        alone = attend(q[row : row + 1], k, v, block_table[seq : seq + 1], np.zeros(1, np.int32), positions[row : row + 1])
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 24), (6, 2, 5)])
+def test_keys_and_values_go_to_their_slots_and_nowhere_else(rng, n_head, n_kv_head, head_dim):
+    block_size = 4
+    block_table, n_pages, row_seq, positions = layout(rng, block_size)
+    slots = paged_slots(block_table, row_seq, positions, block_size).astype(np.int32)
+    qkv = rng.standard_normal((len(slots), (n_head + 2 * n_kv_head) * head_dim), dtype=np.float32)
+    k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, np.float32)
+    q, device_k, device_v = cuda.device_array((len(slots), n_head, head_dim), np.float32), *map(cuda.to_device, (k, v))
+    launch = ragged.split_qkv_pages_launch(len(slots), n_head, n_kv_head, head_dim)
+    ragged.split_qkv_pages[launch](
+        cuda.to_device(qkv), q, device_k, device_v, cuda.to_device(slots), len(slots), n_head, n_kv_head, head_dim,
+        block_size,
+    )  # fmt: skip
+    expected = ragged.split_qkv_pages_reference(qkv, k, v, slots, n_head)
+    for got, wanted in ((q, expected), (device_k, k), (device_v, v)):
+        np.testing.assert_array_equal(got.copy_to_host(), wanted)
+
+
+@pytest.mark.parametrize(
+    "launch, sizes, named",
+    [
+        (ragged.paged_rows_launch, (0, 1, 64, 16), "at least 1"),
+        (ragged.paged_rows_launch, (1, 1, 129, 16), "head_dim = 129"),
+        (ragged.paged_rows_launch, (65536, 1, 64, 16), "65536 rows"),
+        (ragged.paged_rows_launch, (1, 1, 64, 6), "block_size = 6"),
+        (ragged.split_qkv_pages_launch, (1, 3, 2, 64), "3 heads cannot share 2"),
+        (ragged.split_qkv_pages_launch, (0, 2, 2, 64), "0"),
+    ],
+)
+def test_launches_refuse(launch, sizes, named):
+    with pytest.raises(ValueError, match=named):
+        launch(*sizes)
