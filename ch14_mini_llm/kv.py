@@ -49,7 +49,7 @@ class CachedGPT2(GPT2):
 
     def prefill(self, tokens: Sequence[int], choose: Callable | None = None) -> int:
         """Forget the cache, run over a prompt, and return the id that follows it; `choose` as in `GPT2.forward`."""
-        T = self._put(tokens)
+        T = self.put(tokens)
         self.length = 0
         return self._run(T, 0, choose)
 
@@ -57,7 +57,7 @@ class CachedGPT2(GPT2):
         """Run over one more token and return the id that follows it. Raises `RequestError` if the cache is full."""
         if self.length == self.max_length:
             raise RequestError(f"the cache is full: it has {self.length} of {self.max_length} tokens; start again")
-        return self._run(self._put([token]), self.length, choose)
+        return self._run(self.put([token]), self.length, choose)
 
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Yield `max_new` token ids that follow `tokens`: a prefill, then a step a token. One stream at a time."""

@@ -52,7 +52,7 @@ class GPT2(Model):
         super().__init__(config, tensors, max_length, on_tensor)
         T, d = self.max_length, config.d_model
         self._tokens = cuda.device_array(T, np.int32)
-        # one name a role in the forward pass; `_views` cuts them to the length of the sequence
+        # one name a role in the forward pass; `views` cuts them to the length of the sequence
         widths = {"x": d, "h": d, "qkv": 3 * d, "q": d, "k": d, "v": d, "att": d, "ff": config.d_ff}
         self._flat = {name: cuda.device_array(T * width, np.float32) for name, width in widths.items()}
         self._flat["scores"] = cuda.device_array(config.n_head * T * T, np.float32)
@@ -66,13 +66,13 @@ class GPT2(Model):
         float32 and write next_token (1,) int32, both on the device; None is `greedy_argmax`. Afterwards
         `self.logits` holds the logits of the last position. Raises `RequestError`.
         """
-        return self._run(self._put(tokens), 0, choose)
+        return self._run(self.put(tokens), 0, choose)
 
     def _run(self, T: int, first: int, choose: Callable | None) -> int:
         """The network over the T tokens in the buffer, which stand at positions first … first + T - 1."""
         d, d_ff, vocab_size = self.config.d_model, self.config.d_ff, self.config.vocab_size
         n_head, head_dim = self.config.n_head, self.config.head_dim
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"][first:], b.x, T, d)
         for layer, h in enumerate(self.layers):
@@ -130,7 +130,7 @@ class GPT2(Model):
         """Logits at every position, (n_tokens, vocab_size) float32 on the host; for tests, one GEMV a position."""
         self.forward(tokens)
         T, d, vocab_size = len(tokens), self.config.d_model, self.config.vocab_size
-        hidden = self._views(T).h  # the final layer norm of every position, as forward left it
+        hidden = self.views(T).h  # the final layer norm of every position, as forward left it
         out = np.empty((T, vocab_size), np.float32)
         for t in range(T):
             gemv_logits[gemv_logits_launch(vocab_size)](
@@ -139,14 +139,14 @@ class GPT2(Model):
             self.logits.copy_to_host(out[t])
         return out
 
-    def _put(self, tokens: Sequence[int]) -> int:
+    def put(self, tokens: Sequence[int]) -> int:
         """Check `tokens` and copy them to the device; returns how many there are."""
         check_tokens(tokens, self.config.vocab_size)
         self.check_length(len(tokens))
         self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
         return len(tokens)
 
-    def _views(self, T: int) -> SimpleNamespace:
+    def views(self, T: int) -> SimpleNamespace:
         """The buffers cut to T tokens: views, made once a forward because a slice takes as long as a launch."""
         n_head, head_dim = self.config.n_head, self.config.head_dim
         flat = {name: buffer[: buffer.size // self.max_length * T] for name, buffer in self._flat.items()}

@@ -160,7 +160,7 @@ def measure(model, tokens: list[int]) -> list[Slice]:
         start = time.perf_counter()
         model.forward(tokens)
         wall_ms = 1e3 * (time.perf_counter() - start)
-    put = model._put
+    put = model.put
 
     def put_and_hold(tokens):
         """Copying the tokens waits for the device; what is queued behind `hold` does not."""
@@ -169,14 +169,14 @@ def measure(model, tokens: list[int]) -> list[Slice]:
         return n
 
     passes = []
-    model._put = put_and_hold
+    model.put = put_and_hold
     try:
         for _ in range(PASSES):
             with trace() as launches:
                 model.forward(tokens)
             passes.append([as_slice(launch) for launch in launches if launch.kernel is not busy_kernel])
     finally:
-        model._put = put
+        model.put = put
     for slices in zip(*passes):
         slices[0].ms = statistics.median(one.ms for one in slices)
     return passes[0]

@@ -32,17 +32,17 @@ class FlashGPT2(GPT2):
         raise NotImplementedError("your code")
         # --- your code ends ---
 
-    def _views(self, T):
-        """The buffers cut to T tokens, under the names that ``forward`` uses: see `GPT2._views`."""
+    def views(self, T):
+        """The buffers cut to T tokens, under the names that ``forward`` uses: see `GPT2.views`."""
         # --- your code begins ---
         raise NotImplementedError("your code")
         # --- your code ends ---
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
+        T, d, d_ff = self.put(tokens), self.config.d_model, self.config.d_ff
         n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         for h in self.layers:

@@ -33,8 +33,8 @@ class FlashGPT2(GPT2):
         self._flat["lse"] = cuda.device_array(config.n_head * self.max_length, np.float32)
         # --- your code ends ---
 
-    def _views(self, T):
-        """The buffers cut to T tokens, under the names that ``forward`` uses: see `GPT2._views`."""
+    def views(self, T):
+        """The buffers cut to T tokens, under the names that ``forward`` uses: see `GPT2.views`."""
         # --- your code begins ---
         n_head, head_dim = self.config.n_head, self.config.head_dim
         flat = {name: buffer[: buffer.size // self.max_length * T] for name, buffer in self._flat.items()}
@@ -48,9 +48,9 @@ class FlashGPT2(GPT2):
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
+        T, d, d_ff = self.put(tokens), self.config.d_model, self.config.d_ff
         n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         for h in self.layers:

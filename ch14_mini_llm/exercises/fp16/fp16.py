@@ -34,8 +34,8 @@ class HalfGPT2(GPT2):
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, vocab_size = self._put(tokens), self.config.d_model, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        T, d, vocab_size = self.put(tokens), self.config.d_model, self.config.vocab_size
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         # --- your code begins ---

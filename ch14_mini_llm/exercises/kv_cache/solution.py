@@ -63,9 +63,9 @@ class CachedGPT2(GPT2):
 
     # --- your code begins (optional) ---
     def run(self, tokens):
-        T, first, d, d_ff = self._put(tokens), self.length, self.config.d_model, self.config.d_ff
+        T, first, d, d_ff = self.put(tokens), self.length, self.config.d_model, self.config.d_ff
         n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
         self.pos.copy_to_device(np.array([first], np.int32))
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"][first : first + T], b.x, T, d)
