@@ -12,7 +12,7 @@ import pytest
 
 import common
 from ch14_mini_llm import run as run_module
-from ch14_mini_llm.tokenizer import END_OF_TEXT_ID, VOCAB_SIZE, decode
+from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, VOCAB_SIZE, decode
 from ch14_mini_llm.weights import GPT2Config, load_weights, save_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
