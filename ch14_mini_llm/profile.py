@@ -37,12 +37,13 @@ import time  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 
 from ch14_mini_llm.cli import Parser, integer, run_program  # noqa: E402
+from ch14_mini_llm.engine.request import RequestError, check_request  # noqa: E402
 from ch14_mini_llm.files import FileError, check_output, write_text  # noqa: E402
-from ch14_mini_llm.request import RequestError, check_request  # noqa: E402
+from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
+from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
 from ch14_mini_llm.run import BackendProblem, describe, pick_backend, prompt_tokens, say, shown, upload  # noqa: E402
 from ch14_mini_llm.timeline import Slice, as_slice, draw, format_profile  # noqa: E402
-from ch14_mini_llm.tokenizer import TokenizerError  # noqa: E402
-from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
+from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
 
 PASSES = 3  # of our own trace: other programs disturb, and rarely at the same launch
 TOOLS = ("nsys", "ncu")
@@ -160,7 +161,7 @@ def measure(model, tokens: list[int]) -> list[Slice]:
         start = time.perf_counter()
         model.forward(tokens)
         wall_ms = 1e3 * (time.perf_counter() - start)
-    put = model._put
+    put = model.put
 
     def put_and_hold(tokens):
         """Copying the tokens waits for the device; what is queued behind `hold` does not."""
@@ -169,14 +170,14 @@ def measure(model, tokens: list[int]) -> list[Slice]:
         return n
 
     passes = []
-    model._put = put_and_hold
+    model.put = put_and_hold
     try:
         for _ in range(PASSES):
             with trace() as launches:
                 model.forward(tokens)
             passes.append([as_slice(launch) for launch in launches if launch.kernel is not busy_kernel])
     finally:
-        model._put = put
+        model.put = put
     for slices in zip(*passes):
         slices[0].ms = statistics.median(one.ms for one in slices)
     return passes[0]

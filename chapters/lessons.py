@@ -72,9 +72,15 @@ def _is_kernel_mark(mark):
 
 
 def uses():
-    """{(chapter folder's name, name): [(file, line), …]}: where the capstone uses what it imports from a chapter."""
-    found = {}
-    for path in sorted((ROOT / "ch14_mini_llm").glob("*.py")):
+    """{(chapter folder's name, name): [(file, line), …]}: where the capstone uses what it imports from a chapter.
+
+    file: relative to ``ch14_mini_llm/``, with slashes. Its exercises do not count.
+    """
+    found, capstone = {}, ROOT / "ch14_mini_llm"
+    for path in sorted(capstone.rglob("*.py")):
+        file = path.relative_to(capstone)
+        if file.parts[0] == "exercises":
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {}
         for node in ast.walk(tree):
@@ -83,7 +89,7 @@ def uses():
                 imported |= {alias.asname or alias.name: (chapter, alias.name) for alias in node.names}
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id in imported:
-                found.setdefault(imported[node.id], []).append((path.name, node.lineno))
+                found.setdefault(imported[node.id], []).append((file.as_posix(), node.lineno))
     return {key: sorted(set(places)) for key, places in found.items()}
 
 
@@ -180,8 +186,8 @@ def book_map():
         "Each chapter is a lesson to read (`README.md`), a notebook to run (`lab.ipynb`, with `make lab`), a demo "
         "(`make ch04`) and its kernels, in *ladders* of versions. A name in brackets is the plain name by which later "
         "chapters and the capstone import the version they use. The last column links the lines of "
-        "[the capstone](../ch14_mini_llm/model.py) that launch a kernel. [Exercises](exercises.md) of every chapter "
-        "grade themselves.",
+        "[the capstone](../ch14_mini_llm/naive/gpt2.py) that launch a kernel. [Exercises](exercises.md) of every "
+        "chapter grade themselves.",
         "",
         "*Written by `python -m chapters.lessons` from the code; do not edit.*",
     ]

@@ -27,11 +27,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ch14_mini_llm import tokenizer
 from ch14_mini_llm.cli import Parser, integer, number, run_program
+from ch14_mini_llm.engine.request import MAX_SEED, RequestError
 from ch14_mini_llm.files import FileError, check_output, open_input, write_text
-from ch14_mini_llm.request import MAX_SEED, RequestError
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, WeightsError, save_weights
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import save_weights
+from ch14_mini_llm.tokenizer import bpe
 
 try:
     import torch
@@ -69,7 +71,7 @@ class Settings:
     def model_config(self) -> GPT2Config:
         """The sizes that go into the weight file. Raises `WeightsError` for impossible ones."""
         return GPT2Config(
-            self.n_layer, self.n_head, self.d_model, 4 * self.d_model, self.n_ctx, vocab_size=tokenizer.VOCAB_SIZE
+            self.n_layer, self.n_head, self.d_model, 4 * self.d_model, self.n_ctx, vocab_size=bpe.VOCAB_SIZE
         )
 
 
@@ -195,7 +197,7 @@ def read_documents(path: Path) -> tuple[list[str], str]:
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, FileError) as error:
         raise CorpusError(f"{path}: cannot be read ({error}); give a UTF-8 text file, or one packed by gzip") from None
     lines = text.replace("\r\n", "\n")
-    documents = [part.strip("\n") for part in f"\n{lines}\n".split(f"\n{tokenizer.END_OF_TEXT}\n")]
+    documents = [part.strip("\n") for part in f"\n{lines}\n".split(f"\n{bpe.END_OF_TEXT}\n")]
     documents = [document for document in documents if document.strip()]
     return documents, hashlib.sha256(data).hexdigest()
 
@@ -205,9 +207,9 @@ def read_corpus(path: Path, n_ctx: int) -> Corpus:
     documents, digest = read_documents(path)
     encoded = []
     for first in range(0, len(documents), 4096):
-        encoded += tokenizer.encode_batch(documents[first : first + 4096])
+        encoded += bpe.encode_batch(documents[first : first + 4096])
     lengths = np.array([len(ids) + 1 for ids in encoded], dtype=np.int64)
-    stream = np.array([token for ids in encoded for token in (*ids, tokenizer.END_OF_TEXT_ID)], dtype=np.int32)
+    stream = np.array([token for ids in encoded for token in (*ids, bpe.END_OF_TEXT_ID)], dtype=np.int32)
     n_held_out = round(HELD_OUT * len(documents))
     held_out = int(lengths[-n_held_out:].sum()) if n_held_out else math.ceil(HELD_OUT * len(stream))
     cut = len(stream) - held_out
@@ -278,7 +280,7 @@ def choose_micro_batch(settings: Settings, device) -> int:
     if settings.micro_batch:
         return settings.micro_batch
     memory = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 3 << 30
-    fitting = max(1, memory // (16 * settings.n_ctx * tokenizer.VOCAB_SIZE))
+    fitting = max(1, memory // (16 * settings.n_ctx * bpe.VOCAB_SIZE))
     return max(rows for rows in range(1, settings.batch + 1) if settings.batch % rows == 0 and rows <= fitting)
 
 
@@ -386,7 +388,7 @@ def train(corpus: Corpus, settings: Settings, on_row=None) -> tuple[GPT2, dict]:
 def sample_text(model: GPT2, prompt: str, max_new: int, temperature: float, top_k: int = 40, seed: int = 1) -> str:
     """`prompt` and up to `max_new` tokens after it, until 50256; temperature 0 takes the likeliest token each time."""
     generator = torch.Generator().manual_seed(seed)
-    ids = tokenizer.encode(prompt)
+    ids = bpe.encode(prompt)
     for _ in range(min(max_new, model.config.n_ctx - len(ids))):
         hidden = model.hidden(torch.tensor([ids]))[0, -1]
         values, candidates = (model.wte.weight @ hidden).topk(top_k)
@@ -394,10 +396,10 @@ def sample_text(model: GPT2, prompt: str, max_new: int, temperature: float, top_
             0 if temperature == 0 else int(torch.multinomial((values / temperature).softmax(0), 1, generator=generator))
         )
         token = int(candidates[pick])
-        if token == tokenizer.END_OF_TEXT_ID:
+        if token == bpe.END_OF_TEXT_ID:
             break
         ids.append(token)
-    return tokenizer.decode(ids)
+    return bpe.decode(ids)
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------
@@ -488,7 +490,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[argparse.Namespace, Setting
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code (0, or 2 after a one-line error)."""
-    mistakes = (CorpusError, tokenizer.TokenizerError, WeightsError, FileError)
+    mistakes = (CorpusError, bpe.TokenizerError, WeightsError, FileError)
     return run_program("train_tiny", lambda: run(*parse_arguments(argv)), mistakes, "stopped; nothing was written")
 
 

@@ -34,6 +34,19 @@ def test_what_is_written_from_code_and_figures_is_up_to_date():
     assert [str(path.relative_to(ROOT)) for path in lessons.stale()] == [], "run `make lessons`"
 
 
+def test_uses_are_found_in_the_folders_of_the_capstone_but_not_in_its_exercises(tmp_path, monkeypatch):
+    launch = "from chapters.ch06_shared_tile.kernels import matmul_kernel\n\nmatmul_kernel[1, 1](A, B, C)\n"
+    for file in ("run.py", "levels/fast.py", "levels/deeper/parts.py", "exercises/flash/solution.py"):
+        path = tmp_path / "ch14_mini_llm" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(launch, encoding="utf-8")
+    monkeypatch.setattr(lessons, "ROOT", tmp_path)
+    places = [("levels/deeper/parts.py", 3), ("levels/fast.py", 3), ("run.py", 3)]
+    assert lessons.uses() == {("ch06_shared_tile", "matmul_kernel"): places}
+    link = "[levels/fast.py:3](../../ch14_mini_llm/levels/fast.py#L3)"
+    assert link in lessons.used_block(ROOT / "chapters" / "ch06_shared_tile")
+
+
 def slug(heading):
     """GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", "")).replace(" ", "-")

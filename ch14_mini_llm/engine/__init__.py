@@ -1,1 +1,1 @@
-"""Many requests on one model: what runs in the next step, and what becomes of the tokens."""
+"""Requests: what may be asked, which of them runs in the next step, and what becomes of the tokens."""

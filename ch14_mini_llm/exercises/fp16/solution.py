@@ -9,8 +9,8 @@ import common  # picks the backend, so before numba.cuda
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.model import EPS, GPT2
-from ch14_mini_llm.weights import GPT2Config
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.naive.gpt2 import EPS, GPT2
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch07_warp_reduce.argmax import greedy_argmax, greedy_argmax_launch
@@ -41,8 +41,8 @@ class HalfGPT2(GPT2):
 
     def forward(self, tokens, choose=None):
         """As `GPT2.forward`, but for the lines between the marks."""
-        T, d, vocab_size = self._put(tokens), self.config.d_model, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        T, d, vocab_size = self.put(tokens), self.config.d_model, self.config.vocab_size
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
         # --- your code begins ---

@@ -9,9 +9,9 @@ import common  # picks the backend, so before numba.cuda
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.model import EPS, GPT2
-from ch14_mini_llm.request import RequestError
-from ch14_mini_llm.weights import GPT2Config
+from ch14_mini_llm.engine.request import RequestError
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.naive.gpt2 import EPS, GPT2
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
@@ -63,9 +63,9 @@ class CachedGPT2(GPT2):
 
     # --- your code begins (optional) ---
     def run(self, tokens):
-        T, first, d, d_ff = self._put(tokens), self.length, self.config.d_model, self.config.d_ff
+        T, first, d, d_ff = self.put(tokens), self.length, self.config.d_model, self.config.d_ff
         n_head, head_dim, vocab_size = self.config.n_head, self.config.head_dim, self.config.vocab_size
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
         self.pos.copy_to_device(np.array([first], np.int32))
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"][first : first + T], b.x, T, d)

@@ -15,10 +15,10 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.model import GPT2
-from ch14_mini_llm.request import RequestError, Sampling
-from ch14_mini_llm.sampler import chooser
-from ch14_mini_llm.weights import GPT2Config
+from ch14_mini_llm.engine.request import RequestError, Sampling
+from ch14_mini_llm.levels.sampler import chooser
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.naive.gpt2 import GPT2
 from chapters.ch12_flash.decode import decode_attention, decode_splits, decode_workspace
 from chapters.ch13_llm_ops.kv_cache import kv_append, kv_launch
 from common.trace import Launch, trace
@@ -49,7 +49,7 @@ class CachedGPT2(GPT2):
 
     def prefill(self, tokens: Sequence[int], choose: Callable | None = None) -> int:
         """Forget the cache, run over a prompt, and return the id that follows it; `choose` as in `GPT2.forward`."""
-        T = self._put(tokens)
+        T = self.put(tokens)
         self.length = 0
         return self._run(T, 0, choose)
 
@@ -57,7 +57,7 @@ class CachedGPT2(GPT2):
         """Run over one more token and return the id that follows it. Raises `RequestError` if the cache is full."""
         if self.length == self.max_length:
             raise RequestError(f"the cache is full: it has {self.length} of {self.max_length} tokens; start again")
-        return self._run(self._put([token]), self.length, choose)
+        return self._run(self.put([token]), self.length, choose)
 
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Yield `max_new` token ids that follow `tokens`: a prefill, then a step a token. One stream at a time."""

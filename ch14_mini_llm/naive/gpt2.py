@@ -1,8 +1,8 @@
 """GPT-2, made of the kernels of chapters 3 to 13 and nothing else: this file defines no kernel.
 
 `GPT2.forward` is the whole network, one line a kernel. Each step runs it over the whole sequence again and keeps
-nothing but the last token's logits. That is the level ``naive`` of ``--engine``; `kv.py` adds the cache, and `fast.py`
-is what a GPU can do.
+nothing but the last token's logits. That is the level ``naive`` of ``--engine``; `levels/kv.py` adds the cache, and
+`levels/fast.py` is what a GPU can do.
 
 Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block, here with layer norm in front).
 """
@@ -18,10 +18,10 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.base import Model
-from ch14_mini_llm.request import Sampling, check_tokens
-from ch14_mini_llm.sampler import chooser
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.engine.request import Sampling, check_tokens
+from ch14_mini_llm.levels.base import Model
+from ch14_mini_llm.levels.sampler import chooser
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
@@ -52,7 +52,7 @@ class GPT2(Model):
         super().__init__(config, tensors, max_length, on_tensor)
         T, d = self.max_length, config.d_model
         self._tokens = cuda.device_array(T, np.int32)
-        # one name a role in the forward pass; `_views` cuts them to the length of the sequence
+        # one name a role in the forward pass; `views` cuts them to the length of the sequence
         widths = {"x": d, "h": d, "qkv": 3 * d, "q": d, "k": d, "v": d, "att": d, "ff": config.d_ff}
         self._flat = {name: cuda.device_array(T * width, np.float32) for name, width in widths.items()}
         self._flat["scores"] = cuda.device_array(config.n_head * T * T, np.float32)
@@ -66,13 +66,13 @@ class GPT2(Model):
         float32 and write next_token (1,) int32, both on the device; None is `greedy_argmax`. Afterwards
         `self.logits` holds the logits of the last position. Raises `RequestError`.
         """
-        return self._run(self._put(tokens), 0, choose)
+        return self._run(self.put(tokens), 0, choose)
 
     def _run(self, T: int, first: int, choose: Callable | None) -> int:
         """The network over the T tokens in the buffer, which stand at positions first … first + T - 1."""
         d, d_ff, vocab_size = self.config.d_model, self.config.d_ff, self.config.vocab_size
         n_head, head_dim = self.config.n_head, self.config.head_dim
-        w, b = self.weights, self._views(T)
+        w, b = self.weights, self.views(T)
 
         embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"][first:], b.x, T, d)
         for layer, h in enumerate(self.layers):
@@ -112,7 +112,7 @@ class GPT2(Model):
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Yield `max_new` token ids that follow `tokens`, one step each; -1 where all logits are NaN.
 
-        What the levels of ``--engine`` differ in. It checks nothing: `ch14_mini_llm.generate.generate` does.
+        What the levels of ``--engine`` differ in. It checks nothing: `ch14_mini_llm.levels.generate.generate` does.
         """
         tokens, choose = list(tokens), chooser(sampling, self.config.vocab_size)
         for _ in range(max_new):
@@ -130,7 +130,7 @@ class GPT2(Model):
         """Logits at every position, (n_tokens, vocab_size) float32 on the host; for tests, one GEMV a position."""
         self.forward(tokens)
         T, d, vocab_size = len(tokens), self.config.d_model, self.config.vocab_size
-        hidden = self._views(T).h  # the final layer norm of every position, as forward left it
+        hidden = self.views(T).h  # the final layer norm of every position, as forward left it
         out = np.empty((T, vocab_size), np.float32)
         for t in range(T):
             gemv_logits[gemv_logits_launch(vocab_size)](
@@ -139,14 +139,14 @@ class GPT2(Model):
             self.logits.copy_to_host(out[t])
         return out
 
-    def _put(self, tokens: Sequence[int]) -> int:
+    def put(self, tokens: Sequence[int]) -> int:
         """Check `tokens` and copy them to the device; returns how many there are."""
         check_tokens(tokens, self.config.vocab_size)
         self.check_length(len(tokens))
         self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
         return len(tokens)
 
-    def _views(self, T: int) -> SimpleNamespace:
+    def views(self, T: int) -> SimpleNamespace:
         """The buffers cut to T tokens: views, made once a forward because a slice takes as long as a launch."""
         n_head, head_dim = self.config.n_head, self.config.head_dim
         flat = {name: buffer[: buffer.size // self.max_length * T] for name, buffer in self._flat.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ch14_mini_llm.request import Sampling, check_request
-from ch14_mini_llm.weights import WeightsError
+from ch14_mini_llm.engine.request import Sampling, check_request
+from ch14_mini_llm.model.layout import WeightsError
 
 
 def generate(
@@ -13,7 +13,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new` token ids that follow `tokens`, each as soon as it is made.
 
-    model: of any level (`ch14_mini_llm.engines`). sampling: None takes the most likely token every time. stop: an id
+    model: of any level (`ch14_mini_llm.levels`). sampling: None takes the most likely token every time. stop: an id
     that ends the text; it is not yielded. Raises `RequestError` at once (not at the first token) for a request that the
     model cannot fulfil, and `WeightsError` at a token for which the weights give no logits but NaN.
     """
