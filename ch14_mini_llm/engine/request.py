@@ -79,3 +79,18 @@ def check_request(config: GPT2Config, tokens: Sequence[int], max_new: int, sampl
         raise RequestError(
             f"top_k is {sampling.top_k}; it can be at most this model's vocabulary, {config.vocab_size} tokens"
         )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an engine is asked for: up to ``max_new`` tokens behind a prompt.
+
+    tokens: the prompt's ids. max_new: 0 only runs over the prompt. sampling: None takes the likeliest token every time.
+    stop_tokens: any of them ends the text and is left out of it. priority: larger runs first.
+    """
+
+    tokens: Sequence[int]
+    max_new: int
+    sampling: Sampling | None = None
+    stop_tokens: Sequence[int] = ()
+    priority: int = 0

@@ -255,6 +255,14 @@ class Scheduler:
         if reason is not None:
             self._end(sequence, reason, error)
 
+    def failed(self, plan: Plan, error: str) -> None:
+        """A step could not be run: its requests end with an error, the others go on."""
+        for part in plan.parts:
+            if part.life == part.sequence.life:
+                self._end(part.sequence, "error", error)
+        self._read = plan.ticket
+        self.pool.retire(plan.ticket)
+
     def check(self) -> None:
         """Raises AssertionError unless each block is free, owned or cached, as the sequences and the cache say."""
         self.pool.check([sequence.blocks for sequence in self.running], self.cache.blocks() if self.cache else [])

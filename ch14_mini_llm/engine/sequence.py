@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from ch14_mini_llm.engine.request import Sampling
+
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
 
 
@@ -13,8 +15,9 @@ class Sequence:
     """One request's tokens, blocks and progress. Only `Scheduler` changes it.
 
     id: the engine's number of it. tokens: the prompt, then the new tokens as far as the host has read them. max_new:
-    how many new ones there may be. order: of arrival. priority: larger runs first. stop_tokens: any of them ends the
-    text, and is left out of it. reads_cache: whether keys and values of earlier requests may be used.
+    how many new ones there may be. order: of arrival. priority: larger runs first. sampling: None takes the likeliest
+    token. stop_tokens: any of them ends the text, and is left out of it. reads_cache: whether keys and values of
+    earlier requests may be used.
 
     ============  =====================================================================================================
     n_computed    tokens whose keys and values are in the blocks, or will be once the launched steps have ended
@@ -32,6 +35,7 @@ class Sequence:
     max_new: int
     order: int
     priority: int = 0
+    sampling: Sampling | None = None
     stop_tokens: frozenset[int] = frozenset()
     reads_cache: bool = True
     state: str = WAITING

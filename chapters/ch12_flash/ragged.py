@@ -54,8 +54,8 @@ def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv
 
     qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim) float32, each row its queries, keys, values. q: (n_rows, n_head,
     head_dim) float32. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim) float32, only the rows' slots are
-    written. slot_mapping: (n_rows,) int32, page * block_size + place in it; no two alike, but for rows of padding, which
-    share page 0 and are read by nobody. All C-contiguous. Sizes: int32.
+    written. slot_mapping: (n_rows,) int32, page * block_size + place in it; no two alike, but for rows of padding,
+    which share page 0 and are read by nobody. All C-contiguous. Sizes: int32.
     Launch: ``split_qkv_pages[split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)](…)``.
     """
     col, r = cuda.grid(2)

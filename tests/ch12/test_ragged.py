@@ -69,8 +69,8 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
     q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
     together = attend(q, k, v, block_table, row_seq, positions)
     for row in (0, 3, 7, 12, 26):
-        seq = row_seq[row]
-        alone = attend(q[row : row + 1], k, v, block_table[seq : seq + 1], np.zeros(1, np.int32), positions[row : row + 1])
+        one, seq = slice(row, row + 1), row_seq[row]
+        alone = attend(q[one], k, v, block_table[seq : seq + 1], np.zeros(1, np.int32), positions[one])
         np.testing.assert_array_equal(alone[0], together[row])
 
 

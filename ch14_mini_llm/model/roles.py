@@ -1,0 +1,59 @@
+"""A model on the device as records of what its weights are for: no names of a checkpoint below this line.
+
+A transformer block is a norm, a product that makes queries, keys and values, attention, a product back; another norm, a
+product up, an activation, a product down. What differs from model to model is in the records, not in the forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x @ weight + bias. weight: (n_in, n_out) on the device. bias: (n_out,), or None."""
+
+    weight: object
+    bias: object
+    n_in: int
+    n_out: int
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer norm. weight, bias: (d_model,) on the device. eps: added to the variance."""
+
+    weight: object
+    bias: object
+    eps: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block. qkv: queries, keys and values of a row one behind the other."""
+
+    index: int
+    norm_1: Norm
+    qkv: Linear
+    proj: Linear
+    norm_2: Norm
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole model. embedding: (of tokens (vocab_size, d_model), of positions (n_ctx, d_model)). head: (vocab_size,
+    d_model), for a tied head the embedding itself. n_kv_head: key heads, each serving n_head / n_kv_head heads."""
+
+    n_head: int
+    n_kv_head: int
+    head_dim: int
+    d_model: int
+    d_ff: int
+    n_ctx: int
+    vocab_size: int
+    embedding: tuple
+    layers: tuple[Layer, ...]
+    norm: Norm
+    head: object

@@ -1,0 +1,306 @@
+"""Chapter 14: the engine against the listing and transformers, and against itself in other company, bit by bit."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from make_models import make_hf_model
+from numba import cuda
+from test_engines import random_model
+
+from ch14_mini_llm.engine.engine import Engine
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.levels.generate import generate
+from ch14_mini_llm.model.gpt2 import gpt2
+from ch14_mini_llm.naive.gpt2 import GPT2
+
+SMALL = dict(n_layer=2, n_head=2, d_model=32, d_ff=72, n_ctx=96, vocab_size=61)
+PROMPTS = [1, 2, 15, 16, 17, 33, 50]
+
+
+def float32(array):
+    return cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_model(3, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return gpt2(*weights, float32)
+
+
+class Watched(Engine):
+    """An engine on pages of NaN that keeps the logits of every new token: ``seen[id, number of the token]``."""
+
+    def __init__(self, model, **options):
+        super().__init__(model, **options)
+        for pages in self.runner.cache.layers:
+            for one in pages:
+                one.copy_to_device(np.full(one.shape, np.nan, np.float32))
+        self.seen = {}
+        choose = self.runner._choose
+
+        def note(parts):
+            logits = self.runner.ops.logits_of_rows.copy_to_host() if parts else []
+            for part, row in zip(parts, logits):
+                number = part.start + part.count - part.sequence.n_prompt
+                before = self.seen.setdefault((part.sequence.id, number), row)
+                np.testing.assert_array_equal(before, row)  # made again after a preemption, it is the same
+            choose(parts)
+
+        self.runner._choose = note
+
+    def logits(self, result):
+        """(new tokens, vocab_size) of a request that has ended."""
+        return np.stack([self.seen[result.id, number] for number in range(len(result.tokens))])
+
+
+def prompts(rng, lengths=PROMPTS):
+    return [rng.integers(0, SMALL["vocab_size"], n).tolist() for n in lengths]
+
+
+def alone(model, request):
+    """``(tokens, logits)`` of a request alone in a new engine: no prefix cache, its prompt in one piece."""
+    engine = Watched(model, num_blocks=30, block_size=16, max_batch=1, max_rows=100, prefix_cache=False)
+    (result,) = engine.run([request])
+    assert result.error is None
+    return result.tokens, engine.logits(result)
+
+
+# --- the same as others ----------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_the_listings(rng, weights, model):
+    requests = [Request(prompt, 20) for prompt in prompts(rng)]
+    listing = GPT2(*weights)
+    engine = Watched(model)
+    for request, result in zip(requests, engine.run(requests)):
+        assert result.tokens == list(generate(listing, request.tokens, 20)) and result.finish_reason == "length"
+    engine.check()
+    assert engine.idle and engine.stats()["blocks_owned"] == 0
+
+
+def test_logits_are_the_listings(rng, weights, model):
+    listing = GPT2(*weights)
+    requests = [Request(prompt, 3) for prompt in prompts(rng)]
+    engine = Watched(model)
+    for request, result in zip(requests, engine.run(requests)):
+        everything = listing.logits_all([*request.tokens, *result.tokens])
+        wanted = everything[len(request.tokens) - 1 :][: len(result.tokens)]
+        np.testing.assert_allclose(engine.logits(result), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_are_transformers(rng, torch, transformers, tmp_path):
+    path, theirs = make_hf_model(tmp_path, 2, 2, 32, 96, 61, seed=5)
+    requests = [Request(prompt, 8) for prompt in prompts(rng)]
+    engine = Engine.from_file(path)
+    seen = {}
+    choose = engine.runner._choose
+
+    def note(parts):
+        for part, row in zip(parts, engine.runner.ops.logits_of_rows.copy_to_host() if parts else []):
+            seen[part.sequence.id, part.start + part.count] = row
+        choose(parts)
+
+    engine.runner._choose = note
+    for request, result in zip(requests, engine.run(requests)):
+        tokens = [*request.tokens, *result.tokens]
+        with torch.no_grad():
+            logits = theirs(torch.tensor([tokens])).logits[0].numpy()
+        for end in range(len(request.tokens), len(tokens)):
+            np.testing.assert_allclose(seen[result.id, end], logits[end - 1], atol=1e-4)
+            assert tokens[end] == int(np.argmax(logits[end - 1]))
+
+
+def test_draws_are_those_of_one_sequence_at_a_time(rng, weights, model):
+    listing = GPT2(*weights)
+    requests = [Request(prompt, 12, Sampling(0.9, top_k=20, seed=i) if i % 2 else None)
+                for i, prompt in enumerate(prompts(rng))]  # fmt: skip
+    for request, result in zip(requests, Engine(model).run(requests)):
+        assert result.tokens == list(generate(listing, request.tokens, 12, request.sampling))
+
+
+# --- the same in any company -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"max_batch": 3, "max_rows": 9}, {"block_size": 4}, {"block_size": 64},
+        {"num_blocks": 9}, {"num_blocks": 5, "max_batch": 4, "max_rows": 40}, {"prefix_cache": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bits_do_not_depend_on_who_else_is_there(rng, model, options):
+    requests = [Request(prompt, 14) for prompt in prompts(rng)]
+    engine = Watched(model, **options)
+    for _ in range(2):  # the second time, prompts are in the prefix cache
+        for request, result in zip(requests, engine.run(requests)):
+            tokens, logits = alone(model, request)
+            assert result.tokens == tokens[: len(result.tokens)]
+            assert len(result.tokens) == 14 or "pool" in result.error
+            np.testing.assert_array_equal(engine.logits(result), logits[: len(result.tokens)])
+        engine.check()
+        engine.seen.clear()
+    stats = engine.stats()
+    assert ("num_blocks" not in options or stats["preemptions"] > 0) and stats["blocks_owned"] == 0
+
+
+@pytest.mark.parametrize("n", [15, 16, 17, 31, 32, 33])
+def test_a_prompt_that_is_known_gives_the_same(rng, model, n):
+    (prompt,) = prompts(rng, [n])
+    engine = Watched(model)
+    wanted, logits = alone(model, Request(prompt, 4))
+    for times in (1, 4, 4):
+        for result in engine.run([Request(prompt, 4)] * times):
+            assert result.tokens == wanted
+            np.testing.assert_array_equal(engine.logits(result), logits)
+    assert result.cached_tokens == (n - 1) // 16 * 16
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=24), st.integers(2, 12), st.integers(1, 4), st.integers(1, 9))
+def test_random_schedules(model, actions, num_blocks, max_batch, more):
+    """Submits, steps and aborts in any order, on pages of NaN: what comes out is what would come out alone."""
+    engine = Watched(model, num_blocks=num_blocks, block_size=4, max_batch=max_batch, max_rows=max_batch + more)
+    requests, got, ends = {}, {}, {}
+
+    def step():
+        for output in engine.step():
+            got[output.id] += output.tokens
+            if output.finish_reason:
+                ends[output.id] = output
+        engine.check()
+
+    for action in actions:
+        kind, value = action % 4, action // 4
+        if kind == 0:
+            request = Request([value % 3] * min(1 + value % 13, num_blocks * 4), value // 8)
+            id = engine.submit(request)
+            requests[id], got[id] = request, []
+        elif kind == 1 and requests:
+            engine.abort(value % len(requests))
+        else:
+            step()
+    for _ in range(3000):
+        if engine.idle:
+            break
+        step()
+    assert engine.idle and ends.keys() == requests.keys()
+    for id, request in requests.items():
+        tokens, _ = solo(model, request)
+        whole = ends[id].finish_reason == "length" and ends[id].error is None
+        assert got[id] == (tokens if whole else tokens[: len(got[id])])
+
+
+_solo = {}
+
+
+def solo(model, request):
+    key = tuple(request.tokens), request.max_new
+    if key not in _solo:
+        _solo[key] = alone(model, request) if request.max_new else ([], None)
+    return _solo[key]
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "request_, named",
+    [
+        (Request([], 1), "no tokens"), (Request([61], 1), "token id 61"), (Request([1], -1), "max_new is -1"),
+        (Request([1], 96), "max_new up to 95"), (Request([1] * 40, 1), "the prompt has 40 tokens"),
+        (Request([1], 1, stop_tokens=[70]), "token id 70"), (Request([1], 1, Sampling(top_k=70)), "top_k is 70"),
+        (Request([1], 1.5), "max_new is 1.5"),
+    ],
+)  # fmt: skip
+def test_what_can_never_run_is_refused_and_the_next_one_runs(model, request_, named):
+    engine = Engine(model, num_blocks=8, block_size=4)
+    with pytest.raises(RequestError, match=named):
+        engine.submit(request_)
+    bad, good = engine.run([request_, Request([1, 2], 3)])
+    assert named in bad.error and bad.finish_reason == "error" and good.error is None and len(good.tokens) == 3
+
+
+@pytest.mark.parametrize("option", [{"block_size": 6}, {"block_size": 2}, {"max_rows": 4}, {"num_blocks": 0}])
+def test_sizes_that_cannot_be_are_refused(model, option):
+    with pytest.raises(RequestError, match=f"{next(iter(option))} is {next(iter(option.values()))}"):
+        Engine(model, max_batch=4, **option)
+
+
+def test_a_request_that_outgrows_the_pool_says_so(model):
+    engine = Engine(model, num_blocks=3, block_size=4)
+    grown, after = engine.run([Request([1] * 6, 50), Request([2], 3)])
+    assert grown.finish_reason == "length" and "pool of 3 blocks of 4 tokens" in grown.error
+    assert len(grown.tokens) == 7 and after.error is None
+
+
+def test_logits_of_nan_end_one_request_and_no_other(rng, weights):
+    config, tensors = weights
+    broken = dict(tensors)
+    broken["wpe.weight"] = tensors["wpe.weight"].copy()
+    broken["wpe.weight"][20] = np.nan
+    engine = Engine(gpt2(config, broken, float32))
+    short, long = prompts(rng, [5, 19])
+    fine, ends = engine.run([Request(short, 10), Request(long, 10)])
+    assert ends.finish_reason == "error" and "NaN" in ends.error and len(ends.tokens) == 2  # position 20 is the second
+    assert fine.error is None and fine.tokens == alone(gpt2(config, tensors, float32), Request(short, 10))[0]
+
+
+def test_an_error_in_a_step_ends_its_requests_and_not_the_engine(model, monkeypatch):
+    engine = Engine(model)
+    launch = engine.runner.launch
+
+    def fails(plan):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine.runner, "launch", fails)
+    (result,) = engine.run([Request([1, 2, 3], 5)])
+    assert result.finish_reason == "error" and "the device is gone" in result.error
+    monkeypatch.setattr(engine.runner, "launch", launch)
+    assert engine.run([Request([1, 2, 3], 5)])[0].error is None
+    engine.check()
+
+
+def test_requests_come_and_go_from_other_threads(model):
+    engine = Engine(model, num_blocks=40, block_size=4, max_batch=4)
+    ids, ends, stop = [], {}, threading.Event()
+
+    def client(seed):
+        for k in range(10):
+            ids.append(engine.submit(Request([seed] * (k + 1), 6)))
+            if k % 3 == 0:
+                engine.abort(ids[-1])
+
+    def run():
+        while not (stop.is_set() and engine.idle):
+            for output in engine.step():
+                if output.finish_reason:
+                    assert output.id not in ends
+                    ends[output.id] = output.finish_reason
+
+    threads = [threading.Thread(target=client, args=[seed]) for seed in range(3)]
+    loop = threading.Thread(target=run)
+    for thread in (loop, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    loop.join(timeout=120)
+    assert not loop.is_alive() and sorted(ends) == sorted(ids) == list(range(30))
+    assert set(ends.values()) <= {"abort", "length"}
+    engine.check()
+
+
+def test_nothing_happens_to_an_unknown_or_ended_id(model):
+    engine = Engine(model)
+    (result,) = engine.run([Request([1], 2)])
+    engine.abort(result.id)
+    engine.abort(12345)
+    assert engine.step() == [] and engine.idle
