@@ -82,9 +82,10 @@ def run_program(
 ) -> int:
     """Run a program; returns its exit code. What the user has to know if it fails is one line on the standard error.
 
-    0: `work` is done. 2: it raised `RequestError`, one of `mistakes`, or MemoryError, or the standard output is closed
-    or cannot be written. 130: interrupted; the line is `stopped`. 141: whoever read the output has gone (``head``).
-    Messages that the standard error does not take are lost, and the program goes on.
+    What `work` returns if that is an int, else 0: it is done. 2: it raised `RequestError`, one of `mistakes`, or
+    MemoryError, or the standard output is closed or cannot be written. 130: interrupted; the line is `stopped`. 141:
+    whoever read the output has gone (``head``). Messages that the standard error does not take are lost, and the
+    program goes on.
     """
     output, errors = sys.stdout, sys.stderr
     _open_closed_streams()
@@ -98,12 +99,12 @@ def run_program(
         sys.stdout = _Output(output)
         check_environment()
         try:
-            work()
+            code = work()
         except SystemExit:
             sys.stdout.flush()  # of --help
             raise
         sys.stdout.flush()
-        return 0
+        return code if type(code) is int else 0
     except BrokenPipeError:
         _silence(output)  # Python flushes once more at its end
         return 141

@@ -55,12 +55,15 @@ def main(argv: list[str] | None = None) -> int:
     return run_program("run.py", lambda: run(build_parser().parse_args(argv)), mistakes)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Load, generate, print: the program without its error handling."""
+def run(options: argparse.Namespace) -> int | None:
+    """Load, generate, print: the program without its error handling; returns its exit code if that is not 0."""
     if options.weights == "":
         raise RequestError("--weights is empty; give the path of a weight file, or leave it out")
     path = options.weights or default_weights()
+    lines = batch_lines(options)
     config, tensors = load_weights(path)
+    if lines is not None:
+        return run_lines(options, lines, path, config, tensors)
     prompt = prompt_tokens(options)
     sampling = build_sampling(options)
     check_request(config, prompt, options.max_new, sampling)
@@ -74,10 +77,11 @@ def run(options: argparse.Namespace) -> None:
 
     from ch14_mini_llm.levels.generate import generate
 
-    model = upload(config, tensors, len(prompt) + options.max_new, options.engine)
+    level = options.engine or "naive"
+    model = upload(config, tensors, len(prompt) + options.max_new, level)
     del tensors
     for note in getattr(model, "notes", []):
-        say(f"engine {options.engine}: {note}")
+        say(f"engine {level}: {note}")
 
     tokens, times = list(prompt), []
     stream = Stream(enabled=not options.json)
@@ -101,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
         "stopped": "max_new" if len(times) == options.max_new else "end_of_text",
         "backend": backend,
         "device": device,
-        "engine": options.engine,
+        "engine": level,
         "weights": str(path),
         "tokens_per_s": rate(start, times),
         "first_token_s": first - start,
@@ -125,11 +129,39 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     if options.trace:
-        print_trace(launches, len(tokens) - bool(times), options.engine)
+        print_trace(launches, len(tokens) - bool(times), level)
     if options.stats:
         print_stats(result, len(times))
     print(f"tokens: {','.join(map(str, tokens))}")
     print(f"text: {json.dumps(result['text'], ensure_ascii=False)}")
+
+
+def batch_lines(options: argparse.Namespace) -> list[bytes] | None:
+    """The lines of the file that --batch names, None without it; raises `RequestError`."""
+    if options.batch is None:
+        return None
+    for name in ("tokens", "prompt", "trace", "stats", "json"):
+        if getattr(options, name) not in (None, False):
+            raise RequestError(f"--batch and --{name} are both given; with --batch, requests and results are in files")
+    if options.engine not in (None, "kv"):
+        raise RequestError(f"--batch and --engine={options.engine}: batches run on the level kv")
+    from ch14_mini_llm.offline import read_lines
+
+    return read_lines(options.batch)
+
+
+def run_lines(options, lines, path, config, tensors) -> int:
+    """Run a file of requests on the engine; returns the exit code."""
+    defaults = {name: getattr(options, name) for name in ("max_new", "temperature", "top_k", "top_p", "seed")}
+    defaults = {name: value for name, value in defaults.items() if value is not None}
+    backend, device, reason = pick_backend()
+    say(f"weights: {shown(path)} ({describe(config)})")
+    say(f"backend: {backend}, {device} ({reason})")
+    from ch14_mini_llm.engine.engine import Engine
+    from ch14_mini_llm.offline import run_batch
+
+    engine = Engine.of(config, tensors)
+    return run_batch(engine, lines, defaults | {"ignore_eos": options.ignore_eos})
 
 
 def build_parser() -> Parser:
@@ -143,6 +175,7 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--tokens", metavar="IDS", help="the prompt as token ids, such as 15496,11,612,318 (that is the default)")
     add("--prompt", metavar="TEXT", help="the prompt as text, instead of --tokens")
+    add("--batch", metavar="FILE", help="many requests, a JSON object a line (see ch14_mini_llm/offline.py)")
     add("--max_new", metavar="N", type=integer, default=DEFAULT_MAX_NEW, help="how many tokens to add (default 64)")
     add("--weights", metavar="FILE", help="a weight file (default: data/gpt2-small.bin if there, else the tiny model)")
     add("--temperature", metavar="T", type=number, help="draw with the logits divided by T (default 1)")
@@ -150,7 +183,7 @@ def build_parser() -> Parser:
     add("--top_p", metavar="P", type=number, help="draw from the fewest tokens that have P of the probability")
     add("--seed", metavar="S", type=integer, help="start of the random numbers: the same seed, the same text")
     add("--ignore_eos", action="store_true", help="go on after <|endoftext|> (default: stop there and leave it out)")
-    add("--engine", metavar="LEVEL", default="naive", choices=list(ENGINES), help="naive, kv or fast: " + "; ".join(
+    add("--engine", metavar="LEVEL", choices=list(ENGINES), help="naive (default), kv or fast: " + "; ".join(
         f"{level} is {what}" for level, what in ENGINES.items()))  # fmt: skip
     add("--stats", action="store_true", help="show tokens per second, time to the first token, backend, device")
     add("--trace", action="store_true", help="show every kernel launch of the last step")

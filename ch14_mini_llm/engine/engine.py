@@ -111,7 +111,11 @@ class Engine:
         level than ``kv``: ``fast`` runs one sequence at a time so far."""
         if level != "kv":
             raise RequestError(f"level is {level!r}; batches run on the level kv")
-        config, tensors = load_weights(path)
+        return cls.of(*load_weights(path), on_tensor, **options)
+
+    @classmethod
+    def of(cls, config, tensors, on_tensor: Callable[[str, int], None] | None = None, **options) -> Engine:
+        """An engine for the sizes and tensors that `load_weights` gives; options as for the class."""
         upload = lambda array: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
         return cls(gpt2(config, tensors, upload, on_tensor), **options)
 

@@ -1,0 +1,128 @@
+"""A file of requests through the engine: a line of JSON in, a line of JSON out, in order.
+
+    {"prompt": "Once upon a time", "max_new": 20, "temperature": 0.8, "seed": 1}
+    {"tokens": [15496, 11], "id": "a"}
+
+A line has ``prompt`` or ``tokens``, and of `FIELDS` what it wants otherwise than the command line says. A line that is
+no such request has a result with an ``error``, and the others run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.files import FileError, open_input
+from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode
+
+DRAWING = ("temperature", "top_k", "top_p", "seed")
+FIELDS = ("id", "prompt", "tokens", "max_new", "priority", "stop_tokens", "ignore_eos", *DRAWING)
+MOST_BYTES = 1 << 30
+
+
+def read_lines(path: str | os.PathLike) -> list[bytes]:
+    """The lines of a file that are not blank. Raises `RequestError` if it cannot be read."""
+    try:
+        with open_input(path) as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        raise RequestError(f"--batch: there is no file {path}; give a file with a request a line") from None
+    except (OSError, FileError) as error:
+        raise RequestError(f"--batch: {path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(data) > MOST_BYTES:
+        raise RequestError(f"--batch: {path} has more than {MOST_BYTES} bytes; cut it into several files")
+    lines = [line for line in data.splitlines() if line.strip()]
+    if not lines:
+        raise RequestError(f"--batch: {path} has no requests; give a file with one a line")
+    return lines
+
+
+def parse(line: bytes, defaults: dict, vocab_size: int) -> tuple[object, Request]:
+    """``(id, request)`` of a line. defaults: fields that it may leave out. Raises `RequestError`."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"not JSON: {str(error)[:100]}") from None
+    if not isinstance(fields, dict):
+        raise RequestError('not an object; write one such as {"prompt": "Once upon a time"}')
+    unknown = sorted(set(fields) - set(FIELDS))
+    if unknown:
+        raise RequestError(f"field {unknown[0][:40]!r} is unknown; a request has {', '.join(FIELDS)}")
+    if ("prompt" in fields) == ("tokens" in fields):
+        raise RequestError("a request has one of the fields prompt and tokens")
+    known = {**defaults, **{name: value for name, value in fields.items() if value is not None}}
+    tokens = known["tokens"] if "tokens" in fields else _encoded(known["prompt"])
+    if not isinstance(tokens, list):
+        raise RequestError("tokens must be a list of ids, such as [15496, 11]")
+    stop = known.get("stop_tokens", [])
+    if not isinstance(stop, list):
+        raise RequestError("stop_tokens must be a list of ids, such as [50256]")
+    drawing = {name: known[name] for name in DRAWING if name in known}
+    for name, value in {**drawing, "max_new": known["max_new"], "priority": known.get("priority", 0)}.items():
+        whole = name not in ("temperature", "top_p")
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise RequestError(f"{name} is {str(value)[:40]}; it must be a {'whole ' if whole else ''}number")
+    if drawing:
+        drawing.setdefault("seed", int.from_bytes(os.urandom(4), "little"))
+    sampling = Sampling(**drawing) if drawing else None
+    if not known.get("ignore_eos") and vocab_size > END_OF_TEXT_ID:
+        stop = [*stop, END_OF_TEXT_ID]
+    return fields.get("id"), Request(tokens, known["max_new"], sampling, stop, known.get("priority", 0))
+
+
+def _encoded(prompt) -> list[int]:
+    if not isinstance(prompt, str) or not prompt:
+        raise RequestError("prompt must be a text of at least one character")
+    try:
+        return encode(prompt)
+    except TokenizerError as error:
+        raise RequestError(str(error)) from None
+
+
+def results(engine, lines: list[bytes], defaults: dict, on_end: Callable[[], None]) -> Iterator[dict]:
+    """Run the requests of ``lines``; yields a dict a line, in their order, each as soon as it can.
+
+    on_end: called when a request has ended, whichever.
+    """
+    found: list[dict | None] = [None] * len(lines)
+    running, shown = {}, 0
+    for number, line in enumerate(lines):
+        name = None
+        try:
+            name, request = parse(line, defaults, engine.model.vocab_size)
+            running[engine.submit(request)] = number, name, request, []
+        except RequestError as error:
+            found[number] = {"line": number + 1, "id": name, "finish_reason": "error", "error": str(error)}
+            on_end()
+    while shown < len(lines):
+        while shown < len(lines) and found[shown] is not None:
+            yield found[shown]
+            shown += 1
+        for output in engine.step() if running else ():
+            number, name, request, tokens = running[output.id]
+            tokens += output.tokens
+            if output.finish_reason is not None:
+                del running[output.id]
+                found[number] = {
+                    "line": number + 1, "id": name, "tokens": tokens, "text": decode(tokens),
+                    "finish_reason": output.finish_reason, "error": output.error,
+                    "seed": request.sampling.seed if request.sampling else None,
+                }  # fmt: skip
+                on_end()
+
+
+def run_batch(engine, lines: list[bytes], defaults: dict) -> int:
+    """Print a result a line, with progress on the standard error; returns the exit code, 1 if a request failed."""
+    from tqdm import tqdm
+
+    failed = 0
+    with tqdm(total=len(lines), unit=" requests", desc="running", leave=False, file=sys.stderr) as bar:
+        for result in results(engine, lines, defaults, on_end=bar.update):
+            failed += result["error"] is not None
+            print(json.dumps(result, ensure_ascii=False), flush=True)
+    if failed:
+        print(f"{failed} of {len(lines)} requests have an error; see their results", file=sys.stderr)
+    return 1 if failed else 0
