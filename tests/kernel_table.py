@@ -42,12 +42,13 @@ ONE_SHAPE = {
         "decode_v4_parts", "paged_v1_block_per_head", "paged_v2_split_k", "scan_tile_offsets",
         "paged_v3_rows",
     ],
+    "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip
 # Kernels with shared memory that does not depend on the block: any block of whole warps will do.
 ANY_BLOCK = [
     "sum_v3_warp_then_block", "sum_v4_float4", "histogram_v2_privatised", "histogram_v3_coarsened",
-    "histogram_v4_copies", "top_k_v1_radix_select", "softmax_v1_naive", "logsumexp_row", "pick_best", "draw_token_at",
+    "histogram_v4_copies", "softmax_v1_naive", "logsumexp_row", "pick_best", "draw_token_at",
 ]  # fmt: skip
 # Kernels that take no size at which a warp would be cut.
 WHOLE = {
