@@ -11,7 +11,7 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.request import RequestError
+from ch14_mini_llm.engine.request import RequestError
 from ch14_mini_llm.weights import GPT2Config, load_weights
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
-from ch14_mini_llm.request import RequestError
+from ch14_mini_llm.engine.request import RequestError
 
 # Numbers that libraries take from the environment: they fail on others, and not by name. (lowest, whether integers)
 ENVIRONMENT = {

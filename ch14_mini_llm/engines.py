@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ch14_mini_llm.request import RequestError
+from ch14_mini_llm.engine.request import RequestError
 
 ENGINES = {
     "naive": "the readable forward pass over the whole sequence at each step, float32 (model.py); the oracle",

@@ -15,8 +15,8 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
+from ch14_mini_llm.engine.request import RequestError, Sampling
 from ch14_mini_llm.model import GPT2
-from ch14_mini_llm.request import RequestError, Sampling
 from ch14_mini_llm.sampler import chooser
 from ch14_mini_llm.weights import GPT2Config
 from chapters.ch12_flash.decode import decode_attention, decode_splits, decode_workspace

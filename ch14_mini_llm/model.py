@@ -19,7 +19,7 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.base import Model
-from ch14_mini_llm.request import Sampling, check_tokens
+from ch14_mini_llm.engine.request import Sampling, check_tokens
 from ch14_mini_llm.sampler import chooser
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add

@@ -33,8 +33,8 @@ elif str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
+from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
 from ch14_mini_llm.engines import ENGINES, make_engine  # noqa: E402
-from ch14_mini_llm.request import RequestError, Sampling, check_request  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
 from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
 

@@ -8,7 +8,7 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.request import Sampling
+from ch14_mini_llm.engine.request import Sampling
 from chapters.ch13_llm_ops.sampling import sample
 
 

@@ -8,8 +8,8 @@ import common  # picks the backend, so before numba.cuda
 # isort: split
 from itertools import islice
 
+from ch14_mini_llm.engine.request import RequestError, check_tokens
 from ch14_mini_llm.model import GPT2
-from ch14_mini_llm.request import RequestError, check_tokens
 from ch14_mini_llm.weights import GPT2Config
 
 

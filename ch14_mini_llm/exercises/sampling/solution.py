@@ -11,8 +11,8 @@ import math
 import numpy as np
 from numba import cuda
 
+from ch14_mini_llm.engine.request import RequestError
 from ch14_mini_llm.model import GPT2
-from ch14_mini_llm.request import RequestError
 from ch14_mini_llm.weights import GPT2Config
 from chapters.ch13_llm_ops.sampling import draw_token, filter_logits, sample_launch
 

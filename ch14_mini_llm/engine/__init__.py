@@ -1,0 +1,1 @@
+"""Requests to a model: what may be asked of one, and the checks."""
