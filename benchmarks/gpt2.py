@@ -43,7 +43,7 @@ from tqdm import tqdm  # noqa: E402
 from benchmarks import peers as other  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
-from ch14_mini_llm.generate import generate  # noqa: E402
+from ch14_mini_llm.levels.generate import generate  # noqa: E402
 from ch14_mini_llm.weights import DATA_DIR, GPT2Config, WeightsError, load_weights  # noqa: E402
 from common import bench  # noqa: E402
 
@@ -57,7 +57,7 @@ SLOW_TOKENS, SLOW_REPEATS = 32, 3
 
 def make_level(level, config, tensors):
     """Our model of one level, on the device."""
-    from ch14_mini_llm.engines import make_engine
+    from ch14_mini_llm.levels import make_engine
 
     return make_engine(level, config, tensors)
 

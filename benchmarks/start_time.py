@@ -5,7 +5,7 @@
 Prints a table and writes ``<out>/<device>/start.json``. Compiled kernels are kept on disk (see the README), so each
 engine is started once before, uncounted: what is measured is an ordinary start. Without ``--weights`` the model on a
 GPU has the size of GPT-2 (124M) and random weights, from a file that this writes; without a GPU it is the tiny one in
-``data/``. *Import* is the time of ``import ch14_mini_llm.<engine>`` in a process that does nothing else.
+``data/``. *Import* is the time of importing the engine's module in a process that does nothing else.
 Exit codes: 0 all measured, 1 a program failed (its error is printed), 2 bad arguments.
 """
 
@@ -31,7 +31,7 @@ from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.weights import DATA_DIR, save_weights  # noqa: E402
 from common import bench  # noqa: E402
 
-MODULES = {"naive": "model", "kv": "kv", "fast": "fast"}
+MODULES = {"naive": "naive.gpt2", "kv": "levels.kv", "fast": "levels.fast"}
 IMPORT = "import time; start = time.perf_counter(); import ch14_mini_llm.{}; print(time.perf_counter() - start)"
 
 

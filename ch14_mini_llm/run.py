@@ -34,7 +34,7 @@ elif str(ROOT) not in sys.path:
 
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
-from ch14_mini_llm.engines import ENGINES, make_engine  # noqa: E402
+from ch14_mini_llm.levels import ENGINES, make_engine  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
 from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
 
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
         settings = ", ".join(f"{name} {value}" for name, value in vars(sampling).items() if value is not None)
         say(f"sampling: {settings}")
 
-    from ch14_mini_llm.generate import generate
+    from ch14_mini_llm.levels.generate import generate
 
     model = upload(config, tensors, len(prompt) + options.max_new, options.engine)
     del tensors

@@ -186,8 +186,8 @@ def book_map():
         "Each chapter is a lesson to read (`README.md`), a notebook to run (`lab.ipynb`, with `make lab`), a demo "
         "(`make ch04`) and its kernels, in *ladders* of versions. A name in brackets is the plain name by which later "
         "chapters and the capstone import the version they use. The last column links the lines of "
-        "[the capstone](../ch14_mini_llm/model.py) that launch a kernel. [Exercises](exercises.md) of every chapter "
-        "grade themselves.",
+        "[the capstone](../ch14_mini_llm/naive/gpt2.py) that launch a kernel. [Exercises](exercises.md) of every "
+        "chapter grade themselves.",
         "",
         "*Written by `python -m chapters.lessons` from the code; do not edit.*",
     ]

@@ -21,8 +21,8 @@ import common  # noqa: E402  (before numba.cuda)
 from benchmarks.gpt2 import GPT2_124M  # noqa: E402
 from benchmarks.peers import random_weights  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError  # noqa: E402
-from ch14_mini_llm.engines import make_engine  # noqa: E402
-from ch14_mini_llm.generate import generate  # noqa: E402
+from ch14_mini_llm.levels import make_engine  # noqa: E402
+from ch14_mini_llm.levels.generate import generate  # noqa: E402
 from common.backend import describe  # noqa: E402
 from common.graph import Graph  # noqa: E402
 

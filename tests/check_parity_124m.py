@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 from make_models import make_hf_model  # noqa: E402
 
 import common  # noqa: E402  (before numba.cuda)
-from ch14_mini_llm.model import GPT2  # noqa: E402
+from ch14_mini_llm.naive.gpt2 import GPT2  # noqa: E402
 from common.backend import describe  # noqa: E402
 from common.trace import summarize  # noqa: E402
 

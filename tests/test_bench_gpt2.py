@@ -14,8 +14,8 @@ pytest.importorskip("transformers")
 
 from benchmarks import gpt2, gpt2_plot, peers
 from benchmarks.ladders import device_folder
-from ch14_mini_llm.generate import generate
-from ch14_mini_llm.model import GPT2
+from ch14_mini_llm.levels.generate import generate
+from ch14_mini_llm.naive.gpt2 import GPT2
 from ch14_mini_llm.weights import GPT2Config, save_weights, tensor_table
 from common import bench
 

@@ -104,12 +104,12 @@ CH03, CH07 = "chapters/ch03_indexing/kernels.py", "chapters.ch07_warp_reduce"
     "path, line, name",
     [
         ("common/a.py", "import chapters.ch03_indexing", "chapters.ch03_indexing"),
-        ("common/cpu/a.py", "def f():\n    from ch14_mini_llm import model", "ch14_mini_llm"),
+        ("common/cpu/a.py", "def f():\n    from ch14_mini_llm import naive", "ch14_mini_llm"),
         (CH03, f"from {CH07} import kernels", CH07),
         (CH03, "from ..ch07_warp_reduce.kernels import warp_sum", f"{CH07}.kernels"),
         (CH03, "from chapters import ch07_warp_reduce", CH07),
-        (CH03, "from ch14_mini_llm.model import GPT2", "ch14_mini_llm.model"),
-        ("ch14_mini_llm/model.py", "import data.train_tiny", "data.train_tiny"),
+        (CH03, "from ch14_mini_llm.naive.gpt2 import GPT2", "ch14_mini_llm.naive.gpt2"),
+        ("ch14_mini_llm/naive/gpt2.py", "import data.train_tiny", "data.train_tiny"),
     ],
 )
 def test_an_upward_import_is_found(path, line, name):
@@ -117,7 +117,7 @@ def test_an_upward_import_is_found(path, line, name):
 
 
 def test_a_downward_import_is_fine():
-    assert not upward_imports(f"from {CH07}.kernels import x\nimport common", "ch14_mini_llm/model.py")
+    assert not upward_imports(f"from {CH07}.kernels import x\nimport common", "ch14_mini_llm/naive/gpt2.py")
     assert not upward_imports("from ..ch07_warp_reduce.kernels import x", "chapters/ch10_softmax/kernels.py")
 
 

@@ -151,9 +151,9 @@ def test_every_token_is_on_screen_before_the_next_is_made(weights, monkeypatch, 
             shown.append(capsys.readouterr().out)
             yield token
 
-    import ch14_mini_llm.generate
+    import ch14_mini_llm.levels.generate
 
-    monkeypatch.setattr(ch14_mini_llm.generate, "generate", watched)
+    monkeypatch.setattr(ch14_mini_llm.levels.generate, "generate", watched)
     assert run_module.main(["--weights", str(weights)]) == 0
     assert shown == ["", "Hello, there is a", " wonderful"]
 
@@ -162,9 +162,9 @@ def test_half_a_character_waits_for_the_other_half(weights, monkeypatch, capsys)
     snake = run_module.encode("\U0001f40d")
     assert len(snake) > 1
     made = iter([*snake, snake[0]])
-    import ch14_mini_llm.generate
+    import ch14_mini_llm.levels.generate
 
-    monkeypatch.setattr(ch14_mini_llm.generate, "generate", lambda *args, **kwargs: made)
+    monkeypatch.setattr(ch14_mini_llm.levels.generate, "generate", lambda *args, **kwargs: made)
     assert run_module.main(["--weights", str(weights), "--tokens=64"]) == 0
     assert capsys.readouterr().out.startswith("a\U0001f40d\ufffd\n\n")
 

@@ -4,8 +4,8 @@ import numpy as np
 from test_engines import RELATIVE, last_logits, prompt_of, random_model
 
 from ch14_mini_llm.engine.request import Sampling
-from ch14_mini_llm.engines import make_engine
-from ch14_mini_llm.generate import generate
+from ch14_mini_llm.levels import make_engine
+from ch14_mini_llm.levels.generate import generate
 
 
 def test_a_prompt_and_three_steps():

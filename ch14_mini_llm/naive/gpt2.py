@@ -1,8 +1,8 @@
 """GPT-2, made of the kernels of chapters 3 to 13 and nothing else: this file defines no kernel.
 
 `GPT2.forward` is the whole network, one line a kernel. Each step runs it over the whole sequence again and keeps
-nothing but the last token's logits. That is the level ``naive`` of ``--engine``; `kv.py` adds the cache, and `fast.py`
-is what a GPU can do.
+nothing but the last token's logits. That is the level ``naive`` of ``--engine``; `levels/kv.py` adds the cache, and
+`levels/fast.py` is what a GPU can do.
 
 Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block, here with layer norm in front).
 """
@@ -18,9 +18,9 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.base import Model
 from ch14_mini_llm.engine.request import Sampling, check_tokens
-from ch14_mini_llm.sampler import chooser
+from ch14_mini_llm.levels.base import Model
+from ch14_mini_llm.levels.sampler import chooser
 from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
@@ -112,7 +112,7 @@ class GPT2(Model):
     def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
         """Yield `max_new` token ids that follow `tokens`, one step each; -1 where all logits are NaN.
 
-        What the levels of ``--engine`` differ in. It checks nothing: `ch14_mini_llm.generate.generate` does.
+        What the levels of ``--engine`` differ in. It checks nothing: `ch14_mini_llm.levels.generate.generate` does.
         """
         tokens, choose = list(tokens), chooser(sampling, self.config.vocab_size)
         for _ in range(max_new):

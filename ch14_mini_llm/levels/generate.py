@@ -13,7 +13,7 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `max_new` token ids that follow `tokens`, each as soon as it is made.
 
-    model: of any level (`ch14_mini_llm.engines`). sampling: None takes the most likely token every time. stop: an id
+    model: of any level (`ch14_mini_llm.levels`). sampling: None takes the most likely token every time. stop: an id
     that ends the text; it is not yielded. Raises `RequestError` at once (not at the first token) for a request that the
     model cannot fulfil, and `WeightsError` at a token for which the weights give no logits but NaN.
     """
