@@ -44,7 +44,9 @@ from benchmarks import peers as other  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.levels.generate import generate  # noqa: E402
-from ch14_mini_llm.weights import DATA_DIR, GPT2Config, WeightsError, load_weights  # noqa: E402
+from ch14_mini_llm.model.config import GPT2Config  # noqa: E402
+from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
+from ch14_mini_llm.model.weights import DATA_DIR, load_weights  # noqa: E402
 from common import bench  # noqa: E402
 
 GPT2_124M = GPT2Config(n_layer=12, n_head=12, d_model=768, d_ff=3072, n_ctx=1024, vocab_size=50257)

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, tensor_table
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.weights import tensor_table
 
 
 def random_weights(config, seed=0, std=0.02):

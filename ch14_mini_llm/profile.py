@@ -39,10 +39,11 @@ from dataclasses import asdict  # noqa: E402
 from ch14_mini_llm.cli import Parser, integer, run_program  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, check_request  # noqa: E402
 from ch14_mini_llm.files import FileError, check_output, write_text  # noqa: E402
+from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
+from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
 from ch14_mini_llm.run import BackendProblem, describe, pick_backend, prompt_tokens, say, shown, upload  # noqa: E402
 from ch14_mini_llm.timeline import Slice, as_slice, draw, format_profile  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
-from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
 
 PASSES = 3  # of our own trace: other programs disturb, and rarely at the same launch
 TOOLS = ("nsys", "ncu")

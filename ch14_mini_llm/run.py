@@ -35,8 +35,9 @@ elif str(ROOT) not in sys.path:
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
 from ch14_mini_llm.levels import ENGINES, make_engine  # noqa: E402
+from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
+from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
-from ch14_mini_llm.weights import WeightsError, default_weights, load_weights  # noqa: E402
 
 DEFAULT_TOKENS = (15496, 11, 612, 318)  # "Hello, there is"
 DEFAULT_MAX_NEW = 64

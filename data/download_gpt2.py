@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ch14_mini_llm.cli import Parser, cut, run_program
 from ch14_mini_llm.files import FileError, check_output, open_input
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, WeightsError, save_weights, tensor_table
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import save_weights, tensor_table
 
 HUB_NAMES = {
     "gpt2": "openai-community/gpt2",

@@ -30,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ch14_mini_llm.cli import Parser, integer, number, run_program
 from ch14_mini_llm.engine.request import MAX_SEED, RequestError
 from ch14_mini_llm.files import FileError, check_output, open_input, write_text
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import save_weights
 from ch14_mini_llm.tokenizer import bpe
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config, WeightsError, save_weights
 
 try:
     import torch

@@ -15,8 +15,9 @@ pytest.importorskip("transformers")
 from benchmarks import gpt2, gpt2_plot, peers
 from benchmarks.ladders import device_folder
 from ch14_mini_llm.levels.generate import generate
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.weights import save_weights, tensor_table
 from ch14_mini_llm.naive.gpt2 import GPT2
-from ch14_mini_llm.weights import GPT2Config, save_weights, tensor_table
 from common import bench
 
 TINY = GPT2Config(n_layer=2, n_head=2, d_model=32, d_ff=128, n_ctx=64, vocab_size=199)

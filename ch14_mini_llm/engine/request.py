@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ch14_mini_llm.weights import GPT2Config
+from ch14_mini_llm.model.config import GPT2Config
 
 MAX_SEED = 2**64 - 1  # chapter 13's Philox takes 64 bits
 

@@ -12,7 +12,8 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError
-from ch14_mini_llm.weights import GPT2Config, load_weights
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.weights import load_weights
 
 
 class Model:

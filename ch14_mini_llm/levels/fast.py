@@ -21,7 +21,7 @@ from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_tokens
 from ch14_mini_llm.levels.base import Model
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.gemv_tensor import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ch14_mini_llm.engine.request import Sampling, check_request
-from ch14_mini_llm.weights import WeightsError
+from ch14_mini_llm.model.layout import WeightsError
 
 
 def generate(

@@ -17,8 +17,8 @@ from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError, Sampling
 from ch14_mini_llm.levels.sampler import chooser
+from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.naive.gpt2 import GPT2
-from ch14_mini_llm.weights import GPT2Config
 from chapters.ch12_flash.decode import decode_attention, decode_splits, decode_workspace
 from chapters.ch13_llm_ops.kv_cache import kv_append, kv_launch
 from common.trace import Launch, trace

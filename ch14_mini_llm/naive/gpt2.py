@@ -21,7 +21,7 @@ from numba import cuda
 from ch14_mini_llm.engine.request import Sampling, check_tokens
 from ch14_mini_llm.levels.base import Model
 from ch14_mini_llm.levels.sampler import chooser
-from ch14_mini_llm.weights import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch

@@ -8,7 +8,9 @@ from ch14_mini_llm.engine.request import RequestError, Sampling
 from ch14_mini_llm.levels import ENGINES, make_engine
 from ch14_mini_llm.levels.fast import FastGPT2
 from ch14_mini_llm.levels.generate import generate
-from ch14_mini_llm.weights import GPT2Config, WeightsError, tensor_table
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import tensor_table
 from chapters.ch12_flash.decode_half import decode_v4_parts
 from chapters.ch13_llm_ops.fused import append_token, gemv_ln_logits, gemv_ln_qkv, pick_best
 from common.graph import Graph

@@ -11,9 +11,11 @@ from make_models import make_hf_model
 from ch14_mini_llm.engine.request import RequestError, Sampling
 from ch14_mini_llm.levels.generate import generate
 from ch14_mini_llm.levels.sampler import Sampler
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
 from ch14_mini_llm.naive import gpt2 as model_module
 from ch14_mini_llm.naive.gpt2 import GPT2
-from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights, save_weights, tensor_table
 from chapters.ch03_indexing.kernels import bias_add, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv
 from chapters.ch06_shared_tile.kernels import matmul_kernel

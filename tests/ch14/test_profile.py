@@ -14,9 +14,10 @@ import pytest
 import common
 from ch14_mini_llm import profile as profiling
 from ch14_mini_llm import timeline
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.weights import save_weights, tensor_table
 from ch14_mini_llm.timeline import Slice
 from ch14_mini_llm.tokenizer.bpe import VOCAB_SIZE
-from ch14_mini_llm.weights import GPT2Config, save_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "ch14_mini_llm" / "profile.py"

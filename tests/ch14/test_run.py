@@ -12,8 +12,9 @@ import pytest
 
 import common
 from ch14_mini_llm import run as run_module
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, VOCAB_SIZE, decode
-from ch14_mini_llm.weights import GPT2Config, load_weights, save_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "ch14_mini_llm" / "run.py"
@@ -281,7 +282,7 @@ def test_damaged_weights_are_one_line(weights, tmp_path, capsys):
 
 
 def test_no_weights_at_all(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("ch14_mini_llm.weights.DATA_DIR", tmp_path)
+    monkeypatch.setattr("ch14_mini_llm.model.weights.DATA_DIR", tmp_path)
     code = run_module.main([])
     captured = capsys.readouterr()
     assert_one_line(code, captured.out, captured.err, "there are no weights", "download_gpt2.py")
@@ -376,7 +377,7 @@ def test_help_names_every_option():
 
 def test_the_model_in_data_is_the_default(monkeypatch, tmp_path, capsys):
     """data/tiny-gpt2.bin unless data/gpt2-small.bin is there; the program says which."""
-    monkeypatch.setattr("ch14_mini_llm.weights.DATA_DIR", tmp_path)
+    monkeypatch.setattr("ch14_mini_llm.model.weights.DATA_DIR", tmp_path)
     for name in ("tiny-gpt2.bin", "gpt2-small.bin"):
         write_model(tmp_path / name)
         assert load_weights(tmp_path / name)

@@ -20,8 +20,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ch14_mini_llm import layout, weights
-from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights, save_weights, tensor_table
+from ch14_mini_llm.model import layout, weights
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = GPT2Config(n_layer=2, n_head=3, d_model=33, d_ff=31, n_ctx=7, vocab_size=127)

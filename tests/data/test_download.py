@@ -25,7 +25,9 @@ from download_gpt2 import ConversionError, convert
 from make_models import make_hf_model
 
 from ch14_mini_llm.files import FileError
-from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"n_layer": 2, "n_head": 3, "d_model": 33, "n_ctx": 31, "vocab_size": 127}

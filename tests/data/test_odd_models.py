@@ -21,7 +21,9 @@ from download_gpt2 import ConversionError, convert
 
 from ch14_mini_llm.cli import one_line
 from ch14_mini_llm.files import FileError
-from ch14_mini_llm.weights import GPT2Config, WeightsError, load_weights, tensor_table
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.weights import load_weights, tensor_table
 
 CONFIG = GPT2Config(n_layer=2, n_head=2, d_model=4, d_ff=16, n_ctx=8, vocab_size=16)
 SETTINGS = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 4, "n_positions": 8, "vocab_size": 16}

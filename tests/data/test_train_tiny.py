@@ -26,8 +26,8 @@ torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transfo
 import train_tiny
 from train_tiny import CorpusError, Settings
 
+from ch14_mini_llm.model.weights import load_weights, tensor_table
 from ch14_mini_llm.tokenizer import bpe
-from ch14_mini_llm.weights import load_weights, tensor_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Settings(n_layer=2, n_head=2, d_model=12, n_ctx=16, steps=30, batch=4, micro_batch=4, lr=2e-2, eval_every=10)

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 from numba import cuda
 
+from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.naive.gpt2 import EPS, GPT2
-from ch14_mini_llm.weights import GPT2Config
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch

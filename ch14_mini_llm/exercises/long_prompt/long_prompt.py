@@ -9,8 +9,8 @@ import common  # picks the backend, so before numba.cuda
 from itertools import islice
 
 from ch14_mini_llm.engine.request import RequestError, check_tokens
+from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.naive.gpt2 import GPT2
-from ch14_mini_llm.weights import GPT2Config
 
 
 def generate(model, tokens, max_new, stop=None):

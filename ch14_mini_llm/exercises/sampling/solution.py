@@ -12,8 +12,8 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError
+from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.naive.gpt2 import GPT2
-from ch14_mini_llm.weights import GPT2Config
 from chapters.ch13_llm_ops.sampling import draw_token, filter_logits, sample_launch
 
 

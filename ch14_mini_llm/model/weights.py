@@ -1,7 +1,8 @@
-"""A GPT-2's weight file: its sizes, its tensors in order, a writer and a memory-mapping reader.
+"""A GPT-2's weight file: its tensors in order, a writer and a memory-mapping reader.
 
-`layout.py` has the layout of the file, for any model, and its checksums. Here is what a GPT-2 puts into it. Files of
-version 1 are read as well: they have 16 int32 for a header, and then the tensors as one stream without padding.
+`layout.py` has the layout of the file, for any model, and its checksums; `config.py` has the sizes of a GPT-2. Here is
+what a GPT-2 puts into the file. Files of version 1 are read as well: they have 16 int32 for a header, and then the
+tensors as one stream without padding.
 
 Every GPT-2 has the same `LAYER_NORM_EPS`, the tanh form of GELU in the MLP, and the token embedding for an output head
 (tied), which is not stored twice. `data/README.md` shows the same as tables for people.
@@ -15,18 +16,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from ch14_mini_llm.files import FileError, open_input
-from ch14_mini_llm.layout import (
-    LIMITS,
+from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.layout import (
     MODEL_FIELDS,
     REMAKE,
     VERSION,
+    Layout,
     WeightsError,
     make_layout,
     read_layout,
@@ -41,56 +43,10 @@ V1_INTS = 16
 V1_HEADER_BYTES = 4 * V1_INTS
 V1_FP16 = 1
 
-LAYER_NORM_EPS = 1e-5
 FP16_MAX = 65504.0
 
-DATA_DIR = Path(__file__).resolve().parent.parent / "data"
+DATA_DIR = Path(__file__).resolve().parents[2] / "data"
 _EXPONENT = np.uint16(0x7C00)  # all exponent bits set: the fp16 is an infinity or a NaN
-
-
-@dataclass(frozen=True)
-class GPT2Config:
-    """The sizes of a GPT-2. Raises `WeightsError` for sizes no model can have.
-
-    n_layer: transformer blocks; n_head: attention heads a block; d_model: width of the residual stream;
-    d_ff: width of the MLP's hidden layer (4 * d_model in every published GPT-2); n_ctx: longest sequence in tokens;
-    vocab_size: number of token ids.
-    """
-
-    n_layer: int
-    n_head: int
-    d_model: int
-    d_ff: int
-    n_ctx: int
-    vocab_size: int
-
-    def __post_init__(self) -> None:
-        for field, value in asdict(self).items():
-            low, high = LIMITS[field]
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise WeightsError(f"{field} is {value!r}; it must be an integer from {low} to {high}")
-            if not low <= value <= high:
-                raise WeightsError(f"{field} is {value}; it must be from {low} to {high}")
-        if self.d_model % self.n_head:
-            raise WeightsError(
-                f"d_model is {self.d_model} and n_head is {self.n_head}; d_model must be a multiple of n_head, "
-                "so that every head has the same width"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head, d_model / n_head."""
-        return self.d_model // self.n_head
-
-    @property
-    def n_parameters(self) -> int:
-        """Number of stored values (the tied head counts once)."""
-        return sum(math.prod(shape) for _, shape, _ in tensor_table(self))
-
-    @property
-    def file_bytes(self) -> int:
-        """Length in bytes of a weight file of these sizes, of the version that is written."""
-        return make_layout(_model_of(self), _fp16_tensors(self)).end
 
 
 def tensor_table(config: GPT2Config) -> list[tuple[str, tuple[int, ...], int]]:
@@ -129,6 +85,11 @@ def tensor_table(config: GPT2Config) -> list[tuple[str, tuple[int, ...], int]]:
     return table
 
 
+def gpt2_layout(config: GPT2Config) -> Layout:
+    """The layout of a weight file of these sizes, of the version that is written."""
+    return make_layout(_model_of(config), _fp16_tensors(config))
+
+
 def save_weights(
     path: str | os.PathLike,
     config: GPT2Config,
@@ -153,7 +114,7 @@ def save_weights(
     def read(name: str) -> memoryview:
         return _to_fp16(name, tensors[name], shapes[name]).reshape(-1).view(np.uint8).data
 
-    return write_layout(path, make_layout(_model_of(config), _fp16_tensors(config)), read, on_tensor)
+    return write_layout(path, gpt2_layout(config), read, on_tensor)
 
 
 def load_weights(path: str | os.PathLike) -> tuple[GPT2Config, dict[str, np.ndarray]]:
