@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,7 @@ import numpy as np
 import pytest
 
 import common
-from ch14_mini_llm import profile as profiling
-from ch14_mini_llm import timeline
+from ch14_mini_llm import profile, profiling, timeline
 from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.weights import save_weights, tensor_table
 from ch14_mini_llm.timeline import Slice
@@ -63,7 +63,7 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def fake_gpu(monkeypatch, tmp_path):
     """A backend that says it is a GPU, and a PATH with the tools that the test asks for, and nothing else."""
-    monkeypatch.setattr(profiling, "pick_backend", lambda: ("gpu", "Test GPU", "a test"))
+    monkeypatch.setattr(profile, "pick_backend", lambda: ("gpu", "Test GPU", "a test"))
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def install(tool, text=FAKE):
@@ -75,7 +75,7 @@ def fake_gpu(monkeypatch, tmp_path):
 
 
 def call(capsys, *arguments):
-    code = profiling.main(list(map(str, arguments)))
+    code = profile.main(list(map(str, arguments)))
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -233,7 +233,7 @@ def test_other_kernels_than_ours_are_not_taken_for_ours(weights, capsys, fake_gp
 @pytest.mark.gpu
 @pytest.mark.parametrize("tool", ["nsys", "ncu"])
 def test_the_real_tool_agrees_with_our_trace_on_the_launches(weights, capsys, tool):
-    if profiling.shutil.which(tool) is None:
+    if shutil.which(tool) is None:
         pytest.skip(f"{tool} is not installed")
     code, out, err = call(capsys, "--weights", weights, f"--with={tool}")
     if "ERR_NVGPUCTRPERM" in err:
@@ -295,7 +295,7 @@ def test_a_picture_replaces_a_regular_file_only(weights, capsys, tmp_path):
 def test_a_tool_needs_a_gpu_and_to_be_there(weights, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     for backend, needle in (("cpu", "the backend is cpu"), ("gpu", "nsys is not on PATH")):
-        monkeypatch.setattr(profiling, "pick_backend", lambda backend=backend: (backend, "Test", "a test"))
+        monkeypatch.setattr(profile, "pick_backend", lambda backend=backend: (backend, "Test", "a test"))
         code, _, err = call(capsys, "--weights", weights, "--with=nsys")
         assert code == 2 and needle in err and "--with=trace" in err
 
@@ -309,7 +309,7 @@ def test_a_picture_needs_matplotlib(weights, capsys, monkeypatch, tmp_path):
 
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as end:
-        profiling.main(["--help"])
+        profile.main(["--help"])
     out = capsys.readouterr().out
     assert end.value.code == 0 and "--child" not in out
     for option in "tokens prompt length weights with save".split():
