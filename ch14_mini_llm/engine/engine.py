@@ -127,8 +127,8 @@ class Engine:
         with self._lock:
             number = next(self._numbers)
             sequence = Running(
-                number, list(map(int, request.tokens)), request.max_new, number, request.priority, request.sampling,
-                frozenset(map(int, request.stop_tokens)),
+                number, list(map(int, request.tokens)), request.max_new, number, request.priority,
+                sampling=request.sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
             )  # fmt: skip
             self._alive[number] = sequence
             self._submitted.append(sequence)

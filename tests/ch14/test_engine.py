@@ -304,3 +304,11 @@ def test_nothing_happens_to_an_unknown_or_ended_id(model):
     engine.abort(result.id)
     engine.abort(12345)
     assert engine.step() == [] and engine.idle
+
+
+def test_a_stop_token_ends_the_text_and_is_left_out(rng, model):
+    (prompt,) = prompts(rng, [7])
+    tokens, _ = alone(model, Request(prompt, 12, Sampling(seed=4)))
+    stop = tokens[6]
+    (result,) = Engine(model).run([Request(prompt, 12, Sampling(seed=4), stop_tokens=[stop])])
+    assert result.finish_reason == "stop" and result.tokens == tokens[: tokens.index(stop)]

@@ -76,7 +76,7 @@ class Run:
 
     def submit(self, prompt, max_new, stop=(), priority=0):
         number = len(self.sequences)
-        sequence = Sequence(number, list(prompt), max_new, number, priority, frozenset(stop))
+        sequence = Sequence(number, list(prompt), max_new, number, priority, stop_tokens=frozenset(stop))
         self.sequences.append(sequence)
         self.scheduler.add(sequence)
         return sequence
