@@ -177,7 +177,8 @@ class Engine:
         for sequence in submitted:
             self.scheduler.add(sequence)
         for id in aborted:
-            self.scheduler.abort(self._alive[id])
+            if id in self._alive:  # it may have ended since
+                self.scheduler.abort(self._alive[id])
         plan = self.scheduler.next()
         if plan is not None:
             self._count(plan)

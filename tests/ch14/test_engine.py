@@ -298,6 +298,19 @@ def test_requests_come_and_go_from_other_threads(model):
     engine.check()
 
 
+def test_an_abort_while_the_last_step_runs_comes_too_late(model, monkeypatch):
+    engine = Engine(model)
+    launch = engine.runner.launch
+
+    def aborts(plan):
+        engine.abort(0)
+        return launch(plan)
+
+    monkeypatch.setattr(engine.runner, "launch", aborts)
+    (result,) = engine.run([Request([1, 2], 1)])
+    assert result.finish_reason == "length" and engine.step() == []
+
+
 def test_nothing_happens_to_an_unknown_or_ended_id(model):
     engine = Engine(model)
     (result,) = engine.run([Request([1], 2)])
