@@ -29,9 +29,10 @@ from numba import cuda
 from ch14_mini_llm.cache.pages import PagedCache, block_bytes
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
+from ch14_mini_llm.engine.plan import Output
 from ch14_mini_llm.engine.request import Request, RequestError, check_tokens
 from ch14_mini_llm.engine.runner import ModelRunner
-from ch14_mini_llm.engine.scheduler import Output, Scheduler
+from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
 from ch14_mini_llm.model.gpt2 import gpt2

@@ -9,7 +9,7 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.cache.pages import PagedCache
-from ch14_mini_llm.engine.scheduler import Plan
+from ch14_mini_llm.engine.plan import Plan
 from ch14_mini_llm.forward.batch import Batch
 from ch14_mini_llm.forward.forward import forward
 from ch14_mini_llm.forward.plain import Plain

@@ -26,48 +26,11 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
+from ch14_mini_llm.engine.plan import Output, Part, Plan
 from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Sequence
-
-
-@dataclass(frozen=True)
-class Part:
-    """``count`` tokens of a sequence from position ``start`` on; ``samples``: a new token follows the last of them.
-
-    life: the sequence's when this was planned.
-    """
-
-    sequence: Sequence
-    start: int
-    count: int
-    samples: bool
-    life: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a step runs over. ticket: its number. same_as_last: the same sequences as the step before, a row each."""
-
-    ticket: int
-    parts: tuple[Part, ...]
-    same_as_last: bool
-
-    @property
-    def rows(self) -> int:
-        return sum(part.count for part in self.parts)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What is new of a request: tokens, and at its end why it has ended ("stop", "length", "abort", "error")."""
-
-    id: int
-    tokens: tuple[int, ...] = ()
-    finish_reason: str | None = None
-    error: str | None = None
 
 
 class Scheduler:

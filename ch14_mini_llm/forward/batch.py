@@ -8,7 +8,7 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.engine.scheduler import Plan
+from ch14_mini_llm.engine.plan import Plan
 
 FIELDS = ("tokens", "positions", "row_seq", "slot_mapping", "logits_rows")
 
