@@ -20,6 +20,7 @@ WHOLE = (  # files of which all tests are quick
 ONE_SIZE = ("tests/ch0?/*.py", "tests/ch1[0-3]/*.py", "tests/cpu/test_atomics.py", "tests/cpu/test_half.py")
 EACH_TENTH = ("tests/cpu/test_conformance.py", "tests/test_fuzz.py", "tests/test_planted_bugs.py")
 PARITY = {"torch", "transformers"}  # fixtures
+KERNEL = ("kernel", "version", "op", "pairing", "warpgroup")  # parameters of tests that say which kernel it is
 
 
 def one_size(items):
@@ -27,7 +28,7 @@ def one_size(items):
     kept = {}
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        kernel = next((str(params[name]) for name in ("kernel", "version", "op") if name in params), "")
+        kernel = tuple(str(params[name]) for name in KERNEL if name in params)
         kept[item.nodeid.split("[")[0], kernel] = item
     return list(kept.values())
 
