@@ -233,24 +233,24 @@ class Lowering:
     def lower_For_tuple(self, stmt, out):
         """``for offset in (16, 8, 4):`` becomes a loop over the positions of the tuple."""
         values = self.static(stmt.iter)
-        position = self.program.fresh("at")
-        element = ast.Subscript(self.value_node(values, stmt), name(position), ast.Load())
-        body = [at(ast.Assign([self.visit(stmt.target)], element), stmt)]
-        self.lower_block(stmt.body, body)
-        loop = ast.Call(name("range"), [ast.Constant(len(values))], [])
-        out.append(at(ast.copy_location(ast.For(name(position, ast.Store()), loop, body, []), stmt), stmt))
+        self.loop_over_positions(stmt, self.value_node(values, stmt), ast.Constant(len(values)), out)
 
     def lower_For_array(self, stmt, out):
         """``for value in m[i]:`` becomes a loop over the positions of the row, or of an array with one axis."""
-        row, position = self.flatten(self.visit(stmt.iter), out), self.program.fresh("at")
+        row = self.flatten(self.visit(stmt.iter), out)
         if isinstance(row, ast.Subscript):  # it is taken once, whatever becomes of i
             named = self.program.fresh("row")
             out.append(assign(named, row, stmt))
             row = name(named)
-        element = ast.Subscript(row, name(position), ast.Load())
+        self.loop_over_positions(stmt, row, ast.Call(name("len"), [copy.copy(row)], []), out)
+
+    def loop_over_positions(self, stmt, values, length, out):
+        """A loop whose variable is each element of ``values`` in turn."""
+        position = self.program.fresh("at")
+        element = ast.Subscript(values, name(position), ast.Load())
         body = [at(ast.Assign([self.visit(stmt.target)], element), stmt)]
         self.lower_block(stmt.body, body)
-        loop = ast.Call(name("range"), [ast.Call(name("len"), [copy.copy(row)], [])], [])
+        loop = ast.Call(name("range"), [length], [])
         out.append(at(ast.copy_location(ast.For(name(position, ast.Store()), loop, body, []), stmt), stmt))
 
     def lower_Break(self, stmt, out):

@@ -160,11 +160,11 @@ class Names:
             self._values[key] = value
             if python_function(value) is not None:
                 self._dispatchers[value.py_func] = value
-            if python_function(value) is not None and getattr(value, "explicit", None):
-                for frozen in value.frozen_names:  # it was compiled when it was decorated
-                    self._values |= frozen._values
-                    self.signatures |= frozen.signatures
-                self.signatures[value.py_func] = value.explicit.all
+                if getattr(value, "explicit", None):
+                    for frozen in value.frozen_names:  # it was compiled when it was decorated
+                        self._values |= frozen._values
+                        self.signatures |= frozen.signatures
+                    self.signatures[value.py_func] = value.explicit.all
         return self._values[key]
 
     def digest(self, function):

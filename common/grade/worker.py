@@ -257,23 +257,28 @@ def where(error, file):
     name = Path(file).name
     if getattr(error, "filename", None) and getattr(error, "lineno", None):  # of our backend: the kernel's own line
         return f"{Path(error.filename).name}:{error.lineno}"
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        code = getattr(getattr(frame.f_locals.get("self"), "py_func", None), "__code__", None)
-        if frame.f_code.co_name == "compile" and code is not None and code.co_filename == str(file):  # Numba's
-            return f"{name}:{code.co_firstlineno}: kernel {code.co_name}"
+    kernel = kernel_in(error, file, {"compile"})  # Numba's
+    if kernel is not None:
+        return f"{name}:{kernel.co_firstlineno}: kernel {kernel.co_name}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename == str(file):
             return f"{name}:{frame.lineno}: {frame.line}"
     return ""
 
 
-def compiling(error, file):
-    """The name of the student's kernel that was being compiled when an error was raised, or None."""
+def kernel_in(error, file, methods):
+    """The code of the student's kernel that one of these methods of its was at when an error was raised, or None."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         code = getattr(getattr(frame.f_locals.get("self"), "py_func", None), "__code__", None)
-        if frame.f_code.co_name in {name for _, name in compilers()} and code and code.co_filename == str(file):
-            return code.co_name
+        if frame.f_code.co_name in methods and code is not None and code.co_filename == str(file):
+            return code
     return None
+
+
+def compiling(error, file):
+    """The name of the student's kernel that was being compiled when an error was raised, or None."""
+    code = kernel_in(error, file, {name for _, name in compilers()})
+    return code and code.co_name
 
 
 def describe(error, file):
