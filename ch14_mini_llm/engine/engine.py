@@ -30,7 +30,7 @@ from ch14_mini_llm.cache.pages import PagedCache, block_bytes
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.engine.plan import Output
-from ch14_mini_llm.engine.request import Request, RequestError, check_tokens
+from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_tokens
 from ch14_mini_llm.engine.runner import ModelRunner
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
@@ -142,25 +142,14 @@ class Engine:
                 self._aborted.append(id)
 
     def _check(self, request: Request) -> None:
-        check_tokens(request.tokens, self.model.vocab_size)
-        n, max_new = len(request.tokens), request.max_new
-        if isinstance(max_new, bool) or not isinstance(max_new, (int, np.integer)) or max_new < 0:
-            raise RequestError(f"max_new is {max_new!r}; it must be a whole number, 0 or more")
-        if n + max_new > self.model.n_ctx:
-            raise RequestError(
-                f"{n} prompt tokens and max_new {max_new} make {n + max_new}, but this model's context (n_ctx) is "
-                f"{self.model.n_ctx}: use max_new up to {max(self.model.n_ctx - n, 0)} or a shorter prompt"
-            )
-        room = self.pool.n_blocks * self.block_size
+        check_request(self.model, request.tokens, request.max_new, request.sampling, least_new=0)
+        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size)
+        n, room = len(request.tokens), self.pool.n_blocks * self.block_size
         if n > room:
             raise RequestError(
                 f"the prompt has {n} tokens, but the pool has room for {room}: num_blocks is {self.pool.n_blocks}, of "
                 f"{self.block_size} tokens each; use a shorter prompt or more blocks"
             )
-        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size)
-        top_k = request.sampling.top_k if request.sampling else None
-        if top_k is not None and top_k > self.model.vocab_size:
-            raise RequestError(f"top_k is {top_k}; it can be at most this model's vocabulary, {self.model.vocab_size}")
 
     # --- steps -------------------------------------------------------------------------------------------------------
 

@@ -63,11 +63,18 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> None:
             )
 
 
-def check_request(config: GPT2Config, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> None:
-    """Raises `RequestError` unless a model of these sizes can add `max_new` tokens to `tokens`."""
+def check_request(
+    config: GPT2Config, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None, least_new: int = 1
+) -> None:
+    """Raises `RequestError` unless a model of these sizes can add `max_new` tokens to `tokens`.
+
+    config: anything with n_ctx and vocab_size. least_new: max_new, at least.
+    """
     check_tokens(tokens, config.vocab_size)
-    if max_new < 1:
-        raise RequestError(f"max_new is {max_new}; it must be at least 1")
+    if isinstance(max_new, bool) or not isinstance(max_new, (int, np.integer)):
+        raise RequestError(f"max_new is {max_new!r}; it must be a whole number")
+    if max_new < least_new:
+        raise RequestError(f"max_new is {max_new}; it must be at least {least_new}")
     if len(tokens) + max_new > config.n_ctx:
         room = config.n_ctx - len(tokens)
         mend = f"use max_new up to {room}" if room > 0 else f"use a prompt of at most {config.n_ctx - 1} tokens"

@@ -107,7 +107,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Take the blocks of all tokens that a waiting sequence has; False, and nothing is taken, if there are not."""
-        blocks = self.cache.match(sequence.tokens).blocks if self.cache and sequence.reads_cache else []
+        blocks = self.cache.match(sequence.tokens).blocks if self.cache is not None and sequence.reads_cache else []
         more = self._take(self._blocks_for(len(sequence.tokens)) - len(blocks))
         if more is None:
             self.pool.drop(blocks)
@@ -228,5 +228,6 @@ class Scheduler:
 
     def check(self) -> None:
         """Raises AssertionError unless each block is free, owned or cached, as the sequences and the cache say."""
-        self.pool.check([sequence.blocks for sequence in self.running], self.cache.blocks() if self.cache else [])
+        known = [] if self.cache is None else self.cache.blocks()
+        self.pool.check([sequence.blocks for sequence in self.running], known)
         assert all(not sequence.blocks for sequence in self.waiting)

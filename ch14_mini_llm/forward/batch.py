@@ -9,6 +9,7 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.plan import Plan
+from chapters.ch12_flash.paged import paged_slots
 
 FIELDS = ("tokens", "positions", "row_seq", "slot_mapping", "logits_rows")
 
@@ -36,15 +37,14 @@ class Batch:
         row = self.n_logits = 0
         for seq, part in enumerate(plan.parts):
             end, blocks = row + part.count, part.sequence.blocks
-            at = np.arange(part.start, part.start + part.count)
             tokens[row:end] = part.sequence.tokens[part.start : part.start + part.count]
-            positions[row:end], row_seq[row:end] = at, seq
+            positions[row:end], row_seq[row:end] = range(part.start, part.start + part.count), seq
             self._table[seq, : len(blocks)] = blocks
-            slot_mapping[row:end] = self._table[seq, at // block_size] * block_size + at % block_size
             if part.samples:
                 logits_rows[self.n_logits] = end - 1
                 self.n_logits += 1
             row = end
+        slot_mapping[:row] = paged_slots(self._table, row_seq[:row], positions[:row], block_size)
         self.rows = row
         self._rows.copy_to_device(self._host)
         self.block_table.copy_to_device(self._table)

@@ -98,23 +98,13 @@ def test_logits_are_the_listings(rng, weights, model):
 def test_logits_are_transformers(rng, torch, transformers, tmp_path):
     path, theirs = make_hf_model(tmp_path, 2, 2, 32, 96, 61, seed=5)
     requests = [Request(prompt, 8) for prompt in prompts(rng)]
-    engine = Engine.from_file(path)
-    seen = {}
-    choose = engine.runner._choose
-
-    def note(parts):
-        for part, row in zip(parts, engine.runner.ops.logits_of_rows.copy_to_host() if parts else []):
-            seen[part.sequence.id, part.start + part.count] = row
-        choose(parts)
-
-    engine.runner._choose = note
+    engine = Watched.from_file(path)
     for request, result in zip(requests, engine.run(requests)):
-        tokens = [*request.tokens, *result.tokens]
         with torch.no_grad():
-            logits = theirs(torch.tensor([tokens])).logits[0].numpy()
-        for end in range(len(request.tokens), len(tokens)):
-            np.testing.assert_allclose(seen[result.id, end], logits[end - 1], atol=1e-4)
-            assert tokens[end] == int(np.argmax(logits[end - 1]))
+            logits = theirs(torch.tensor([[*request.tokens, *result.tokens]])).logits[0].numpy()
+        wanted = logits[len(request.tokens) - 1 : -1]
+        np.testing.assert_allclose(engine.logits(result), wanted, atol=1e-4)
+        assert result.tokens == np.argmax(wanted, axis=1).tolist()
 
 
 def test_draws_are_those_of_one_sequence_at_a_time(rng, weights, model):
