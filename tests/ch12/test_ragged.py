@@ -5,7 +5,6 @@ import pytest
 from numba import cuda
 
 from chapters.ch12_flash import ragged
-from chapters.ch12_flash.paged import paged_slots
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 LENGTHS = [1, 5, 33, 64, 17]  # tokens of each sequence, those that are new included
@@ -74,20 +73,22 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 24), (6, 2, 5)])
-def test_keys_and_values_go_to_their_slots_and_nowhere_else(rng, n_head, n_kv_head, head_dim):
+def test_keys_and_values_go_to_their_places_and_nowhere_else(rng, n_head, n_kv_head, head_dim, dtype):
     block_size = 4
     block_table, n_pages, row_seq, positions = layout(rng, block_size)
-    slots = paged_slots(block_table, row_seq, positions, block_size).astype(np.int32)
-    qkv = rng.standard_normal((len(slots), (n_head + 2 * n_kv_head) * head_dim), dtype=np.float32)
-    k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, np.float32)
-    q, device_k, device_v = cuda.device_array((len(slots), n_head, head_dim), np.float32), *map(cuda.to_device, (k, v))
-    launch = ragged.split_qkv_pages_launch(len(slots), n_head, n_kv_head, head_dim)
+    positions[4] = -1  # padding
+    n_rows = len(row_seq)
+    qkv = rng.standard_normal((n_rows, (n_head + 2 * n_kv_head) * head_dim)).astype(dtype)
+    k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, dtype)
+    q, device_k, device_v = cuda.device_array((n_rows, n_head, head_dim), dtype), *map(cuda.to_device, (k, v))
+    launch = ragged.split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)
     ragged.split_qkv_pages[launch](
-        cuda.to_device(qkv), q, device_k, device_v, cuda.to_device(slots), len(slots), n_head, n_kv_head, head_dim,
-        block_size,
+        cuda.to_device(qkv), q, device_k, device_v, *map(cuda.to_device, (block_table, row_seq, positions)), n_rows,
+        n_head, n_kv_head, head_dim, block_size,
     )  # fmt: skip
-    expected = ragged.split_qkv_pages_reference(qkv, k, v, slots, n_head)
+    expected = ragged.split_qkv_pages_reference(qkv, k, v, block_table, row_seq, positions, n_head)
     for got, wanted in ((q, expected), (device_k, k), (device_v, v)):
         np.testing.assert_array_equal(got.copy_to_host(), wanted)
 
