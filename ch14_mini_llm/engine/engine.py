@@ -17,30 +17,27 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import common  # picks the backend, so before numba.cuda
 
 # isort: split
-import numpy as np
-from numba import cuda
-
-from ch14_mini_llm.cache.pages import PagedCache, block_bytes
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output
+from ch14_mini_llm.engine.plan import Output, Plan
 from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_tokens
-from ch14_mini_llm.engine.runner import ModelRunner
+from ch14_mini_llm.engine.runner import ModelRunner, Ticket
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
-from ch14_mini_llm.model.gpt2 import gpt2
+from ch14_mini_llm.engine.sizes import choose_sizes
 from ch14_mini_llm.model.roles import Model
+from ch14_mini_llm.model.upload import float16_model, float32_model
 from ch14_mini_llm.model.weights import load_weights
 
-CPU_BYTES = 1 << 30  # for keys and values, unless num_blocks says otherwise
-GPU_SHARE = 0.85  # of the memory that is free on a GPU
+UPLOADS = {"kv": float32_model, "fast": float16_model}
 
 
 @dataclass
@@ -61,37 +58,34 @@ class Result:
 class Engine:
     """A model with a scheduler, a block pool and a prefix cache.
 
-    num_blocks: of the pool, of ``block_size`` tokens; None: 0.85 of a GPU's free memory, on a CPU 1 GB at most. Block 0
-    comes on top. max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64.
+    level: "kv" (float32) or "fast" (float16, tensor cores, CUDA graphs); ``model`` is made for it. num_blocks: of the
+    pool, of ``block_size`` tokens; None: 0.85 of a GPU's free memory, on a CPU 1 GB at most. Block 0 comes on top.
+    max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64, or + 1024 on the
+    level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on the level
+    ``kv``. look_ahead: launch the next step before the tokens of the last are read; by default on a GPU.
     """
 
     def __init__(
         self,
         model: Model,
+        level: str = "kv",
         num_blocks: int | None = None,
         block_size: int = 16,
         max_batch: int = 32,
         max_rows: int | None = None,
         prefix_cache: bool = True,
+        deterministic: bool | None = None,
+        look_ahead: bool | None = None,
     ) -> None:
-        for name, value, low in ("block_size", block_size, 4), ("max_batch", max_batch, 1):
-            if value < low:
-                raise RequestError(f"{name} is {value}; it must be at least {low}")
-        if block_size % 4 or block_size > 256:
-            raise RequestError(f"block_size is {block_size}; it must be a multiple of 4, up to 256")
-        max_rows = max_batch + 64 if max_rows is None else max_rows
-        if max_rows <= max_batch:
-            raise RequestError(f"max_rows is {max_rows}; it must be above max_batch, {max_batch}, or no prompt gets on")
-        self.model, self.block_size = model, block_size
-        longest = -(-model.n_ctx // block_size)
-        n_blocks = default_blocks(model, block_size, max_batch * longest) if num_blocks is None else num_blocks
-        if n_blocks < 1:
-            raise RequestError(f"num_blocks is {n_blocks}; it must be at least 1")
-        self.pool = BlockPool(n_blocks)
+        sizes = choose_sizes(model, level, num_blocks, block_size, max_batch, max_rows)
+        self.model, self.level, self.sizes, self.block_size = model, level, sizes, block_size
+        self.pool = BlockPool(sizes.num_blocks)
         self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache else None
-        self.scheduler = Scheduler(self.pool, self.prefix_cache, block_size, max_batch, max_rows)
-        pages = PagedCache(model, n_blocks, block_size)
-        self.runner = ModelRunner(model, pages, max_batch, max_rows, longest)
+        self.scheduler = Scheduler(self.pool, self.prefix_cache, block_size, max_batch, sizes.max_rows)
+        self.runner = ModelRunner(model, sizes, level, bool(deterministic))
+        self.failure: Exception | None = None  # the last that a step has raised
+        self._ahead = int(common.BACKEND == "gpu" if look_ahead is None else look_ahead)
+        self._under_way: deque[Ticket] = deque()
         self._lock = threading.Lock()  # of the next three, which other threads write
         self._numbers = itertools.count()
         self._submitted: list[Running] = []
@@ -101,30 +95,31 @@ class Engine:
         self._counts |= dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits"), 0)
 
     @classmethod
-    def from_file(
-        cls,
-        path: str | os.PathLike,
-        level: str = "kv",
-        on_tensor: Callable[[str, int], None] | None = None,
-        **options,
-    ) -> Engine:
-        """An engine for a weight file; options as for the class. Raises `WeightsError`, and `RequestError` for another
-        level than ``kv``: ``fast`` runs one sequence at a time so far."""
-        if level != "kv":
-            raise RequestError(f"level is {level!r}; batches run on the level kv")
-        return cls.of(*load_weights(path), on_tensor, **options)
+    def from_file(cls, path: str | os.PathLike, level: str = "kv", **options) -> Engine:
+        """An engine for a weight file; options as for `of`. Raises `WeightsError`, and `RequestError`."""
+        return cls.of(*load_weights(path), level, **options)
 
     @classmethod
-    def of(cls, config, tensors, on_tensor: Callable[[str, int], None] | None = None, **options) -> Engine:
-        """An engine for the sizes and tensors that `load_weights` gives; options as for the class."""
-        upload = lambda array: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
-        return cls(gpt2(config, tensors, upload, on_tensor), **options)
+    def of(
+        cls, config, tensors, level: str = "kv", on_tensor: Callable[[str, int], None] | None = None, **options
+    ) -> Engine:
+        """An engine for the sizes and tensors that `load_weights` gives; other options as for the class.
+
+        on_tensor(name, n_values): called after each upload. Raises `RequestError`.
+        """
+        if level not in UPLOADS:
+            raise RequestError(f"level is {level!r}; an engine's is one of {', '.join(UPLOADS)}")
+        return cls(UPLOADS[level](config, tensors, on_tensor), level, **options)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> int:
         """Take a request in; returns its id. Raises `RequestError` for one that can never be fulfilled."""
         self._check(request)
+        return self.enter(request)
+
+    def enter(self, request: Request) -> int:
+        """`submit` for a request that has been checked."""
         with self._lock:
             number = next(self._numbers)
             sequence = Running(
@@ -159,6 +154,17 @@ class Engine:
         with self._lock:
             return not self._alive
 
+    @property
+    def busy(self) -> bool:
+        """Whether a step is under way that has not been read."""
+        return bool(self._under_way)
+
+    @property
+    def alive(self) -> list[int]:
+        """The ids of requests that have not ended."""
+        with self._lock:
+            return list(self._alive)
+
     def step(self) -> list[Output]:
         """Run one step, if there is one to run; returns what is new since the last call."""
         with self._lock:
@@ -172,12 +178,9 @@ class Engine:
         plan = self.scheduler.next()
         if plan is not None:
             self._count(plan)
-            try:
-                tokens = self.runner.launch(plan).tokens()
-            except Exception as error:  # a fault of ours or of the device: it ends these requests, not the engine
-                self.scheduler.failed(plan, f"{type(error).__name__}: {error}")
-            else:
-                self.scheduler.done(plan, tokens)
+            self._launch(plan)
+        while len(self._under_way) > (self._ahead if plan is not None else 0):
+            self._read()
         outputs, self.scheduler.outputs = self.scheduler.outputs, []
         self._counts["generation_tokens"] += sum(len(output.tokens) for output in outputs)
         with self._lock:
@@ -185,6 +188,28 @@ class Engine:
                 if output.finish_reason is not None:
                     self._counts["preemptions"] += self._alive.pop(output.id).preemptions
         return outputs
+
+    def _launch(self, plan: Plan) -> None:
+        try:
+            self._under_way.append(self.runner.launch(plan))
+        except Exception as error:  # a fault of ours or of the device: it ends these requests, not the engine
+            while self._under_way:  # steps end in their order
+                self._read()
+            self._failed(plan, error)
+
+    def _read(self) -> None:
+        """Wait for the oldest step under way."""
+        ticket = self._under_way.popleft()
+        try:
+            tokens = ticket.tokens()
+        except Exception as error:
+            self._failed(ticket.plan, error)
+        else:
+            self.scheduler.done(ticket.plan, tokens)
+
+    def _failed(self, plan: Plan, error: Exception) -> None:
+        self.failure = error
+        self.scheduler.failed(plan, f"{type(error).__name__}: {error}")
 
     def run(self, requests: Sequence[Request], on_output: Callable[[Output], None] | None = None) -> list[Result]:
         """Run requests to their ends; their results, in order. One that cannot be fulfilled has an error, alone.
@@ -234,8 +259,3 @@ class Engine:
                 self._counts["prefix_cache_hits"] += sequence.n_cached
             self._counts["prompt_tokens"] += max(0, min(part.start + part.count, sequence.n_prompt) - part.start)
 
-
-def default_blocks(model: Model, block_size: int, most: int) -> int:
-    """How many blocks there is memory for, ``most`` at most."""
-    room = GPU_SHARE * cuda.current_context().get_memory_info()[0] if common.BACKEND == "gpu" else CPU_BYTES
-    return max(1, min(most, int(room // block_bytes(model, block_size))))

@@ -23,7 +23,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step runs over. ticket: its number. same_as_last: the same sequences as the step before, a row each."""
+    """What a step runs over. ticket: its number. same_as_last: the same sequences as the step before, each with a row
+    in both that a token follows."""
 
     ticket: int
     parts: tuple[Part, ...]

@@ -51,7 +51,7 @@ class Scheduler:
         self.outputs: list[Output] = []  # not fetched yet
         self._tickets = 0
         self._read = 0  # the last ticket whose tokens have been read
-        self._last: tuple[Sequence, ...] = ()  # of the last step, if it was a row each
+        self._last: tuple[Sequence, ...] = ()  # of the last step, if each had a row and a token followed
 
     @property
     def idle(self) -> bool:
@@ -92,7 +92,8 @@ class Scheduler:
         self._tickets += 1
         for part in parts:
             part.sequence.ticket = self._tickets
-        steady = tuple(part.sequence for part in parts) if len(parts) == self.max_rows - budget else ()
+        single = all(part.count == 1 and part.samples for part in parts)
+        steady = tuple(part.sequence for part in parts) if single else ()
         plan = Plan(self._tickets, tuple(parts), bool(steady) and steady == self._last)
         self._last = steady
         return plan
