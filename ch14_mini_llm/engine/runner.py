@@ -8,7 +8,7 @@ graphs serve all batches.
 
 from __future__ import annotations
 
-import common  # picks the backend, so before numba.cuda
+import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
 import numpy as np
@@ -17,7 +17,7 @@ from numba import cuda
 from ch14_mini_llm.cache.pages import PagedCache
 from ch14_mini_llm.engine.plan import Plan
 from ch14_mini_llm.engine.sizes import LEVELS, Sizes
-from ch14_mini_llm.forward.batch import Batch, Shape
+from ch14_mini_llm.forward.batch import PLACES, Batch, Shape
 from ch14_mini_llm.forward.few import Few
 from ch14_mini_llm.forward.forward import forward
 from ch14_mini_llm.forward.half import Buffers
@@ -53,18 +53,16 @@ class ModelRunner:
             self.ops = {"plain": Plain(model, max_rows, max_batch)}
         self.cache = PagedCache(model, sizes.num_blocks, sizes.block_size, LEVELS[level])
         self._graphs: dict[Shape, Graph | None] = {}  # None: launched once
+        self._events = [cuda.event(timing=False) for _ in range(PLACES)]
         self._shares = None  # of tokens in a draw; only sampling needs them
 
     def launch(self, plan: Plan) -> Ticket:
         """Launch a step; returns at once on a GPU."""
         shape = self.prepare(plan)
         replayed = self.run(plan, shape)
-        done = _nothing
-        if common.BACKEND == "gpu":
-            event = cuda.event(timing=False)
-            event.record(self.batch.stream if replayed else 0)
-            done = event.synchronize
-        return Ticket(plan, self.batch, *self.batch.launched(plan), done)
+        place, count = self.batch.launched(plan)
+        self._events[place].record(self.batch.stream if replayed else 0)
+        return Ticket(plan, self.batch, place, count, self._events[place])
 
     def prepare(self, plan: Plan) -> Shape:
         """Bring what the host knows of a plan's rows to the device."""
@@ -74,16 +72,22 @@ class ModelRunner:
         else:
             ops = self.ops[shape.ops]
             self.batch.fill(plan, shape)
-            ops.cut(shape)
-            ops.embed(self.model.embedding, self.batch)
+            if shape.single:  # as after such a step, see `run`
+                ops.cut(shape)
+                ops.embed(self.model.embedding, self.batch)
         return shape
 
     def run(self, plan: Plan, shape: Shape, record: bool = True) -> bool:
-        """Launch what follows the embedding, or replay it; returns whether it was a replay."""
+        """Launch a step, or replay it; returns whether it was a replay.
+
+        Where each sequence has a row, the embeddings are there: the step before ends with them.
+        """
 
         def launches():
             ops = self.ops[shape.ops]
             ops.cut(shape)
+            if not shape.single:
+                ops.embed(self.model.embedding, self.batch)
             forward(self.model, self.batch, self.cache, ops)
             if shape.n_logits and not shape.draws:
                 ops.pick(self.model, self.batch)
@@ -139,17 +143,13 @@ class ModelRunner:
         ops.append(self.model, self.batch)
 
 
-def _nothing() -> None:
-    """A step has ended when its last launch returns: on the CPU backend."""
-
-
 class Ticket:
     """A step under way."""
 
-    def __init__(self, plan: Plan, batch: Batch, place: int, count: int, done) -> None:
-        self.plan, self._batch, self._place, self._count, self._done = plan, batch, place, count, done
+    def __init__(self, plan: Plan, batch: Batch, place: int, count: int, event) -> None:
+        self.plan, self._batch, self._place, self._count, self._event = plan, batch, place, count, event
 
     def tokens(self) -> list[int]:
         """Wait for the step; its new tokens, in the order of the parts that sample."""
-        self._done()
+        self._event.synchronize()
         return self._batch.read(self._place, self._count)

@@ -19,10 +19,10 @@ from numba import cuda
 from ch14_mini_llm.engine.plan import Plan
 from ch14_mini_llm.engine.sequence import Sequence
 from chapters.ch12_flash.paged_half import QUERIES_128, TILE_FIELDS, query_tiles
+from common.staging import Staging
 
 FIELDS = ("tokens", "source", "positions", "row_seq", "logits_rows", "ring")
 PLACES = 4  # steps whose tokens the host may not have read yet, and some more
-STAGES = 3  # copies to the device that may be under way
 
 
 @dataclass(frozen=True)
@@ -50,27 +50,27 @@ class Batch:
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, head_dim: int) -> None:
-        self.max_rows, self.max_tiles, self.head_dim = max_rows, -(-max_rows // QUERIES_128) + max_seqs, head_dim
-        self._rows = cuda.device_array((len(FIELDS), max_rows), np.int32)
-        for i, field in enumerate(FIELDS):
-            setattr(self, field, self._rows[i])
-        self.block_table = cuda.to_device(np.zeros((max_seqs, max_blocks), np.int32))
-        self.tiles = cuda.device_array((self.max_tiles, TILE_FIELDS), np.int32)
+        self.max_tiles, self.head_dim = -(-max_rows // QUERIES_128) + max_seqs, head_dim
+        rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS)}
+        self._rows = Staging(rows)
+        self.tokens, self.source, self.positions, self.row_seq, self.logits_rows, self.ring, self.tiles = (
+            self._rows.device.values()
+        )
+        self._tables = Staging({"block_table": (max_seqs, max_blocks)})
+        self.block_table = self._tables.device["block_table"]
         self.chosen = cuda.device_array(max_seqs, np.int32)
         self.shown = cuda.mapped_array((PLACES, max_seqs), np.int32)
         self.stream = cuda.stream()
-        pinned = lambda like: [cuda.pinned_array(like.shape, np.int32) for _ in range(STAGES)]
-        self._host_rows, self._host_tables, self._host_tiles = map(pinned, (self._rows, self.block_table, self.tiles))
         self._table = np.zeros(self.block_table.shape, np.int32)
         self._n_blocks: list[int] = []  # of each sequence, in the table
         self._chosen_at: dict[Sequence, int] = {}  # the last step's, in chosen
-        self._stage = self._place = 0
+        self._place = 0
 
     def fill(self, plan: Plan, shape: Shape) -> None:
         """Describe a plan's rows, and padding up to the shape. Tokens that the host does not know yet must be the last
         step's."""
-        self._stage = (self._stage + 1) % STAGES
-        tokens, source, positions, row_seq, logits_rows, ring = host = self._host_rows[self._stage]
+        host = self._rows.next()
+        tokens, source, positions, row_seq, logits_rows, ring, tiles = host.values()
         row = n_logits = 0
         for seq, part in enumerate(plan.parts):
             end, sequence = row + part.count, part.sequence
@@ -88,16 +88,17 @@ class Batch:
         tokens[row : shape.rows], source[row : shape.rows], row_seq[row : shape.rows] = 0, -1, 0
         positions[row : shape.rows] = -1
         logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
-        self._rows.copy_to_device(host, stream=self.stream)
+        if shape.n_tiles:
+            starts, counts = zip(*((part.start, part.count) for part in plan.parts))
+            work = query_tiles(starts, counts, self.head_dim)
+            tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
+        self._rows.upload(self.stream)
         self._n_blocks = [0] * len(plan.parts)
         self._put_blocks(plan)
-        if shape.n_tiles:
-            self._put_tiles(plan, shape.n_tiles)
 
     def follow(self, plan: Plan) -> None:
         """Make ready for a plan of the same sequences as the last, a row each: the kernels have done the rest."""
         if any(len(part.sequence.blocks) > n for part, n in zip(plan.parts, self._n_blocks)):
-            self._stage = (self._stage + 1) % STAGES
             self._put_blocks(plan)
 
     def launched(self, plan: Plan) -> tuple[int, int]:
@@ -120,12 +121,5 @@ class Batch:
             if len(blocks) > n:
                 self._table[seq, n : len(blocks)] = blocks[n:]
                 self._n_blocks[seq] = len(blocks)
-        host = self._host_tables[self._stage]
-        host[:] = self._table
-        self.block_table.copy_to_device(host, stream=self.stream)
-
-    def _put_tiles(self, plan: Plan, n_tiles: int) -> None:
-        host = self._host_tiles[self._stage]
-        tiles = query_tiles([part.start for part in plan.parts], [part.count for part in plan.parts], self.head_dim)
-        host[: len(tiles)], host[len(tiles) : n_tiles] = tiles, 0
-        self.tiles.copy_to_device(host, stream=self.stream)
+        self._tables.next()["block_table"][:] = self._table
+        self._tables.upload(self.stream)

@@ -132,6 +132,7 @@ def paged_v4_parts(
     kv_head = head * n_kv_head // cuda.gridDim.y
     page_bits = 31 - cuda.clz(int32(block_size))
     first, together, dim = chunk_share(head_dim)
+    own_page = block_table[seq, before >> page_bits]
     early = before if single else 0  # tokens that are there already
     for j in range(PIECES):
         token = first + j * together
@@ -147,7 +148,7 @@ def paged_v4_parts(
     for j in range(PIECES):
         token = first + j * together
         if early <= token <= before:
-            page = block_table[seq, token >> page_bits]
+            page = own_page if token >> page_bits == before >> page_bits else block_table[seq, token >> page_bits]
             place = token & (block_size - 1)
             k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (page, kv_head, place, dim))
             v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (page, kv_head, place, dim))

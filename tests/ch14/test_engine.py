@@ -287,8 +287,10 @@ def test_requests_come_and_go_from_other_threads(model):
     engine.check()
 
 
-def test_an_abort_while_the_last_step_runs_comes_too_late(model, monkeypatch):
-    engine = Engine(model)
+@pytest.mark.parametrize("look_ahead, reason", [(False, "length"), (True, "abort")])
+def test_an_abort_while_the_last_step_runs(model, monkeypatch, look_ahead, reason):
+    """Too late if the step is read at once; else it comes first, and what the step made is left out."""
+    engine = Engine(model, look_ahead=look_ahead)
     launch = engine.runner.launch
 
     def aborts(plan):
@@ -297,7 +299,8 @@ def test_an_abort_while_the_last_step_runs_comes_too_late(model, monkeypatch):
 
     monkeypatch.setattr(engine.runner, "launch", aborts)
     (result,) = engine.run([Request([1, 2], 1)])
-    assert result.finish_reason == "length" and engine.step() == []
+    assert result.finish_reason == reason and engine.step() == []
+    engine.check()
 
 
 def test_nothing_happens_to_an_unknown_or_ended_id(model):
