@@ -16,8 +16,9 @@ kernel                  what it changes                                 what it 
 for 128 queries: for prompts. A step's only row may be a tile too, so both can run any batch, and whoever mixes steps
 and prompts in one launch takes v5.
 
-**Look the page up late.** A page is found by a shift, as ``block_size`` is a power of two; the address is then one
-read away, and the table, 4 bytes for 16 tokens, is in a cache.
+**Look all pages up, then load.** A page is found by a shift, as ``block_size`` is a power of two; but its address is a
+read away, some 300 ns. A thread that goes from look-up to load to look-up waits for each; one that first looks up all
+that it needs waits once.
 
 **A row's bits are its own.** Chunks and tiles of keys begin at the same tokens whoever else is in the launch, and a key
 that a row may not see adds an exact 0. So a prompt gives the same numbers in one piece or in many. v4 and v5 round
@@ -124,11 +125,10 @@ def paged_v4_parts(
     tid = cuda.threadIdx.x
     head = cuda.blockIdx.y
     row = cuda.blockIdx.z
-    before = positions[row]
+    before, seq = positions[row], row_seq[row]
     griddep_launch()
     if cuda.blockIdx.x >= active_chunks(before, head_dim):
         return
-    seq = row_seq[row]
     kv_head = head * n_kv_head // cuda.gridDim.y
     page_bits = 31 - cuda.clz(int32(block_size))
     first, together, dim = chunk_share(head_dim)
@@ -208,25 +208,35 @@ def load_queries(tile, count, q, head, row0, rows):
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_pages(tile, tile_row, count, x, kv_head, block_table, seq, token0, n_tokens, page_bits):
-    """``load_rows`` of a sequence's tokens token0 … token0 + count - 1 from pages; 0 from token ``n_tokens`` on."""
-    pieces = tile.shape[1] // 8
+def load_pages(
+    k_tiles, v_tiles, tile_row, count, k_cache, v_cache, kv_head, block_table, seq, token0, n_tokens, page_bits, pages
+):
+    """``load_rows`` of a sequence's tokens token0 … token0 + count - 1 from pages; 0 from token ``n_tokens`` on.
+
+    pages: (8,) int32, local.
+    """
+    pieces = k_tiles.shape[1] // 8
     piece = cuda.threadIdx.x % pieces
     first = cuda.threadIdx.x // pieces
+    step = THREADS // pieces
     place = swizzle(first, piece)
-    end = n_tokens if 8 * piece < x.shape[3] else 0
+    end = n_tokens if 8 * piece < k_cache.shape[3] else 0
     mask = (1 << page_bits) - 1
-    for i in range(0, count, THREADS // pieces):
-        token = token0 + first + i
-        inside = token < end
-        page = block_table[seq, token >> page_bits] if inside else 0
-        cp_async_half8(tile, (tile_row + first + i, place), x, (page, kv_head, token & mask, 8 * piece), inside)
+    for i in range(count // step):
+        token = token0 + first + i * step
+        pages[i] = block_table[seq, token >> page_bits] if token < end else 0
+    for i in range(count // step):
+        row = first + i * step
+        token = token0 + row
+        index = (pages[i], kv_head, token & mask, 8 * piece)
+        cp_async_half8(k_tiles, (tile_row + row, place), k_cache, index, token < end)
+        cp_async_half8(v_tiles, (tile_row + row, place), v_cache, index, token < end)
 
 
 @cuda.jit(device=True, forceinline=True)
 def attend_tile(
     q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-    k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total,
+    k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
 ):  # fmt: skip
     """The whole of v5, as ``attend`` in ``tensor_core.py`` is of v4: the tile of queries is number blockIdx.y."""
     keys = k_tiles.shape[0] // 2
@@ -256,15 +266,18 @@ def attend_tile(
     cuda.syncthreads()
     read_queries(k_tiles, warp_row, q_pairs)
     cuda.syncthreads()  # all have read their queries
-    load_pages(k_tiles, 0, keys, k_cache, kv_head, block_table, seq, 0, n_keys, page_bits)
-    load_pages(v_tiles, 0, keys, v_cache, kv_head, block_table, seq, 0, n_keys, page_bits)
+    load_pages(
+        k_tiles, v_tiles, 0, keys, k_cache, v_cache, kv_head, block_table, seq, 0, n_keys, page_bits, pages
+    )
     cp_async_commit()
     now = 0
     for key0 in range(0, n_keys, keys):
         cp_async_wait(0)  # my part of the tiles `now` is there
         cuda.syncthreads()  # everybody's part is, and all have left the others
-        load_pages(k_tiles, keys - now, keys, k_cache, kv_head, block_table, seq, key0 + keys, n_keys, page_bits)
-        load_pages(v_tiles, keys - now, keys, v_cache, kv_head, block_table, seq, key0 + keys, n_keys, page_bits)
+        load_pages(
+            k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, kv_head, block_table, seq, key0 + keys, n_keys,
+            page_bits, pages,
+        )  # fmt: skip
         cp_async_commit()
         multiply_keys(q_pairs, k_tiles, now, scores)
         if key0 + keys > position0 + 1:
@@ -296,9 +309,10 @@ def flash_v5_pages_64(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_he
     acc = cuda.local.array((2, 8, 4), float32)  # 32 queries x 64 elements
     largest = cuda.local.array((2, 2), float32)
     total = cuda.local.array((2, 2), float32)
+    pages = cuda.local.array(8, int32)
     attend_tile(
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total,
+        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
     )  # fmt: skip
 
 
@@ -317,9 +331,10 @@ def flash_v5_pages_128(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_h
     acc = cuda.local.array((1, 16, 4), float32)  # 16 queries x 128 elements
     largest = cuda.local.array((1, 2), float32)
     total = cuda.local.array((1, 2), float32)
+    pages = cuda.local.array(8, int32)
     attend_tile(
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total,
+        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
     )  # fmt: skip
 
 

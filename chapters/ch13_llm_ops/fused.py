@@ -150,10 +150,9 @@ def gemv_ln_qkv(
     griddep_launch()
     load_weights(W, row0, first_column(), N, d_model, w)
     row_sum, row_bias = row_sums[min(col, N - 1)], bias[min(col, N - 1)]
-    row = min(b0 + b, rows - 1)  # all that needs a division or a look-up: while the weights are on their way
-    position = positions[row]
+    row = min(b0 + b, rows - 1)  # divisions: while the weights are on their way
+    position, seq = positions[row], row_seq[row]
     page_bits = 31 - cuda.clz(int32(block_size))
-    page = block_table[row_seq[row], max(position, 0) >> page_bits]
     behind_q = max(col - q_width, 0)
     is_value = behind_q >= kv_width
     head = (behind_q - kv_width if is_value else behind_q) // head_dim
@@ -161,6 +160,7 @@ def gemv_ln_qkv(
     at = x_row(rows) * d_model + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
+    page = block_table[seq, max(position, 0) >> page_bits]  # there when the sums are
     share_sums(sums, rows - b0, c0, c1, c2, c3)
     cuda.syncthreads()
     if b < min(rows - b0, ROWS_MAX) and col < N:
@@ -234,17 +234,18 @@ def gemv_parts_residual(
     place = (b0 + b) * d_model + row0 + r
     griddep_wait()
     before = x[place] if b < left and row0 + r < d_model else float32(0)
-    total = multiply_parts(parts, lse, W, row0, d_model, n_active, row, n_head, n_chunks, bits, lse_stride, width, w)
-    if of_four < left:
-        sums[warp, of_four, group] = total
-    if left > 4:
-        row = b0 + min(4 + group // 2, left - 1)
-        n_active = active_chunks(positions[row], head_dim)
+    four = 0  # the first of four rows
+    while True:
         total = multiply_parts(
             parts, lse, W, row0, d_model, n_active, row, n_head, n_chunks, bits, lse_stride, width, w
         )
-        if 4 + of_four < left:
-            sums[warp, 4 + of_four, group] = total
+        if four + of_four < left:
+            sums[warp, four + of_four, group] = total
+        four += 4
+        if four >= left:
+            break
+        row = b0 + min(four + group // 2, left - 1)
+        n_active = active_chunks(positions[row], head_dim)
     cuda.syncthreads()
     if b < left and row0 + r < d_model:
         x[place] = before + (sum_of_warps(sums, r, b) + row_bias)
