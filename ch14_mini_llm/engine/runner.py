@@ -43,7 +43,7 @@ class ModelRunner:
     def __init__(self, model: Model, sizes: Sizes, level: str = "kv", deterministic: bool = False) -> None:
         max_batch, max_rows = sizes.max_batch, sizes.max_rows
         self.model, self.max_batch, self.max_rows = model, max_batch, max_rows
-        self.batch = Batch(max_rows, max_batch, sizes.max_blocks, model.head_dim)
+        self.batch = Batch(max_rows, max_batch, sizes.max_blocks, sizes.block_size, model.head_dim)
         self.max_few = 0
         if level == "fast":
             self.max_few = max_rows if deterministic else min(FEW_ROWS, max_rows)

@@ -18,10 +18,12 @@ from numba import cuda
 
 from ch14_mini_llm.engine.plan import Plan
 from ch14_mini_llm.engine.sequence import Sequence
+from chapters.ch12_flash.paged import paged_slots
 from chapters.ch12_flash.paged_half import QUERIES_128, TILE_FIELDS, query_tiles
+from chapters.ch13_llm_ops.batch import place_rows, place_rows_launch
 from common.staging import Staging
 
-FIELDS = ("tokens", "source", "positions", "row_seq", "logits_rows", "ring")
+FIELDS = ("tokens", "source", "positions", "row_seq", "slot_mapping", "logits_rows", "ring")
 PLACES = 4  # steps whose tokens the host may not have read yet, and some more
 
 
@@ -43,24 +45,26 @@ class Shape:
 class Batch:
     """Room for ``max_rows`` rows of ``max_seqs`` sequences of up to ``max_blocks`` blocks.
 
-    On the device, int32, after `fill`: tokens, source, positions, row_seq (rows,) and logits_rows, ring (n_logits,), as
-    chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks); tiles (n_tiles, 4),
+    On the device, int32, after `fill`: tokens, source, positions, row_seq, slot_mapping (rows,) and logits_rows, ring
+    (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks); tiles (n_tiles, 4),
     of chapter 12's ``query_tiles``; chosen (n_logits,), each step's new tokens. shown: (4, max_seqs), in the host's
     memory: the tokens of the last steps.
     """
 
-    def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, head_dim: int) -> None:
+    def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:
         self.max_tiles, self.head_dim = -(-max_rows // QUERIES_128) + max_seqs, head_dim
+        self.block_size = block_size
         rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS)}
         self._rows = Staging(rows)
-        self.tokens, self.source, self.positions, self.row_seq, self.logits_rows, self.ring, self.tiles = (
-            self._rows.device.values()
-        )
+        for name, array in self._rows.device.items():
+            setattr(self, name, array)
         self._tables = Staging({"block_table": (max_seqs, max_blocks)})
         self.block_table = self._tables.device["block_table"]
         self.chosen = cuda.device_array(max_seqs, np.int32)
         self.shown = cuda.mapped_array((PLACES, max_seqs), np.int32)
         self.stream = cuda.stream()
+        places = self.positions, self.slot_mapping, self.block_table, block_size
+        self.ends = self.chosen, *places, self.ring, self.shown  # what a step's last kernel moves on
         self._table = np.zeros(self.block_table.shape, np.int32)
         self._n_blocks: list[int] = []  # of each sequence, in the table
         self._chosen_at: dict[Sequence, int] = {}  # the last step's, in chosen
@@ -70,7 +74,7 @@ class Batch:
         """Describe a plan's rows, and padding up to the shape. Tokens that the host does not know yet must be the last
         step's."""
         host = self._rows.next()
-        tokens, source, positions, row_seq, logits_rows, ring, tiles = host.values()
+        tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles = host.values()
         row = n_logits = 0
         for seq, part in enumerate(plan.parts):
             end, sequence = row + part.count, part.sequence
@@ -85,21 +89,25 @@ class Batch:
                 logits_rows[n_logits], ring[n_logits] = end - 1, self._place
                 n_logits += 1
             row = end
+        self._n_blocks = [0] * len(plan.parts)
+        self._put_blocks(plan)
+        slot_mapping[:row] = paged_slots(self._table, row_seq[:row], positions[:row], self.block_size)
         tokens[row : shape.rows], source[row : shape.rows], row_seq[row : shape.rows] = 0, -1, 0
-        positions[row : shape.rows] = -1
+        positions[row : shape.rows] = slot_mapping[row : shape.rows] = -1
         logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
         if shape.n_tiles:
             starts, counts = zip(*((part.start, part.count) for part in plan.parts))
             work = query_tiles(starts, counts, self.head_dim)
             tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
         self._rows.upload(self.stream)
-        self._n_blocks = [0] * len(plan.parts)
-        self._put_blocks(plan)
 
     def follow(self, plan: Plan) -> None:
         """Make ready for a plan of the same sequences as the last, a row each: the kernels have done the rest."""
         if any(len(part.sequence.blocks) > n for part, n in zip(plan.parts, self._n_blocks)):
             self._put_blocks(plan)
+            n = len(plan.parts)
+            slots = self.slot_mapping, self.block_table, self.positions, n, self.block_size
+            place_rows[place_rows_launch(n)](*slots)
 
     def launched(self, plan: Plan) -> tuple[int, int]:
         """Note that the plan's step has been launched; returns where its tokens will be: ``(place, count)``."""

@@ -32,9 +32,8 @@ class Few(Half):
         """q = queries of norm(x); keys and values go to the rows' places."""
         m, linear, b = self.model, layer.qkv, self.b
         gemv_ln_qkv[gemv_tensor_launch(linear.n_out, linear.n_in, self.rows)](
-            b.x, linear.weight, linear.row_sums, linear.bias, b.q, *cache.layers[layer.index], batch.block_table,
-            batch.row_seq, batch.positions, self.rows, m.d_model, m.n_head, m.n_kv_head, m.head_dim, cache.block_size,
-            np.float32(layer.norm_1.eps),
+            b.x, linear.weight, linear.row_sums, linear.bias, b.q, *cache.layers[layer.index], batch.slot_mapping,
+            self.rows, m.d_model, m.n_head, m.n_kv_head, m.head_dim, cache.block_size, np.float32(layer.norm_1.eps),
         )  # fmt: skip
 
     def attend(self, layer: Layer, cache, batch: Batch) -> None:

@@ -69,14 +69,13 @@ class Half:
 
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""
-        best, ends = self.buffers.best, (batch.chosen, batch.positions, batch.ring, batch.shown)
+        best = self.buffers.best
         pick_best[pick_best_launch(self.n_logits)](
-            *best, best[0].shape[1], model.vocab_size, *ends, *model.embedding, self.b.x
+            *best, best[0].shape[1], model.vocab_size, *batch.ends, *model.embedding, self.b.x
         )
 
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""
-        ends = batch.chosen, batch.positions, batch.ring, batch.shown
-        append_rows[append_rows_launch(self.n_logits)](*ends, *model.embedding, self.b.x)
+        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self.b.x)
 
 

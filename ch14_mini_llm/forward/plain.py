@@ -74,9 +74,8 @@ class Plain:
         self._product(self.b.h, layer.qkv, self.b.qkv)
         k, v, q = *cache.layers[layer.index], self.b.q.reshape(n, m.n_head, m.head_dim)
         split_qkv_pages[split_qkv_pages_launch(n, m.n_head, m.n_kv_head, m.head_dim)](
-            self.b.qkv, q, k, v, batch.block_table, batch.row_seq, batch.positions, n, m.n_head, m.n_kv_head,
-            m.head_dim, cache.block_size,
-        )  # fmt: skip
+            self.b.qkv, q, k, v, batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim, cache.block_size
+        )
 
     def attend(self, layer: Layer, cache, batch: Batch) -> None:
         """att = attention of each row over its own sequence up to its own position."""
@@ -116,8 +115,7 @@ class Plain:
 
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""
-        ends = batch.chosen, batch.positions, batch.ring, batch.shown
-        append_rows[append_rows_launch(self.n_logits)](*ends, *model.embedding, self._flat["x"])
+        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self._flat["x"])
 
     def _norm(self, norm: Norm) -> None:
         d = self.model.d_model

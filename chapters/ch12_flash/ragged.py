@@ -49,16 +49,13 @@ def split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim):
 
 
 @cuda.jit
-def split_qkv_pages(
-    qkv, q, k_cache, v_cache, block_table, row_seq, positions, n_rows, n_head, n_kv_head, head_dim, block_size
-):
-    """q[r, head] = row r's queries; its keys and values go to its place in the pages of its sequence.
+def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv_head, head_dim, block_size):
+    """q[r, head] = row r's queries; its keys and values go to slot ``slot_mapping[r]`` of the pages.
 
     qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim), each row its queries, keys, values. q: (n_rows, n_head,
-    head_dim). k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim), only the rows' places are written. All
-    four float32, or all float16. block_table: (num_seqs, max_blocks) int32. row_seq, positions: (n_rows,) int32, a
-    row's line of block_table and its place in the sequence, no two alike; -1 in positions is padding, whose key and
-    value are not stored. All C-contiguous. Sizes: int32.
+    head_dim). k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim), only the rows' slots are written. All
+    four float32, or all float16. slot_mapping: (n_rows,) int32, page * block_size + place in it, no two alike; -1 is
+    padding, whose key and value are not stored. All C-contiguous. Sizes: int32.
     Launch: ``split_qkv_pages[split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)](…)``.
     """
     col, r = cuda.grid(2)
@@ -68,9 +65,9 @@ def split_qkv_pages(
         value = qkv[r, col]
         if col < q_width:
             q[r, col // head_dim, col % head_dim] = value
-        elif positions[r] >= 0:
-            page = block_table[row_seq[r], positions[r] // block_size]
-            place = positions[r] % block_size
+        elif slot_mapping[r] >= 0:
+            page = slot_mapping[r] // block_size
+            place = slot_mapping[r] % block_size
             head = (col - q_width) % kv_width // head_dim
             dim = col % head_dim
             if col < q_width + kv_width:
@@ -79,15 +76,14 @@ def split_qkv_pages(
                 v_cache[page, head, place, dim] = value
 
 
-def split_qkv_pages_reference(qkv, k_cache, v_cache, block_table, row_seq, positions, n_head):
+def split_qkv_pages_reference(qkv, k_cache, v_cache, slot_mapping, n_head):
     """NumPy reference of :func:`split_qkv_pages`: writes to the caches, returns q."""
     _, n_kv_head, block_size, head_dim = k_cache.shape
     q, k, v = np.split(qkv, [n_head * head_dim, (n_head + n_kv_head) * head_dim], axis=1)
-    for r, (seq, position) in enumerate(zip(row_seq, positions)):
-        if position >= 0:
-            page, place = block_table[seq, position // block_size], position % block_size
-            k_cache[page, :, place] = k[r].reshape(n_kv_head, head_dim)
-            v_cache[page, :, place] = v[r].reshape(n_kv_head, head_dim)
+    for r, slot in enumerate(slot_mapping):
+        if slot >= 0:
+            k_cache[slot // block_size, :, slot % block_size] = k[r].reshape(n_kv_head, head_dim)
+            v_cache[slot // block_size, :, slot % block_size] = v[r].reshape(n_kv_head, head_dim)
     return q.reshape(len(qkv), n_head, head_dim)
 
 

@@ -1,11 +1,13 @@
 """Chapter 13, batches: what the rows of several sequences need beside the kernels that take rows as they come.
 
 Norms, products, activations do not care whose rows they are. Three things do: which token and which position a row has
-(``embed_rows``), where its key and value go and what it attends to (chapter 12's ``ragged.py``).
+(``embed_rows``), where its key and value go (``place_rows``), and what it attends to (chapter 12's ``ragged.py``).
 """
 
 import numpy as np
-from numba import cuda, float32
+from numba import cuda, float32, int32
+
+from chapters.ch03_indexing.kernels import blocks_1d
 
 
 @cuda.jit
@@ -22,6 +24,43 @@ def embed_rows(tokens, source, chosen, positions, wte, wpe, out, n_rows, d_model
     if r < n_rows and col < d_model:
         token = tokens[r] if source[r] < 0 else chosen[source[r]]
         out[r, col] = float32(wte[max(token, 0), col]) + float32(wpe[max(positions[r], 0), col])
+
+
+@cuda.jit(device=True, forceinline=True)
+def slot_of(block_table, seq, position, block_size):
+    """Where a token lies in the pages, page * block_size + place; -1 behind the table's end. block_size: 2 ** n."""
+    page_bits = 31 - cuda.clz(int32(block_size))
+    if position >> page_bits >= block_table.shape[1]:
+        return int32(-1)
+    return int32((block_table[seq, position >> page_bits] << page_bits) + (position & (block_size - 1)))
+
+
+PLACE_THREADS = 128
+
+
+def place_rows_launch(n_rows):
+    """Launch configuration of :func:`place_rows`: ``(grid, block)``. Raises ValueError without a row."""
+    return blocks_1d(n_rows, PLACE_THREADS)
+
+
+@cuda.jit
+def place_rows(slot_mapping, block_table, positions, n_rows, block_size):
+    """slot_mapping[i] = where position positions[i] of the sequence in line i of block_table lies; -1 stays -1.
+
+    For steps whose rows have moved on by themselves (``append_rows``), when the table has new pages. slot_mapping,
+    positions: (n_rows,) int32. block_table: (n_rows or more, max_blocks) int32. n_rows, block_size: int32, block_size a
+    power of two. Launch: ``place_rows[place_rows_launch(n_rows)](…)``.
+    """
+    i = cuda.grid(1)
+    if i < n_rows and positions[i] >= 0:
+        slot_mapping[i] = slot_of(block_table, i, positions[i], block_size)
+
+
+def place_rows_reference(slot_mapping, block_table, positions, block_size):
+    """NumPy reference of :func:`place_rows`: the new slots."""
+    lines, places = np.arange(len(positions)), np.maximum(positions, 0)
+    slots = block_table[lines, places // block_size] * block_size + places % block_size
+    return np.where(positions >= 0, slots, slot_mapping).astype(np.int32)
 
 
 def embed_rows_reference(tokens, source, chosen, positions, wte, wpe):

@@ -31,12 +31,13 @@ from numba.types import float16
 from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
 from chapters.ch09_gemm.gemv_tensor import (
+    MANY_THREADS,
     MANY_WARPS,
-    ONE_BLOCK,
     ROWS_MAX,
     SHORT_STRIDE,
     SHORT_TILE,
     STEPS,
+    THREADS,
     THREE_BLOCKS,
     TILE,
     WARPS,
@@ -66,9 +67,11 @@ from chapters.ch09_gemm.pipeline import (
 from chapters.ch12_flash.decode_half import active_chunks, load_combined
 from common.ptx import griddep_launch, griddep_wait
 
+from .batch import slot_of
 from .kernels import gelu_of, gelu_reference
 
 PICK_THREADS = 1024
+ONE_AND_MORE = (MANY_THREADS + THREADS, 1)  # so few registers that a block of the kernel behind it has room beside it
 APPEND_THREADS = 256
 
 
@@ -124,18 +127,18 @@ def gemv_ln_gelu(x, W, row_sums, bias, out, rows, N, d_model, eps):
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln_qkv(
-    x, W, row_sums, bias, q, k_cache, v_cache, block_table, row_seq, positions,
+    x, W, row_sums, bias, q, k_cache, v_cache, slot_mapping,
     rows, d_model, n_head, n_kv_head, head_dim, block_size, eps,
 ):  # fmt: skip
     """Query, key and value of each row of the residual stream: keys and values to their pages.
 
     With y = W layernorm(x[b]) + bias of (n_head + 2 * n_kv_head) * head_dim numbers: q[b] = the first n_head *
-    head_dim; the others, head by head, go to k_cache and v_cache, page block_table[row_seq[b], positions[b] //
-    block_size], place positions[b] % block_size. x: (rows * d_model,) float32, flat. W: (N, d_model) float16 with as
-    many rows as y. row_sums, bias: (N,) float32. q: float16, flat. k_cache, v_cache: (num_blocks, n_kv_head,
-    block_size, head_dim) float16. block_table: (num_seqs, max_blocks), row_seq, positions: (rows,) int32; a row at -1
-    is padding, and no key of it is stored. In a graph of dependent launches, no kernel in front of this one writes
-    them. block_size: a power of two; all sizes int32. All else as chapter 9's ``gemv_ln``.
+    head_dim; the others, head by head, go to k_cache and v_cache, page slot_mapping[b] // block_size, place
+    slot_mapping[b] % block_size. x: (rows * d_model,) float32, flat. W: (N, d_model) float16 with as many rows as y.
+    row_sums, bias: (N,) float32. q: float16, flat. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim)
+    float16. slot_mapping: (rows,) int32; a row at -1 is padding, and no key of it is stored. In a graph of dependent
+    launches, no kernel in front of this one writes it. block_size: a power of two; all sizes int32. All else as chapter
+    9's ``gemv_ln``.
     Launch: ``gemv_ln_qkv[gemv_tensor_launch(N, d_model, rows)](…)``.
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
@@ -151,7 +154,7 @@ def gemv_ln_qkv(
     load_weights(W, row0, first_column(), N, d_model, w)
     row_sum, row_bias = row_sums[min(col, N - 1)], bias[min(col, N - 1)]
     row = min(b0 + b, rows - 1)  # divisions: while the weights are on their way
-    position, seq = positions[row], row_seq[row]
+    slot = slot_mapping[row]
     page_bits = 31 - cuda.clz(int32(block_size))
     behind_q = max(col - q_width, 0)
     is_value = behind_q >= kv_width
@@ -160,15 +163,14 @@ def gemv_ln_qkv(
     at = x_row(rows) * d_model + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
-    page = block_table[seq, max(position, 0) >> page_bits]  # there when the sums are
     share_sums(sums, rows - b0, c0, c1, c2, c3)
     cuda.syncthreads()
     if b < min(rows - b0, ROWS_MAX) and col < N:
         y = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
         if col < q_width:
             q[row * q_width + col] = y
-        elif position >= 0:
-            place = position & (block_size - 1)
+        elif slot >= 0:
+            page, place = slot >> page_bits, slot & (block_size - 1)
             if is_value:
                 v_cache[page, head, place, dim] = y
             else:
@@ -206,7 +208,7 @@ def multiply_parts(parts, lse, W, row0, N, n_active, row, n_head, n_chunks, bits
     return c0 + c3
 
 
-@cuda.jit(launch_bounds=ONE_BLOCK)
+@cuda.jit(launch_bounds=ONE_AND_MORE)
 def gemv_parts_residual(
     parts, lse, W, bias, x, positions, rows, d_model, n_head, head_dim, n_chunks, lse_stride
 ):  # fmt: skip
@@ -305,7 +307,9 @@ def gemv_ln_logits(
 
 
 @cuda.jit(device=True, forceinline=True)
-def append_and_embed(token, row, position, place, chosen, positions, ring, shown, wte, wpe, x):
+def append_and_embed(
+    token, row, position, place, chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x
+):
     """What a step ends with: the token to chosen and shown, the row one on, the token's embedding to x; by all threads.
 
     position: the row's next; place: ring[row] as it was.
@@ -315,6 +319,7 @@ def append_and_embed(token, row, position, place, chosen, positions, ring, shown
         if place >= 0:
             shown[place, row] = token
             positions[row] = position
+            slot_mapping[row] = slot_of(block_table, row, position, block_size)
             ring[row] = place + 1 if place + 1 < shown.shape[0] else 0
     if place >= 0 and position < wpe.shape[0]:  # a next step has a place
         d_model = wpe.shape[1]
@@ -330,7 +335,10 @@ def pick_best_launch(n_rows=1):
 
 
 @cuda.jit
-def pick_best(best, best_token, n_blocks, vocab_size, chosen, positions, ring, shown, wte, wpe, x):
+def pick_best(
+    best, best_token, n_blocks, vocab_size, chosen, positions, slot_mapping, block_table, block_size, ring, shown,
+    wte, wpe, x,
+):  # fmt: skip
     """chosen[i] = the likeliest token of row i, from each block's best; all else as :func:`append_rows`.
 
     best, best_token: (n_rows, n_blocks) from :func:`gemv_ln_logits`. -1 if all logits are NaN. n_blocks, vocab_size:
@@ -351,7 +359,9 @@ def pick_best(best, best_token, n_blocks, vocab_size, chosen, positions, ring, s
             token = best_token[row, block]
     largest, token = block_argmax(largest, token, partial, partial_token)
     token = token if token < vocab_size else int32(-1)
-    append_and_embed(token, row, position, place, chosen, positions, ring, shown, wte, wpe, x)
+    append_and_embed(
+        token, row, position, place, chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x
+    )
 
 
 def append_rows_launch(n_rows=1):
@@ -362,10 +372,12 @@ def append_rows_launch(n_rows=1):
 
 
 @cuda.jit
-def append_rows(chosen, positions, ring, shown, wte, wpe, x):
+def append_rows(chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x):
     """Row i is one token longer: shown[ring[i], i] = chosen[i], positions[i] += 1, the token's embedding to x[i].
 
-    chosen, positions, ring: (n_rows,) int32. shown: (places, n_rows or more) int32, which may lie in the host's memory
+    chosen, positions, slot_mapping, ring: (n_rows,) int32. slot_mapping[i] becomes the place in the pages of the row's
+    new position, as line i of block_table, (n_rows or more, max_blocks) int32, has it: if that has no page for it yet,
+    ``place_rows`` has to follow when it has. block_size: int32, a power of two. shown: (places, n_rows or more) int32, which may lie in the host's memory
     (``cuda.mapped_array``), where it is read without a copy; ring[i] goes on to the next place, and round, so that a
     step's tokens are there until the host has read them. A row with -1 in ring is padding, or is not one on: nothing
     but chosen is written. wte: (vocab_size, d_model), wpe: (n_ctx, d_model), float16 or float32; x: float32, flat, left
@@ -379,7 +391,9 @@ def append_rows(chosen, positions, ring, shown, wte, wpe, x):
     place = ring[row]
     token = chosen[row]
     cuda.syncthreads()  # all have read them
-    append_and_embed(token, row, position, place, chosen, positions, ring, shown, wte, wpe, x)
+    append_and_embed(
+        token, row, position, place, chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x
+    )
 
 
 # --- references ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 from numba import cuda
 
 from chapters.ch12_flash import ragged
+from chapters.ch12_flash.paged import paged_slots
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 LENGTHS = [1, 5, 33, 64, 17]  # tokens of each sequence, those that are new included
@@ -78,17 +79,18 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
 def test_keys_and_values_go_to_their_places_and_nowhere_else(rng, n_head, n_kv_head, head_dim, dtype):
     block_size = 4
     block_table, n_pages, row_seq, positions = layout(rng, block_size)
-    positions[4] = -1  # padding
     n_rows = len(row_seq)
+    slots = paged_slots(block_table, row_seq, positions, block_size).astype(np.int32)
+    slots[4] = -1  # padding
     qkv = rng.standard_normal((n_rows, (n_head + 2 * n_kv_head) * head_dim)).astype(dtype)
     k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, dtype)
     q, device_k, device_v = cuda.device_array((n_rows, n_head, head_dim), dtype), *map(cuda.to_device, (k, v))
     launch = ragged.split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)
     ragged.split_qkv_pages[launch](
-        cuda.to_device(qkv), q, device_k, device_v, *map(cuda.to_device, (block_table, row_seq, positions)), n_rows,
-        n_head, n_kv_head, head_dim, block_size,
+        cuda.to_device(qkv), q, device_k, device_v, cuda.to_device(slots), n_rows, n_head, n_kv_head, head_dim,
+        block_size,
     )  # fmt: skip
-    expected = ragged.split_qkv_pages_reference(qkv, k, v, block_table, row_seq, positions, n_head)
+    expected = ragged.split_qkv_pages_reference(qkv, k, v, slots, n_head)
     for got, wanted in ((q, expected), (device_k, k), (device_v, v)):
         np.testing.assert_array_equal(got.copy_to_host(), wanted)
 

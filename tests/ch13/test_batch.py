@@ -23,3 +23,15 @@ def test_each_row_has_its_own_token_and_position(rng, n_rows, d_model, dtype):
     expected = batch.embed_rows_reference(tokens, source, chosen, positions, wte, wpe)
     np.testing.assert_array_equal(got[:-1], expected)
     np.testing.assert_array_equal(got[-1], 7)
+
+
+@pytest.mark.parametrize("n_rows, block_size", [(1, 4), (130, 16), (7, 256)])
+def test_rows_find_their_places_in_a_new_table(rng, n_rows, block_size):
+    positions, slots = rng.integers(-1, 5 * block_size, n_rows).astype(np.int32), np.full(n_rows, -1, np.int32)
+    table = rng.integers(0, 90, (n_rows, 5)).astype(np.int32)
+    device = cuda.to_device(np.append(slots, np.int32(7)))
+    batch.place_rows[batch.place_rows_launch(n_rows)](
+        device, cuda.to_device(table), cuda.to_device(positions), n_rows, block_size
+    )
+    expected = batch.place_rows_reference(slots, table, positions, block_size)
+    np.testing.assert_array_equal(device.copy_to_host(), np.append(expected, 7))

@@ -102,16 +102,16 @@ def test_gemv_ln_gelu(rng, N, d_model, rows):
 # --- query, key and value --------------------------------------------------------------------------------------------
 
 
-def qkv_of_rows(x, W, bias, heads, n_pages, block_size, block_table, row_seq, positions):
+def qkv_of_rows(x, W, bias, heads, n_pages, block_size, slots):
     """gemv_ln_qkv on the device: q and both caches, -1 where nothing was written. heads: n_head, n_kv_head, head_dim."""
     (rows, d_model), (n_head, n_kv_head, head_dim) = x.shape, heads
     kernel = ch13.gemv_ln_qkv[gemv_tensor_launch(len(W), d_model, rows)]
     sizes = rows, d_model, *heads, block_size, EPS
     pages = [np.full((n_pages, n_kv_head, block_size, head_dim), -1, np.float16) for _ in range(2)]
-    inputs = x.ravel(), W, sums_of(W), bias, block_table, row_seq, positions
+    inputs = x.ravel(), W, sums_of(W), bias, slots
 
-    def launch(x, W, row_sums, bias, block_table, row_seq, positions, *outputs):
-        kernel(x, W, row_sums, bias, *outputs, block_table, row_seq, positions, *sizes)
+    def launch(x, W, row_sums, bias, slots, *outputs):
+        kernel(x, W, row_sums, bias, *outputs, slots, *sizes)
 
     q, *caches = on_device(launch, inputs, [nan(np.float16, rows * n_head * head_dim), *pages])
     return q.reshape(rows, n_head * head_dim), *caches
@@ -125,29 +125,24 @@ def int32(*values):
     "n_head, n_kv_head, head_dim, rows", [(1, 1, 8, 1), (3, 3, 8, 5), (4, 2, 128, 8), (12, 12, 64, 1), (6, 2, 8, 19)]
 )
 def test_gemv_ln_qkv(rng, n_head, n_kv_head, head_dim, rows):
-    """Rows of two sequences, at the first and the last place of a page, and one of padding."""
+    """At places here and there, the first and the last among them, and one row of padding."""
     d_model, block_size = n_head * head_dim, 8
     N = (n_head + 2 * n_kv_head) * head_dim
     x, W = whole(rng, np.float32, rows, d_model), whole(rng, np.float16, N, d_model)
     bias = 10 * whole(rng, np.float32, N) + 1
-    block_table = int32([4, 1, 3], [2, 5, 0])
-    row_seq, positions = np.zeros(rows, np.int32), np.arange(rows, dtype=np.int32) + 7 * (rows == 1)
-    row_seq[rows // 2 :] = 1
-    positions[rows // 2 :] -= rows // 2
-    if rows > 1:
-        positions[1] = -1
-    q, k_cache, v_cache = qkv_of_rows(
-        x, W, bias, (n_head, n_kv_head, head_dim), 6, block_size, block_table, row_seq, positions
-    )
+    slots = rng.permutation(48)[:rows].astype(np.int32)
+    slots[0], slots[rows // 2] = 0, 47
+    slots[rows // 3] = -1 if rows > 1 else 47
+    q, k_cache, v_cache = qkv_of_rows(x, W, bias, (n_head, n_kv_head, head_dim), 6, block_size, slots)
     exact, allowed = behind_norm(x, W, bias)
     q_width, kv_width = n_head * head_dim, n_kv_head * head_dim
     assert_half(q, exact[:, :q_width], allowed[:, :q_width])
     for cache, col in ((k_cache, q_width), (v_cache, q_width + kv_width)):
         written = np.zeros(cache.shape[:3], bool)
-        for row, (seq, position) in enumerate(zip(row_seq, positions)):
-            if position < 0:
+        for row, slot in enumerate(slots):
+            if slot < 0:
                 continue
-            page, place = block_table[seq, position // block_size], position % block_size
+            page, place = slot // block_size, slot % block_size
             part = np.s_[row, col : col + kv_width]
             assert_half(cache[page, :, place].ravel(), exact[part], allowed[part])
             written[page, :, place] = True
@@ -265,18 +260,19 @@ class Ends:
         n = len(positions)
         self.positions, self.ring = np.array(positions, np.int32), np.array(ring, np.int32)
         self.chosen, self.shown = np.full(n, -5, np.int32), np.full((3, n + 1), -5, np.int32)
+        self.slot_mapping, self.block_table = np.full(n, -5, np.int32), 3 + np.arange(2 * n, dtype=np.int32).reshape(n, 2)
         self.x = nan(np.float32, n * d_model)
 
     def run(self, launch, inputs, wte, wpe):
-        """launch(*inputs, chosen, positions, ring, shown, wte, wpe, x); returns the tokens, all else being checked."""
+        """launch(*inputs, chosen, …, x), with pages of 4 tokens; returns the tokens, all else being checked."""
         before = self.__dict__.copy()
-        names = "chosen", "positions", "ring", "shown", "x"
+        names = "chosen", "positions", "slot_mapping", "ring", "shown", "x"
 
-        def launched(wte, wpe, *arrays):
-            *read, chosen, positions, ring, shown, x = arrays
-            launch(*read, chosen, positions, ring, shown, wte, wpe, x)
+        def launched(wte, wpe, block_table, *arrays):
+            *read, chosen, positions, slot_mapping, ring, shown, x = arrays
+            launch(*read, chosen, positions, slot_mapping, block_table, 4, ring, shown, wte, wpe, x)
 
-        found = on_device(launched, (wte, wpe, *inputs), [before[name] for name in names])
+        found = on_device(launched, (wte, wpe, self.block_table, *inputs), [before[name] for name in names])
         self.__dict__.update(zip(names, found))
         d_model = wte.shape[1]
         shown = before["shown"].copy()
@@ -284,10 +280,14 @@ class Ends:
             x = self.x[row * d_model : (row + 1) * d_model]
             if place < 0:
                 assert self.positions[row] == position and self.ring[row] == place
+                assert self.slot_mapping[row] == before["slot_mapping"][row]
                 np.testing.assert_array_equal(x, before["x"][row * d_model : (row + 1) * d_model])
                 continue
             assert self.positions[row] == position + 1 and self.ring[row] == (place + 1) % 3
             shown[place, row] = self.chosen[row]
+            page = (position + 1) // 4  # the table has two
+            slot = self.block_table[row, page] * 4 + (position + 1) % 4 if page < 2 else -1
+            assert self.slot_mapping[row] == slot
             if position + 1 < len(wpe):
                 token = wte[max(self.chosen[row], 0)].astype(np.float32)
                 np.testing.assert_array_equal(x, token + wpe[position + 1].astype(np.float32))
@@ -419,8 +419,7 @@ def test_pick_best_at_the_last_position():
 def test_no_index_outside_the_arrays(rng, monkeypatch):
     monkeypatch.setenv("MINI_CHECK", "1")  # the CPU backend raises at any; on a GPU compute-sanitizer is the tool
     x, W, bias = whole(rng, np.float32, 9, 24), whole(rng, np.float16, 72, 24), zeros(72)
-    places = int32([2, 1]), np.zeros(9, np.int32), int32(*range(-1, 8))
-    q, _, v_cache = qkv_of_rows(x, W, bias, (3, 3, 8), 3, 4, np.atleast_2d(places[0]), *places[1:])
+    q, _, v_cache = qkv_of_rows(x, W, bias, (3, 3, 8), 3, 4, int32(-1, 8, 9, 0, 1, 2, 3, 4, 7))
     exact, allowed = behind_norm(x, W, bias)
     assert_half(q, exact[:, :24], allowed[:, :24])
     assert_half(v_cache[1, :, 3].ravel(), exact[8, 48:], allowed[8, 48:])
