@@ -18,7 +18,6 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import common  # picks the backend, so before numba.cuda
 
@@ -29,8 +28,8 @@ from numba import cuda
 from ch14_mini_llm.cache.pages import PagedCache, block_bytes
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output
-from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_tokens
+from ch14_mini_llm.engine.plan import Output, Result
+from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
 from ch14_mini_llm.engine.runner import ModelRunner
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
@@ -41,21 +40,6 @@ from ch14_mini_llm.model.weights import load_weights
 
 CPU_BYTES = 1 << 30  # for keys and values, unless num_blocks says otherwise
 GPU_SHARE = 0.85  # of the memory that is free on a GPU
-
-
-@dataclass
-class Result:
-    """What became of a request. tokens: the new ones. finish_reason: "stop", "length", "abort", "error". error: a text.
-
-    cached_tokens: of the prompt, found in the prefix cache. preemptions: how often it was computed anew.
-    """
-
-    id: int | None
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: str | None = None
-    cached_tokens: int = 0
-    preemptions: int = 0
 
 
 class Engine:
@@ -125,11 +109,14 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Take a request in; returns its id. Raises `RequestError` for one that can never be fulfilled."""
         self._check(request)
+        sampling = request.sampling.seeded() if request.sampling is not None else None
         with self._lock:
             number = next(self._numbers)
             sequence = Running(
                 number, list(map(int, request.tokens)), request.max_new, number, request.priority,
-                sampling=request.sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
+                sampling=sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
+                logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs,
+                reads_cache=request.prompt_logprobs is None,
             )  # fmt: skip
             self._alive[number] = sequence
             self._submitted.append(sequence)
@@ -143,12 +130,14 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         check_request(self.model, request.tokens, request.max_new, request.sampling, least_new=0)
-        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size)
+        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size, "stop_tokens")
+        check_logprobs(request)
         n, room = len(request.tokens), self.pool.n_blocks * self.block_size
         if n > room:
             raise RequestError(
                 f"the prompt has {n} tokens, but the pool has room for {room}: num_blocks is {self.pool.n_blocks}, of "
-                f"{self.block_size} tokens each; use a shorter prompt or more blocks"
+                f"{self.block_size} tokens each; use a shorter prompt or more blocks",
+                "tokens",
             )
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -173,11 +162,12 @@ class Engine:
         if plan is not None:
             self._count(plan)
             try:
-                tokens = self.runner.launch(plan).tokens()
+                ticket = self.runner.launch(plan)
+                tokens, scores = ticket.tokens(), ticket.scores()
             except Exception as error:  # a fault of ours or of the device: it ends these requests, not the engine
                 self.scheduler.failed(plan, f"{type(error).__name__}: {error}")
             else:
-                self.scheduler.done(plan, tokens)
+                self.scheduler.done(plan, tokens, scores)
         outputs, self.scheduler.outputs = self.scheduler.outputs, []
         self._counts["generation_tokens"] += sum(len(output.tokens) for output in outputs)
         with self._lock:
@@ -198,7 +188,8 @@ class Engine:
             except RequestError as error:
                 results.append(Result(None, finish_reason="error", error=str(error)))
             else:
-                results.append(Result(id))
+                sampling = self._alive[id].sampling
+                results.append(Result(id, seed=sampling and sampling.seed))
                 running[id] = results[-1], self._alive[id]
         while any(sequence.state != ENDED for _, sequence in running.values()):
             for output in self.step():
@@ -206,8 +197,7 @@ class Engine:
                     on_output(output)
                 if output.id in running:
                     result, sequence = running[output.id]
-                    result.tokens += output.tokens
-                    result.finish_reason, result.error = output.finish_reason, output.error
+                    result.take(output)
                     result.cached_tokens, result.preemptions = sequence.n_cached or 0, sequence.preemptions
         return results
 
@@ -223,6 +213,7 @@ class Engine:
         return {
             "num_requests_running": len(self.scheduler.running), "num_requests_waiting": len(self.scheduler.waiting),
             "blocks_free": self.pool.free, "blocks_cached": self.pool.cached, "blocks_owned": owned, **self._counts,
+            "corrupted_requests": self.scheduler.corrupted,
         }  # fmt: skip
 
     def _count(self, plan) -> None:

@@ -97,9 +97,14 @@ class Plain:
         """logits_of_rows[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
         if not batch.n_logits:
             return
+        self.logits_at(batch.logits_rows, batch.n_logits, self.logits_of_rows)
+
+    def logits_at(self, rows, n: int, out) -> None:
+        """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device."""
+        model = self.model
         self._norm(model.norm)
-        n, out, sizes = batch.n_logits, self.logits_of_rows, (model.vocab_size, model.d_model)
-        gemv_rows[gemv_rows_launch(n, sizes[0])](self.b.h, batch.logits_rows, model.head, out, n, *sizes)
+        sizes = model.vocab_size, model.d_model
+        gemv_rows[gemv_rows_launch(n, sizes[0])](self.b.h, rows, model.head, out, n, *sizes)
 
     def _norm(self, norm: Norm) -> None:
         d = self.model.d_model

@@ -123,6 +123,13 @@ def count_launch(n_rows):
     return blocks_1d(n_rows, COUNT_THREADS)
 
 
+def counts_of(prompt, generated, vocab_size):
+    """A row of ``counts``, (vocab_size,) int32, from the tokens of a prompt and those generated behind it."""
+    counts = np.bincount(np.asarray(generated, np.int64), minlength=vocab_size).astype(np.int32)
+    counts[np.asarray(prompt, np.int64)] |= IN_PROMPT
+    return counts
+
+
 # --- the draw --------------------------------------------------------------------------------------------------------
 
 
@@ -267,15 +274,8 @@ def _check_sizes(n_rows, vocab_size):
 # --- references ------------------------------------------------------------------------------------------------------
 
 
-def count_reference(prompt, generated, vocab_size):
-    """A row of ``counts``, (vocab_size,) int32, from the tokens of a prompt and those generated behind it."""
-    counts = np.bincount(np.asarray(generated, np.int64), minlength=vocab_size).astype(np.int32)
-    counts[np.asarray(prompt, np.int64)] |= IN_PROMPT
-    return counts
-
-
 def adjust_reference(logits, counts=None, presence=0.0, frequency=0.0, repetition=1.0, bias=None):
-    """NumPy reference of :func:`adjust_rows` for a row: (n,) float32 and (n,) int32; bias: {id: value}. (n,) float32."""
+    """NumPy reference of :func:`adjust_rows` for a row: (n,) float32, (n,) int32, {id: value}; returns (n,) float32."""
     x = logits.astype(np.float64)
     if counts is not None:
         generated, repetition = counts & (IN_PROMPT - 1), np.float64(np.float32(repetition))
@@ -298,7 +298,7 @@ def draw_row_reference(logits, temperature, top_k=0, top_p=1.0, min_p=0.0, seed=
 
 
 def logprobs_reference(logits, token, n_top):
-    """NumPy reference of :func:`logprobs_rows` for a row of finite logits: ``(logprob, rank, top_ids, top_logprobs)``."""
+    """NumPy reference of :func:`logprobs_rows` for a row of numbers: ``(logprob, rank, top_ids, top_logprobs)``."""
     x = logits.astype(np.float64)
     shares = x - x.max() - np.log(np.exp(x - x.max()).sum())
     order = np.argsort(-x, kind="stable")

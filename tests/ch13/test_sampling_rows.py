@@ -1,4 +1,4 @@
-"""Chapter 13: a batch of rows with settings in arrays, against sampling a row at a time and transformers' processors."""
+"""Chapter 13: a batch of rows, settings in arrays, against sampling a row at a time and transformers' processors."""
 
 import numpy as np
 import pytest
@@ -188,7 +188,7 @@ def test_the_same_launch_goes_on_by_itself(rng):
 @pytest.mark.parametrize("vocab_size", SIZES[1:])
 def test_penalties_and_biases(rng, vocab_size):
     logits = rng.standard_normal((4, vocab_size), dtype=np.float32) * 5
-    counts = np.stack([ch13.count_reference(*rng.integers(0, vocab_size, (2, 200)), vocab_size) for _ in range(2)])
+    counts = np.stack([ch13.counts_of(*rng.integers(0, vocab_size, (2, 200)), vocab_size) for _ in range(2)])
     rows = [
         {"presence": 0.5, "count_slot": 1}, {"frequency": -0.3, "repetition": 1.3, "count_slot": 0}, {},
         {"presence": -1.1, "frequency": 2.0, "repetition": 0.7, "count_slot": 1},
@@ -214,7 +214,7 @@ def test_neutral_penalties_change_no_bit(rng):
 
 def test_presence_and_frequency_count_new_tokens_and_repetition_the_prompt_too():
     logits = np.full((3, 33), 2.0, np.float32)
-    counts = ch13.count_reference([1, 1, 2], [2, 3, 3, 3], 33)[None]
+    counts = ch13.counts_of([1, 1, 2], [2, 3, 3, 3], 33)[None]
     rows = [{"presence": 0.5}, {"frequency": 0.5}, {"repetition": 2.0}]
     adjusted = Rows(logits, [row | {"count_slot": 0} for row in rows], counts).adjust()
     assert adjusted[:, :5].tolist() == [[2, 2, 1.5, 1.5, 2], [2, 2, 1.5, 0.5, 2], [2, 1, 1, 1, 2]]
@@ -246,7 +246,7 @@ def test_kept_tokens_are_transformers(rng, torch, transformers, how):
 def test_repetition_is_transformers(rng, torch, transformers, repetition):
     logits = rng.standard_normal((1, 1025), dtype=np.float32)
     prompt, generated = rng.integers(0, 1025, 50), rng.integers(0, 1025, 30)
-    counts = ch13.count_reference(prompt, generated, 1025)[None]
+    counts = ch13.counts_of(prompt, generated, 1025)[None]
     adjusted = Rows(logits, [{"repetition": repetition, "count_slot": 0}], counts).adjust()
     text = torch.tensor(np.concatenate([prompt, generated])[None])
     wanted = transformers.RepetitionPenaltyLogitsProcessor(repetition)(text, torch.tensor(logits))
