@@ -85,7 +85,8 @@ class RowSampler:
             getattr(host, name)[:] = value
         host.active[n:] = 0
         host.step[:n] = steps
-        host.bias_ids[:, 0] = -1
+        if self._biased:
+            host.bias_ids[:] = -1
         biased = False
         for i, part in enumerate(parts):
             s = part.sequence.sampling
@@ -101,7 +102,6 @@ class RowSampler:
             if s.logit_bias:
                 biased, width = True, len(s.logit_bias)
                 host.bias_ids[i, :width], host.bias_values[i, :width] = [*s.logit_bias], [*s.logit_bias.values()]
-                host.bias_ids[i, width : width + 1] = -1
         size = self._host.size if biased or self._biased else self._n_settings
         self._device[:size].copy_to_device(self._host[:size])
         self._biased = biased

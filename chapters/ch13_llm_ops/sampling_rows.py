@@ -72,7 +72,7 @@ def adjust_rows(
     logits, adjusted: (n_rows, vocab_size) float32. By row, (max_rows,): active int32, 0 for a row to leave alone;
     presence, frequency, repetition float32 (repetition > 0; neutral: 0, 0, 1); count_slot int32, the row of ``counts``,
     -1 for no penalties. counts: (max_slots, vocab_size) int32: how often a token was generated, plus IN_PROMPT if the
-    prompt has it. bias_ids: (max_rows, width) int32, different tokens, -1 behind the last; bias_values: float32.
+    prompt has it. bias_ids: (max_rows, width) int32, different tokens, then -1 to the end; bias_values: float32.
     vocab_size: int32. A token of the text with a logit above 0 is divided by repetition, another one multiplied; then
     frequency · count is subtracted, and presence if it was generated at all. In float64, rounded once.
     Launch: ``adjust_rows[adjust_launch(n_rows, vocab_size)](…)``, any block. Source: repetition, Keskar et al. 2019,
