@@ -1,6 +1,6 @@
 """Chapter 13, sampling for a batch: a row a block, with settings in arrays.
 
-Each row of logits is of another request, with settings of its own choice. As launch arguments they would take a launch
+Each row of logits is of another request, with other settings. As launch arguments they would take a launch
 a row, and a CUDA graph for each setting. In arrays on the device, a row's block reads its own: the launches are always
 the same ones, with the same arguments.
 
@@ -215,7 +215,7 @@ def logprobs_rows(logits, tokens, n_top, logprob, rank, top_ids, top_logprobs, v
     for the likeliest. top_ids: (n_rows, MAX_TOP) int32 and top_logprobs: (n_rows, MAX_TOP) float32, from the likeliest
     on; of equal ones the lowest id first. vocab_size: int32, at most MAX_VOCAB.
     NaN counts as -inf; where fewer than n_top logits are above that, the ids behind them are -1. The sum is of
-    integers, in units of 2^-40: no order of the threads changes a bit. Each of the likeliest takes a pass over the row.
+    integers, in units of 2^-40: no order of the threads changes a bit. Each of the likeliest takes a pass.
     Launch: ``logprobs_rows[rows_launch(n_rows)](…)``.
     """
     partial_max = cuda.shared.array(WARP, float32)

@@ -67,8 +67,8 @@ def alone(model, request):
 
 def crowd(n):
     """Neighbours with all kinds of settings."""
-    kinds = [None, Sampling(1.2), Sampling(0, frequency_penalty=1.5), PENALTIES, Sampling(logit_bias={5: 3.5, 60: -100}),
-             Sampling(top_k=7, top_p=0.8, min_p=0.05)]  # fmt: skip
+    biased, filtered = Sampling(logit_bias={5: 3.5, 60: -100}), Sampling(top_k=7, top_p=0.8, min_p=0.05)
+    kinds = [None, Sampling(1.2), Sampling(0, frequency_penalty=1.5), PENALTIES, biased, filtered]
     return [Request(prompt_of(3 + i % 20, i), 10 + i % 5, kinds[i % len(kinds)]) for i in range(n)]
 
 
