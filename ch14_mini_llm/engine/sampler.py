@@ -75,7 +75,8 @@ class RowSampler:
         self._ahead = [(sequence, life, step + 1) for sequence, life, step in rows]
 
     def forget(self) -> None:
-        """The launches of `choose` have run without a `set`, as when a graph is warmed up: upload and count anew."""
+        """The launches of `choose` have run without a `set`, as when a graph is warmed up: upload and count anew.
+        No step may be under way: its tokens would not be counted."""
         self._ahead = None
         self._slots.clear()
 

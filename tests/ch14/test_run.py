@@ -117,6 +117,14 @@ def test_sampling_repeats_with_its_seed(weights, capsys):
     assert tokens_and_seed(f"--seed={seed}") == (tokens, seed)
 
 
+def test_temperature_0_takes_the_most_likely_token(weights, capsys):
+    found = []
+    for settings in ([], ["--temperature=0"], ["--temperature=0", "--top_k=-1", "--seed=5"]):
+        assert run_module.main([f"--weights={weights}", "--max_new=4", "--json", *settings]) == 0
+        found.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert found == [found[0]] * 3
+
+
 @pytest.mark.parametrize("engine", ["naive", "kv", "fast"])
 def test_the_largest_seed(tmp_path, engine, capsys):
     """What the message about seeds states as the maximum is one; it is not taken for another number."""
