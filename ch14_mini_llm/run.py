@@ -41,6 +41,7 @@ from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, Tokenizer
 
 DEFAULT_TOKENS = (15496, 11, 612, 318)  # "Hello, there is"
 DEFAULT_MAX_NEW = 64
+DRAWING = ("temperature", "top_k", "top_p", "seed")  # options, and fields of Sampling
 SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
 SLOW = 1.5  # seconds without a first token until a message says what takes so long
 
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int | None:
     say(f"weights: {shown(path)} ({describe(config)})")
     say(f"backend: {backend}, {device} ({reason})")
     if sampling is not None:
-        settings = ", ".join(f"{name} {value}" for name, value in vars(sampling).items() if value is not None)
+        settings = ", ".join(f"{name} {vars(sampling)[name]}" for name in DRAWING if vars(sampling)[name] is not None)
         say(f"sampling: {settings}")
 
     from ch14_mini_llm.levels.generate import generate
@@ -152,7 +153,7 @@ def batch_lines(options: argparse.Namespace) -> list[bytes] | None:
 
 def run_lines(options, lines, path, config, tensors) -> int:
     """Run a file of requests on the engine; returns the exit code."""
-    defaults = {name: getattr(options, name) for name in ("max_new", "temperature", "top_k", "top_p", "seed")}
+    defaults = {name: getattr(options, name) for name in ("max_new", *DRAWING)}
     defaults = {name: value for name, value in defaults.items() if value is not None}
     backend, device, reason = pick_backend()
     say(f"weights: {shown(path)} ({describe(config)})")
@@ -169,7 +170,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="run.py",
         description="Generate text with GPT-2 on the book's own kernels.",
-        epilog="Without --temperature, --top_k, --top_p and --seed every token is the most likely one.",
+        epilog="Without --temperature, --top_k, --top_p and --seed every token is the most likely one; "
+        "with --temperature=0 too.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -217,12 +219,12 @@ def prompt_tokens(options: argparse.Namespace) -> list[int]:
 
 def build_sampling(options: argparse.Namespace) -> Sampling | None:
     """The sampling settings, or None for the most likely token every time; raises `RequestError`."""
-    given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    given = {name: getattr(options, name) for name in DRAWING}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return None
     given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # shown, so that the text can be had again
-    return Sampling(**given)
+    return Sampling(**given).plain()
 
 
 def pick_backend() -> tuple[str, str, str]:

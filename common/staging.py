@@ -3,7 +3,7 @@
     rows = Staging({"tokens": 96, "positions": 96}, copies=3)
     host = rows.next()             # NumPy views, pinned: free again once the copy before the last has ended
     host["tokens"][:3] = 1, 2, 3
-    rows.upload(stream)            # returns at once; kernels launched later on the stream see it in rows.device["tokens"]
+    rows.upload(stream)            # returns at once; kernels launched later on the stream read rows.device["tokens"]
 
 ``copy_to_device`` costs some 50 µs of Python, and waits if the host's memory is not pinned. Here one call of the driver
 copies everything. Source: CUDA Driver API, ``cuMemcpyHtoDAsync``; asynchronous only from pinned memory.

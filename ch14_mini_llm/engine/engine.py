@@ -19,15 +19,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import common  # picks the backend, so before numba.cuda
 
 # isort: split
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output, Plan
-from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_tokens
+from ch14_mini_llm.engine.plan import Output, Plan, Result
+from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
 from ch14_mini_llm.engine.runner import ModelRunner, Ticket
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
@@ -38,21 +37,6 @@ from ch14_mini_llm.model.upload import float16_model, float32_model
 from ch14_mini_llm.model.weights import load_weights
 
 UPLOADS = {"kv": float32_model, "fast": float16_model}
-
-
-@dataclass
-class Result:
-    """What became of a request. tokens: the new ones. finish_reason: "stop", "length", "abort", "error". error: a text.
-
-    cached_tokens: of the prompt, found in the prefix cache. preemptions: how often it was computed anew.
-    """
-
-    id: int | None
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: str | None = None
-    cached_tokens: int = 0
-    preemptions: int = 0
 
 
 class Engine:
@@ -120,11 +104,14 @@ class Engine:
 
     def enter(self, request: Request) -> int:
         """`submit` for a request that has been checked."""
+        sampling = request.sampling.seeded() if request.sampling is not None else None
         with self._lock:
             number = next(self._numbers)
             sequence = Running(
                 number, list(map(int, request.tokens)), request.max_new, number, request.priority,
-                sampling=request.sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
+                sampling=sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
+                logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs,
+                reads_cache=request.prompt_logprobs is None,
             )  # fmt: skip
             self._alive[number] = sequence
             self._submitted.append(sequence)
@@ -138,12 +125,14 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         check_request(self.model, request.tokens, request.max_new, request.sampling, least_new=0)
-        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size)
+        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size, "stop_tokens")
+        check_logprobs(request)
         n, room = len(request.tokens), self.pool.n_blocks * self.block_size
         if n > room:
             raise RequestError(
                 f"the prompt has {n} tokens, but the pool has room for {room}: num_blocks is {self.pool.n_blocks}, of "
-                f"{self.block_size} tokens each; use a shorter prompt or more blocks"
+                f"{self.block_size} tokens each; use a shorter prompt or more blocks",
+                "tokens",
             )
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -201,11 +190,11 @@ class Engine:
         """Wait for the oldest step under way."""
         ticket = self._under_way.popleft()
         try:
-            tokens = ticket.tokens()
+            tokens, scores = ticket.tokens(), ticket.scores()
         except Exception as error:
             self._failed(ticket.plan, error)
         else:
-            self.scheduler.done(ticket.plan, tokens)
+            self.scheduler.done(ticket.plan, tokens, scores)
 
     def _failed(self, plan: Plan, error: Exception) -> None:
         self.failure = error
@@ -223,7 +212,8 @@ class Engine:
             except RequestError as error:
                 results.append(Result(None, finish_reason="error", error=str(error)))
             else:
-                results.append(Result(id))
+                sampling = self._alive[id].sampling
+                results.append(Result(id, seed=sampling and sampling.seed))
                 running[id] = results[-1], self._alive[id]
         while any(sequence.state != ENDED for _, sequence in running.values()):
             for output in self.step():
@@ -231,8 +221,7 @@ class Engine:
                     on_output(output)
                 if output.id in running:
                     result, sequence = running[output.id]
-                    result.tokens += output.tokens
-                    result.finish_reason, result.error = output.finish_reason, output.error
+                    result.take(output)
                     result.cached_tokens, result.preemptions = sequence.n_cached or 0, sequence.preemptions
         return results
 
@@ -248,6 +237,7 @@ class Engine:
         return {
             "num_requests_running": len(self.scheduler.running), "num_requests_waiting": len(self.scheduler.waiting),
             "blocks_free": self.pool.free, "blocks_cached": self.pool.cached, "blocks_owned": owned, **self._counts,
+            "corrupted_requests": self.scheduler.corrupted,
         }  # fmt: skip
 
     def _count(self, plan) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
-import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.cache.pages import PagedCache
-from ch14_mini_llm.engine.plan import Plan
+from ch14_mini_llm.engine.logprobs import PromptScores
+from ch14_mini_llm.engine.plan import Plan, Scores
+from ch14_mini_llm.engine.sampler import LIKELIEST, RowSampler
 from ch14_mini_llm.engine.sizes import LEVELS, Sizes
 from ch14_mini_llm.forward.batch import PLACES, Batch, Shape
 from ch14_mini_llm.forward.few import Few
@@ -24,9 +25,7 @@ from ch14_mini_llm.forward.half import Buffers
 from ch14_mini_llm.forward.many import Many
 from ch14_mini_llm.forward.plain import Plain
 from ch14_mini_llm.model.roles import Model
-from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch12_flash.paged_half import QUERIES_64, QUERIES_128
-from chapters.ch13_llm_ops.sampling import sample
 from common.graph import Graph
 
 FEW_ROWS = 64  # up to so many rows, products read their weights again for each eight; above, tiles are faster
@@ -54,18 +53,24 @@ class ModelRunner:
         self.cache = PagedCache(model, sizes.num_blocks, sizes.block_size, LEVELS[level])
         self._graphs: dict[Shape, Graph | None] = {}  # None: launched once
         self._events = [cuda.event(timing=False) for _ in range(PLACES)]
-        self._shares = None  # of tokens in a draw; only sampling needs them
+        self.sampler = RowSampler(max_batch, model.vocab_size)
+        self.prompt_scores = PromptScores(max_rows, model.vocab_size)
 
     def launch(self, plan: Plan) -> Ticket:
         """Launch a step; returns at once on a GPU."""
         shape = self.prepare(plan)
-        replayed = self.run(plan, shape)
+        prompts = self.prompt_scores.wanted(plan)
+        replayed = not prompts and self.run(shape)
+        scored = self._run_and_score(plan, shape, prompts) if prompts else None
+        parts = [part for part in plan.parts if part.samples]
+        new = self.sampler.logprobs(self.ops[shape.ops].logits, self.batch.chosen, parts)
         place, count = self.batch.launched(plan)
-        self._events[place].record(self.batch.stream if replayed else 0)
-        return Ticket(plan, self.batch, place, count, self._events[place])
+        self._events[place].record(self.batch.stream if replayed and new is None else 0)
+        return Ticket(plan, self.batch, place, count, self._events[place], new, scored)
 
     def prepare(self, plan: Plan) -> Shape:
         """Bring what the host knows of a plan's rows to the device."""
+        self.sampler.set([part for part in plan.parts if part.samples])
         shape = self._shape(plan)
         if plan.same_as_last:
             self.batch.follow(plan)
@@ -77,36 +82,48 @@ class ModelRunner:
                 ops.embed(self.model.embedding, self.batch)
         return shape
 
-    def run(self, plan: Plan, shape: Shape, record: bool = True) -> bool:
-        """Launch a step, or replay it; returns whether it was a replay.
-
-        Where each sequence has a row, the embeddings are there: the step before ends with them.
-        """
-
-        def launches():
-            ops = self.ops[shape.ops]
-            ops.cut(shape)
-            if not shape.single:
-                ops.embed(self.model.embedding, self.batch)
-            forward(self.model, self.batch, self.cache, ops)
-            if shape.n_logits and not shape.draws:
-                ops.pick(self.model, self.batch)
-
-        replay = record and shape.ops != "plain" and shape in self._graphs
-        if replay:
-            if self._graphs[shape] is None:
-                self._graphs[shape] = Graph(launches, warm=True, stream=self.batch.stream)
-            self._graphs[shape].replay()
-        else:
-            launches()
+    def run(self, shape: Shape, record: bool = True) -> bool:
+        """Launch a step, or replay it; returns whether it was a replay."""
+        if not record or shape.ops == "plain" or shape not in self._graphs:
+            self._launches(shape)
             self._graphs.setdefault(shape, None)
-        if shape.draws:
-            self._draw(plan, self.ops[shape.ops])
-        return replay and not shape.draws
+            return False
+        if self._graphs[shape] is None:
+            self._graphs[shape] = Graph(lambda: self._launches(shape), warm=True, stream=self.batch.stream)
+        self._graphs[shape].replay()
+        return True
+
+    def _launches(self, shape: Shape) -> None:
+        """Where each sequence has a row, the embeddings are there: the step before ends with them."""
+        ops = self._forward(shape)
+        if shape.n_logits and shape.draws == LIKELIEST:
+            ops.pick(self.model, self.batch)
+        elif shape.n_logits:
+            self._choose(ops)
+
+    def _forward(self, shape: Shape):
+        ops = self.ops[shape.ops]
+        ops.cut(shape)
+        if not shape.single:
+            ops.embed(self.model.embedding, self.batch)
+        forward(self.model, self.batch, self.cache, ops)
+        return ops
+
+    def _choose(self, ops) -> None:
+        self.sampler.choose(ops.logits, self.batch.chosen, ops.n_logits)
+        ops.append(self.model, self.batch)
+
+    def _run_and_score(self, plan: Plan, shape: Shape, prompts):
+        """Run a step with log-probabilities of prompts: between the layers and the choice, which the rows do not
+        survive."""
+        ops = self._forward(shape)
+        scored = self.prompt_scores.launch(prompts, ops)
+        if shape.n_logits:
+            self._choose(ops)
+        return scored
 
     def _shape(self, plan: Plan) -> Shape:
-        samples = [part.sequence.sampling for part in plan.parts if part.samples]
-        rows, n_logits, draws = plan.rows, len(samples), any(one is not None for one in samples)
+        rows, n_logits, draws = plan.rows, sum(part.samples for part in plan.parts), self.sampler.draws
         single = n_logits == rows
         if "plain" in self.ops:
             return Shape("plain", rows, n_logits, single=single, draws=draws)
@@ -126,30 +143,22 @@ class ModelRunner:
         """The next power of two, but no more than there can be."""
         return min(1 << (n - 1).bit_length(), self.max_batch) if n else 0
 
-    def _draw(self, plan: Plan, ops) -> None:
-        """The likeliest token of each row of logits; where a request draws, chapter 13's ``sample`` in its place."""
-        parts = [part for part in plan.parts if part.samples]
-        n, vocab_size, chosen = len(parts), self.model.vocab_size, self.batch.chosen
-        argmax_row[argmax_launch(n, vocab_size)](ops.logits, chosen, vocab_size)
-        for i, part in enumerate(parts):
-            s = part.sequence.sampling
-            if s is None:
-                continue
-            if self._shares is None:
-                self._shares = cuda.device_array(vocab_size, np.int64)
-            number = part.start + part.count - part.sequence.n_prompt  # of the new token
-            settings = s.temperature, s.top_k, s.top_p, s.seed, number
-            sample(ops.logits[i], self._shares, chosen[i : i + 1], vocab_size, *settings)
-        ops.append(self.model, self.batch)
-
 
 class Ticket:
-    """A step under way."""
+    """A step under way. new, prompts: log-probabilities that were launched with it, or None."""
 
-    def __init__(self, plan: Plan, batch: Batch, place: int, count: int, event) -> None:
+    def __init__(self, plan: Plan, batch: Batch, place: int, count: int, event, new=None, prompts=None) -> None:
         self.plan, self._batch, self._place, self._count, self._event = plan, batch, place, count, event
+        self._new, self._prompts = new, prompts
 
     def tokens(self) -> list[int]:
         """Wait for the step; its new tokens, in the order of the parts that sample."""
         self._event.synchronize()
         return self._batch.read(self._place, self._count)
+
+    def scores(self) -> Scores | None:
+        """Wait for the step; its log-probabilities, None if no part asks for some."""
+        if self._new is None and self._prompts is None:
+            return None
+        new = self._new.read() if self._new is not None else [None] * self._count
+        return Scores(new, self._prompts.read() if self._prompts is not None else {})

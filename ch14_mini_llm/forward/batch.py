@@ -31,7 +31,7 @@ PLACES = 4  # steps whose tokens the host may not have read yet, and some more
 class Shape:
     """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
 
-    single: every sequence has one row, and a token follows each. draws: some tokens are drawn, not the likeliest.
+    single: every sequence has one row, and a token follows each. draws: see `engine.sampler.RowSampler`.
     """
 
     ops: str
@@ -39,16 +39,16 @@ class Shape:
     n_logits: int
     n_tiles: int = 0
     single: bool = False
-    draws: bool = False
+    draws: int = 0
 
 
 class Batch:
     """Room for ``max_rows`` rows of ``max_seqs`` sequences of up to ``max_blocks`` blocks.
 
     On the device, int32, after `fill`: tokens, source, positions, row_seq, slot_mapping (rows,) and logits_rows, ring
-    (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks); tiles (n_tiles, 4),
-    of chapter 12's ``query_tiles``; chosen (n_logits,), each step's new tokens. shown: (4, max_seqs), in the host's
-    memory: the tokens of the last steps.
+    (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks);
+    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; chosen (n_logits,), each step's new tokens. shown: (4,
+    max_seqs), in the host's memory: the tokens of the last steps.
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:

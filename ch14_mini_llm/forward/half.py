@@ -18,6 +18,8 @@ from chapters.ch12_flash.paged_half import paged_parts_workspace
 from chapters.ch13_llm_ops.batch import embed_rows
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch, gemv_ln_logits, pick_best, pick_best_launch
 
+PROMPT_ROWS = 16  # of a prompt, whose logits may be asked for at a time
+
 
 class Buffers:
     """Room for ``max_rows`` rows, of which ``max_few`` at a time go through `Few`, and ``max_logits`` rows of logits.
@@ -36,7 +38,7 @@ class Buffers:
         self.parts = cuda.device_array(parts, np.float16), cuda.to_device(np.zeros(lse, np.float32))
         self.logits = cuda.device_array((max_logits, m.vocab_size), np.float32)
         (blocks, _), _ = gemv_tensor_launch(m.vocab_size, m.d_model)
-        shape = max_logits, blocks
+        shape = max(max_logits, PROMPT_ROWS), blocks
         self.best = cuda.device_array(shape, np.float32), cuda.device_array(shape, np.int32)
 
 
@@ -60,12 +62,17 @@ class Half:
 
     def head(self, model: Model, batch: Batch) -> None:
         """logits[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
-        n, head = self.n_logits, model.head
-        if n:
-            gemv_ln_logits[gemv_tensor_launch(head.n_out, head.n_in, n)](
-                self.b.x, batch.logits_rows, head.weight, head.row_sums, head.bias, self.logits, *self.buffers.best, n,
-                head.n_out, head.n_in, np.float32(model.norm.eps),
-            )  # fmt: skip
+        if self.n_logits:
+            self.logits_at(batch.logits_rows, self.n_logits, self.logits)
+
+    def logits_at(self, rows, n: int, out) -> None:
+        """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device. What `pick`
+        reads is of these rows afterwards."""
+        head = self.model.head
+        gemv_ln_logits[gemv_tensor_launch(head.n_out, head.n_in, n)](
+            self.b.x, rows, head.weight, head.row_sums, head.bias, out, *self.buffers.best, n, head.n_out, head.n_in,
+            np.float32(self.model.norm.eps),
+        )  # fmt: skip
 
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""

@@ -101,11 +101,14 @@ class Plain:
 
     def head(self, model: Model, batch: Batch) -> None:
         """logits[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
-        n, sizes = self.n_logits, (model.vocab_size, model.d_model)
-        if n:
-            self._norm(model.norm)
-            launch = gemv_rows_launch(n, sizes[0])
-            gemv_rows[launch](self.b.h, batch.logits_rows, model.head.weight, self.logits, n, *sizes)
+        if self.n_logits:
+            self.logits_at(batch.logits_rows, self.n_logits, self.logits)
+
+    def logits_at(self, rows, n: int, out) -> None:
+        """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device."""
+        m, sizes = self.model, (self.model.vocab_size, self.model.d_model)
+        self._norm(m.norm)
+        gemv_rows[gemv_rows_launch(n, sizes[0])](self.b.h, rows, m.head.weight, out, n, *sizes)
 
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""

@@ -7,7 +7,7 @@ from ch14_mini_llm.engine.request import RequestError
 ENGINES = {
     "naive": "the readable forward pass over the whole sequence at each step, float32 (naive/gpt2.py); the oracle",
     "kv": "the engine in float32: keys and values in pages, a step runs over one token (forward/plain.py)",
-    "fast": "the engine in float16: tensor cores, FlashAttention, and a step as one CUDA graph (forward/few.py, many.py)",
+    "fast": "the engine in float16: tensor cores, FlashAttention, a step as one CUDA graph (forward/few.py, many.py)",
 }
 
 

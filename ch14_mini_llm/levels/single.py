@@ -102,7 +102,7 @@ class Single:
         plan = Plan(0, (Part(sequence, before, 1, True, 0),), False)
         shape = runner.prepare(plan)
         with trace() as launches:
-            runner.run(plan, shape, record=False)
+            runner.run(shape, record=False)
         pool.drop(sequence.blocks)
         return launches
 

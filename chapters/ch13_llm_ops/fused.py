@@ -179,7 +179,7 @@ def gemv_ln_qkv(
 
 @cuda.jit(device=True, forceinline=True)
 def multiply_parts(parts, lse, W, row0, N, n_active, row, n_head, n_chunks, bits, lse_stride, width, w):
-    """``multiply_short_x`` of chapter 9 where x is attention in parts: the product with row lane % 4 is what it returns.
+    """``multiply_short_x`` of chapter 9 where x is attention in parts: returns the product with row lane % 4.
 
     row: the one of the four that this lane loads. bits: head_dim is 2 ** bits. w: (1, 2, 4), the first weights.
     """
@@ -365,7 +365,7 @@ def pick_best(
 
 
 def append_rows_launch(n_rows=1):
-    """Launch configuration of :func:`append_rows`: ``(grid, block)``, a block a row. Raises ValueError without a row."""
+    """Launch configuration of :func:`append_rows`: ``(grid, block)``, a block a row. Raises ValueError if none."""
     if n_rows <= 0:
         raise ValueError(f"{n_rows} rows: a launch needs at least 1")
     return n_rows, APPEND_THREADS
@@ -377,11 +377,12 @@ def append_rows(chosen, positions, slot_mapping, block_table, block_size, ring, 
 
     chosen, positions, slot_mapping, ring: (n_rows,) int32. slot_mapping[i] becomes the place in the pages of the row's
     new position, as line i of block_table, (n_rows or more, max_blocks) int32, has it: if that has no page for it yet,
-    ``place_rows`` has to follow when it has. block_size: int32, a power of two. shown: (places, n_rows or more) int32, which may lie in the host's memory
-    (``cuda.mapped_array``), where it is read without a copy; ring[i] goes on to the next place, and round, so that a
-    step's tokens are there until the host has read them. A row with -1 in ring is padding, or is not one on: nothing
-    but chosen is written. wte: (vocab_size, d_model), wpe: (n_ctx, d_model), float16 or float32; x: float32, flat, left
-    alone if wpe has no such position. Token -1 (there was none to choose) embeds as 0.
+    ``place_rows`` has to follow when it has. block_size: int32, a power of two. shown: (places, n_rows or more) int32,
+    which may lie in the host's memory (``cuda.mapped_array``), where it is read without a copy; ring[i] goes on to the
+    next place, and round, so that a step's tokens are there until the host has read them. A row with -1 in ring is
+    padding, or is not one on: nothing but chosen is written. wte: (vocab_size, d_model), wpe: (n_ctx, d_model), float16
+    or float32; x: float32, flat, left alone if wpe has no such position. Token -1 (there was none to choose) embeds as
+    0.
     Launch: ``append_rows[append_rows_launch(n_rows)](…)``.
     """
     griddep_launch()

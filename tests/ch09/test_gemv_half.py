@@ -1,4 +1,4 @@
-"""Chapter 9: matrix times vector in float16: v4, v5 for rows in groups of eight, with a residual, and behind a layer norm."""
+"""Chapter 9: matrix times vector in float16: v4, v5 for groups of eight rows, with a residual, behind a layer norm."""
 
 import numpy as np
 import pytest

@@ -89,7 +89,9 @@ def test_gemm_bias_gelu(rng, M, N, K):
     assert_gelu_of(ch13.gemm_bias_gelu_reference(A, Bt, bias), exact)
 
 
-@pytest.mark.parametrize("N, d_model, rows", [(1, 8, 1), (33, 264, 8), (130, 768, 3), (6500, 8, 2), (40, 1544, 5), (33, 72, 19)])
+@pytest.mark.parametrize(
+    "N, d_model, rows", [(1, 8, 1), (33, 264, 8), (130, 768, 3), (6500, 8, 2), (40, 1544, 5), (33, 72, 19)]
+)
 def test_gemv_ln_gelu(rng, N, d_model, rows):
     x, W = whole(rng, np.float32, rows, d_model), whole(rng, np.float16, N, d_model) / np.float16(64)
     bias = whole(rng, np.float32, N)
@@ -103,7 +105,7 @@ def test_gemv_ln_gelu(rng, N, d_model, rows):
 
 
 def qkv_of_rows(x, W, bias, heads, n_pages, block_size, slots):
-    """gemv_ln_qkv on the device: q and both caches, -1 where nothing was written. heads: n_head, n_kv_head, head_dim."""
+    """gemv_ln_qkv on the device: q and both caches, -1 where nothing was written. heads: n_head, n_kv_head, size."""
     (rows, d_model), (n_head, n_kv_head, head_dim) = x.shape, heads
     kernel = ch13.gemv_ln_qkv[gemv_tensor_launch(len(W), d_model, rows)]
     sizes = rows, d_model, *heads, block_size, EPS
@@ -260,7 +262,8 @@ class Ends:
         n = len(positions)
         self.positions, self.ring = np.array(positions, np.int32), np.array(ring, np.int32)
         self.chosen, self.shown = np.full(n, -5, np.int32), np.full((3, n + 1), -5, np.int32)
-        self.slot_mapping, self.block_table = np.full(n, -5, np.int32), 3 + np.arange(2 * n, dtype=np.int32).reshape(n, 2)
+        self.slot_mapping = np.full(n, -5, np.int32)
+        self.block_table = 3 + np.arange(2 * n, dtype=np.int32).reshape(n, 2)
         self.x = nan(np.float32, n * d_model)
 
     def run(self, launch, inputs, wte, wpe):

@@ -102,7 +102,7 @@ def test_up_to_the_last_position(levels, level):
 def run_of(model, tokens, max_new, sampling=None, graphs=True):
     """Tokens and the last logits of a generation."""
     runner = model.engine.runner
-    run, runner.run = runner.run, lambda plan, shape: run(plan, shape, record=graphs)
+    run, runner.run = runner.run, lambda shape: run(shape, record=graphs)
     tokens = list(generate(model, tokens, max_new, sampling))
     runner.run = run
     cuda.synchronize()
