@@ -114,7 +114,7 @@ def paged_v4_parts(
     in positions is padding. parts, lse: of :func:`paged_parts_workspace`; row r's chunks are those from r * n_chunks
     on, and its heads in lse those from r * n_head on: what ``load_combined`` wants. All C-contiguous, q and the caches
     from a multiple of 16 bytes on. head_dim: one of HEAD_DIMS; block_size: a power of two; n_kv_head: all int32. scale:
-    float32. single: int32; 1 says that no two rows are of one sequence, so that tokens before a row's own can be asked
+    float32. single: int32; 1 says that row r is the only one of sequence r, so that tokens before its own can be asked
     for before the kernel in front has ended. In a graph of dependent launches none in front writes the int32 arrays.
     Launch: ``paged_v4_parts[paged_parts_launch(n_rows, max_tokens, n_head, head_dim, block_size)](…)``, 256 threads.
     """
@@ -122,25 +122,27 @@ def paged_v4_parts(
     warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32, alignment=16)
     k = cuda.local.array((PIECES, 4), uint32)
     v = cuda.local.array((PIECES, 4), uint32)
+    pages = cuda.local.array(PIECES, int32)
     tid = cuda.threadIdx.x
     head = cuda.blockIdx.y
     row = cuda.blockIdx.z
-    before, seq = positions[row], row_seq[row]
+    before = positions[row]
     griddep_launch()
+    seq = row if single else row_seq[row]
+    page_bits = 31 - cuda.clz(int32(block_size))
+    first, together, dim = chunk_share(head_dim)
+    for j in range(PIECES):  # asked for together with the position
+        pages[j] = block_table[seq, min(first + j * together >> page_bits, block_table.shape[1] - 1)]
     if cuda.blockIdx.x >= active_chunks(before, head_dim):
         return
     kv_head = head * n_kv_head // cuda.gridDim.y
-    page_bits = 31 - cuda.clz(int32(block_size))
-    first, together, dim = chunk_share(head_dim)
-    own_page = block_table[seq, before >> page_bits]
     early = before if single else 0  # tokens that are there already
     for j in range(PIECES):
         token = first + j * together
         if token < early:
-            page = block_table[seq, token >> page_bits]
             place = token & (block_size - 1)
-            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (page, kv_head, place, dim))
-            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (page, kv_head, place, dim))
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (pages[j], kv_head, place, dim))
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (pages[j], kv_head, place, dim))
         else:
             k[j, 0] = k[j, 1] = k[j, 2] = k[j, 3] = v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = uint32(0)
     griddep_wait()
@@ -148,10 +150,9 @@ def paged_v4_parts(
     for j in range(PIECES):
         token = first + j * together
         if early <= token <= before:
-            page = own_page if token >> page_bits == before >> page_bits else block_table[seq, token >> page_bits]
             place = token & (block_size - 1)
-            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (page, kv_head, place, dim))
-            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (page, kv_head, place, dim))
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (pages[j], kv_head, place, dim))
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (pages[j], kv_head, place, dim))
     largest, total, share = weigh_chunk(
         k, v, q0, q1, q2, q3, first, before, head_dim, scale, warp_pairs, warp_sums
     )

@@ -71,6 +71,7 @@ from .batch import slot_of
 from .kernels import gelu_of, gelu_reference
 
 PICK_THREADS = 1024
+AT_ONCE = 4  # blocks whose best a thread of pick_best asks for at once
 ONE_AND_MORE = (MANY_THREADS + THREADS, 1)  # so few registers that a block of the kernel behind it has room beside it
 APPEND_THREADS = 256
 
@@ -158,8 +159,9 @@ def gemv_ln_qkv(
     page_bits = 31 - cuda.clz(int32(block_size))
     behind_q = max(col - q_width, 0)
     is_value = behind_q >= kv_width
-    head = (behind_q - kv_width if is_value else behind_q) // head_dim
-    dim = col - col // head_dim * head_dim
+    inner = behind_q - kv_width if is_value else behind_q
+    head = inner // head_dim
+    dim = inner - head * head_dim
     at = x_row(rows) * d_model + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
@@ -280,7 +282,7 @@ def gemv_ln_logits(
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, vocab_size, d_model, w, moments)
     share_sums(sums, n_logits - b0, c0, c1, c2, c3)
     cuda.syncthreads()
-    if b < ROWS_MAX:  # whole warps, of two rows each
+    if b < ROWS_MAX and b // 2 * 2 < n_logits - b0:  # whole warps, of two rows each
         largest = float32(-np.inf)
         token = int32(vocab_size)  # stands for "none yet"
         inside = b < n_logits - b0
@@ -308,18 +310,18 @@ def gemv_ln_logits(
 
 @cuda.jit(device=True, forceinline=True)
 def append_and_embed(
-    token, row, position, place, chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x
-):
+    token, row, position, slot, place, chosen, positions, slot_mapping, ring, shown, wte, wpe, x
+):  # fmt: skip
     """What a step ends with: the token to chosen and shown, the row one on, the token's embedding to x; by all threads.
 
-    position: the row's next; place: ring[row] as it was.
+    position, slot: the row's next; place: ring[row] as it was.
     """
     if cuda.threadIdx.x == 0:
         chosen[row] = token
         if place >= 0:
             shown[place, row] = token
             positions[row] = position
-            slot_mapping[row] = slot_of(block_table, row, position, block_size)
+            slot_mapping[row] = slot
             ring[row] = place + 1 if place + 1 < shown.shape[0] else 0
     if place >= 0 and position < wpe.shape[0]:  # a next step has a place
         d_model = wpe.shape[1]
@@ -342,26 +344,34 @@ def pick_best(
     """chosen[i] = the likeliest token of row i, from each block's best; all else as :func:`append_rows`.
 
     best, best_token: (n_rows, n_blocks) from :func:`gemv_ln_logits`. -1 if all logits are NaN. n_blocks, vocab_size:
-    int32. Launch: ``pick_best[pick_best_launch(n_rows)](…)``.
+    int32. A thread asks for four blocks' bests at once, and waits once.
+    Launch: ``pick_best[pick_best_launch(n_rows)](…)``.
     """
     partial = cuda.shared.array(WARP, float32)
     partial_token = cuda.shared.array(WARP, int32)
+    values = cuda.local.array(AT_ONCE, float32)
+    tokens = cuda.local.array(AT_ONCE, int32)
     griddep_launch()
-    griddep_wait()
     row = cuda.blockIdx.x
     position = positions[row] + 1
     place = ring[row]
+    slot = slot_of(block_table, row, position, block_size)
+    griddep_wait()
     largest = float32(-np.inf)
     token = int32(vocab_size)
-    for block in range(cuda.threadIdx.x, n_blocks, cuda.blockDim.x):
-        if best[row, block] > largest or (best[row, block] == largest and best_token[row, block] < token):
-            largest = best[row, block]
-            token = best_token[row, block]
+    for first in range(cuda.threadIdx.x, n_blocks, AT_ONCE * cuda.blockDim.x):
+        for i in range(AT_ONCE):
+            block = min(first + i * cuda.blockDim.x, n_blocks - 1)
+            values[i], tokens[i] = best[row, block], best_token[row, block]
+        for i in range(AT_ONCE):
+            if values[i] > largest or (values[i] == largest and tokens[i] < token):
+                largest = values[i]
+                token = tokens[i]
     largest, token = block_argmax(largest, token, partial, partial_token)
     token = token if token < vocab_size else int32(-1)
     append_and_embed(
-        token, row, position, place, chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x
-    )
+        token, row, position, slot, place, chosen, positions, slot_mapping, ring, shown, wte, wpe, x
+    )  # fmt: skip
 
 
 def append_rows_launch(n_rows=1):
@@ -391,10 +401,11 @@ def append_rows(chosen, positions, slot_mapping, block_table, block_size, ring, 
     position = positions[row] + 1
     place = ring[row]
     token = chosen[row]
+    slot = slot_of(block_table, row, position, block_size)
     cuda.syncthreads()  # all have read them
     append_and_embed(
-        token, row, position, place, chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x
-    )
+        token, row, position, slot, place, chosen, positions, slot_mapping, ring, shown, wte, wpe, x
+    )  # fmt: skip
 
 
 # --- references ------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
     parts, tiles = rows.by_parts(), rows.by_tiles()
     for row in (0, 3, 7, 12, 26):
         one, seq = rows.only(slice(row, row + 1)), rows.row_seq[row]
-        np.testing.assert_array_equal(one.by_parts(single=1)[0], parts[row])
+        np.testing.assert_array_equal(one.by_parts()[0], parts[row])
         starts = [rows.positions[row] if s == seq else 0 for s in range(len(LENGTHS))]
         alone = one.by_tiles(starts, [int(s == seq) for s in range(len(LENGTHS))])
         np.testing.assert_array_equal(alone[0], tiles[row])

@@ -132,7 +132,7 @@ def test_gemv_ln_qkv(rng, n_head, n_kv_head, head_dim, rows):
     N = (n_head + 2 * n_kv_head) * head_dim
     x, W = whole(rng, np.float32, rows, d_model), whole(rng, np.float16, N, d_model)
     bias = 10 * whole(rng, np.float32, N) + 1
-    slots = rng.permutation(48)[:rows].astype(np.int32)
+    slots = 1 + rng.permutation(46)[:rows].astype(np.int32)
     slots[0], slots[rows // 2] = 0, 47
     slots[rows // 3] = -1 if rows > 1 else 47
     q, k_cache, v_cache = qkv_of_rows(x, W, bias, (n_head, n_kv_head, head_dim), 6, block_size, slots)
