@@ -146,7 +146,7 @@ class Scheduler:
                 return False
 
     def _reserve(self, sequence: Sequence) -> None:
-        """Take the block of the step after this one, if it costs no one anything: then the device finds it by itself."""
+        """Take the block of the step after this one if there is a free one: then the device finds it by itself."""
         if sequence.n_computed == len(sequence.blocks) * self.block_size and sequence.left and self.pool.free:
             sequence.blocks += self.pool.take(1)
 

@@ -210,7 +210,7 @@ def load_queries(tile, count, q, head, row0, rows):
 
 @cuda.jit(device=True, forceinline=True)
 def look_up(pages, tile, count, block_table, seq, token0, n_tokens, page_bits):
-    """pages[i] = the page of the i-th token that this thread loads of token0 … token0 + count - 1. (8,) int32, local."""
+    """pages[i] = the page of the i-th token that this thread loads of token0 … token0 + count - 1; (8,) int32."""
     pieces = tile.shape[1] // 8
     step = THREADS // pieces
     for i in range(count // step):
