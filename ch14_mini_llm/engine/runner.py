@@ -14,16 +14,16 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 from numba import cuda
 
 from ch14_mini_llm.cache.pages import PagedCache
-from ch14_mini_llm.engine.logprobs import PromptScores
 from ch14_mini_llm.engine.plan import Plan, Scores
-from ch14_mini_llm.engine.sampler import LIKELIEST, RowSampler
 from ch14_mini_llm.engine.sizes import LEVELS, Sizes
 from ch14_mini_llm.forward.batch import PLACES, Batch, Shape
 from ch14_mini_llm.forward.few import Few
 from ch14_mini_llm.forward.forward import forward
 from ch14_mini_llm.forward.half import Buffers
+from ch14_mini_llm.forward.logprobs import PromptScores
 from ch14_mini_llm.forward.many import Many
 from ch14_mini_llm.forward.plain import Plain
+from ch14_mini_llm.forward.sampler import LIKELIEST, RowSampler
 from ch14_mini_llm.model.roles import Model
 from chapters.ch12_flash.paged_half import QUERIES_64, QUERIES_128
 from common.graph import Graph

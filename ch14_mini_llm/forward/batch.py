@@ -31,7 +31,7 @@ PLACES = 4  # steps whose tokens the host may not have read yet, and some more
 class Shape:
     """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
 
-    single: every sequence has one row, and a token follows each. draws: see `engine.sampler.RowSampler`.
+    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`.
     """
 
     ops: str

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ch14_mini_llm.model.layout import LIMITS, WeightsError
+from ch14_mini_llm.model.header import LIMITS, WeightsError
 
 LAYER_NORM_EPS = 1e-5
 

@@ -13,7 +13,6 @@ orientation of the matrices are those of the published checkpoints.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -24,8 +23,8 @@ import numpy as np
 
 from ch14_mini_llm.files import FileError, open_input
 from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.header import MODEL_FIELDS
 from ch14_mini_llm.model.layout import (
-    MODEL_FIELDS,
     REMAKE,
     VERSION,
     Layout,
@@ -36,53 +35,12 @@ from ch14_mini_llm.model.layout import (
     read_version,
     write_layout,
 )
-
-# The header of version 1: these int32, and 7 more that are 0.
-V1_FIELDS = ("magic", "version", "n_layer", "n_head", "d_model", "d_ff", "n_ctx", "vocab_size", "dtype")
-V1_INTS = 16
-V1_HEADER_BYTES = 4 * V1_INTS
-V1_FP16 = 1
+from ch14_mini_llm.model.version1 import load_v1, tensor_table
 
 FP16_MAX = 65504.0
 
 DATA_DIR = Path(__file__).resolve().parents[2] / "data"
 _EXPONENT = np.uint16(0x7C00)  # all exponent bits set: the fp16 is an infinity or a NaN
-
-
-def tensor_table(config: GPT2Config) -> list[tuple[str, tuple[int, ...], int]]:
-    """The tensors of a weight file in file order, as (name, shape, offset in bytes in a file of version 1).
-
-    In a file of version 2 they are at the offsets that its header gives. Matrices are stored row by row as (in, out),
-    so that y = x @ weight + bias.
-    """
-    d, d_ff = config.d_model, config.d_ff
-    shapes: list[tuple[str, tuple[int, ...]]] = [
-        ("wte.weight", (config.vocab_size, d)),
-        ("wpe.weight", (config.n_ctx, d)),
-    ]
-    for layer in range(config.n_layer):
-        block = (
-            ("ln_1.weight", (d,)),
-            ("ln_1.bias", (d,)),
-            ("attn.c_attn.weight", (d, 3 * d)),
-            ("attn.c_attn.bias", (3 * d,)),
-            ("attn.c_proj.weight", (d, d)),
-            ("attn.c_proj.bias", (d,)),
-            ("ln_2.weight", (d,)),
-            ("ln_2.bias", (d,)),
-            ("mlp.c_fc.weight", (d, d_ff)),
-            ("mlp.c_fc.bias", (d_ff,)),
-            ("mlp.c_proj.weight", (d_ff, d)),
-            ("mlp.c_proj.bias", (d,)),
-        )
-        shapes += [(f"h.{layer}.{name}", shape) for name, shape in block]
-    shapes += [("ln_f.weight", (d,)), ("ln_f.bias", (d,))]
-
-    table, offset = [], V1_HEADER_BYTES
-    for name, shape in shapes:
-        table.append((name, shape, offset))
-        offset += 2 * math.prod(shape)
-    return table
 
 
 def gpt2_layout(config: GPT2Config) -> Layout:
@@ -223,38 +181,7 @@ def _load_v2(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
     return config, {name: data.view("<f2").reshape(shapes[name]) for name, data in read_tensors(file, layout).items()}
 
 
-def _load_v1(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
-    """Sizes and tensors of a file of version 1, which has no checksum, not yet looked at for NaN."""
-    file.seek(0)
-    raw = file.read(V1_HEADER_BYTES)
-    if len(raw) < V1_HEADER_BYTES:
-        raise WeightsError(f"the file length is {len(raw)} bytes; the header alone is {V1_HEADER_BYTES}: {REMAKE}")
-    header = [int(value) for value in np.frombuffer(raw, dtype="<i4")]
-    values = dict(zip(V1_FIELDS, header, strict=False))
-    if values["dtype"] != V1_FP16:
-        raise WeightsError(f"dtype is {values['dtype']}; it must be {V1_FP16}, which is fp16: {REMAKE}")
-    for position in range(len(V1_FIELDS), V1_INTS):
-        if header[position]:
-            raise WeightsError(f"reserved header integer {position} is {header[position]}; it must be 0; {REMAKE}")
-    try:
-        config = GPT2Config(**{field.name: values[field.name] for field in fields(GPT2Config)})
-    except WeightsError as error:
-        raise WeightsError(f"{error}; the header is damaged: {REMAKE}") from None
-    length, expected = os.fstat(file.fileno()).st_size, V1_HEADER_BYTES + 2 * config.n_parameters
-    if length != expected:
-        raise WeightsError(
-            f"the file length is {length} bytes, but a model of the sizes in its header ({_describe(config)}) takes "
-            f"{expected} bytes; the file is {'cut short' if length < expected else 'too long'}: {REMAKE}"
-        )
-    stream = np.memmap(file, dtype="<f2", mode="r", offset=V1_HEADER_BYTES)
-    tensors = {}
-    for name, shape, offset in tensor_table(config):
-        start = (offset - V1_HEADER_BYTES) // 2
-        tensors[name] = stream[start : start + math.prod(shape)].reshape(shape)
-    return config, tensors
-
-
-_LOADERS = {1: _load_v1, 2: _load_v2}
+_LOADERS = {1: load_v1, 2: _load_v2}
 
 
 def _to_fp16(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -276,7 +203,3 @@ def _to_fp16(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
             )
         raise WeightsError(f"tensor {name} holds {value} at index {index}; every weight must be finite")
     return half
-
-
-def _describe(config: GPT2Config) -> str:
-    return ", ".join(f"{field} {value}" for field, value in asdict(config).items())

@@ -11,12 +11,12 @@ from test_engine import SMALL
 from test_engines import random_model
 
 from ch14_mini_llm import offline
-from ch14_mini_llm.engine import sampler as sampler_module
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.plan import Part
 from ch14_mini_llm.engine.request import GREEDY, MAX_BIASES, Request, RequestError, Sampling
-from ch14_mini_llm.engine.sampler import ADJUSTS, DRAWS, LIKELIEST, RowSampler
 from ch14_mini_llm.engine.sequence import ENDED, RUNNING, Sequence
+from ch14_mini_llm.forward import sampler as sampler_module
+from ch14_mini_llm.forward.sampler import ADJUSTS, DRAWS, LIKELIEST, RowSampler
 from ch14_mini_llm.levels.generate import generate
 from ch14_mini_llm.model.upload import float32_model
 from ch14_mini_llm.naive.gpt2 import GPT2

@@ -20,7 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ch14_mini_llm.model import layout, weights
+from ch14_mini_llm.model import header, layout, version1, weights
 from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.layout import WeightsError
 from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
@@ -191,27 +191,27 @@ def test_readme_table_of_tensors_agrees_with_the_code():
 
 def test_readme_table_of_the_old_header_agrees_with_the_code():
     rows = read_table("| int32 |")
-    assert [field.strip("`") for _, field, _ in rows[:-1]] == list(weights.V1_FIELDS)
-    assert [int(number) for number, _, _ in rows[:-1]] == list(range(len(weights.V1_FIELDS)))
-    assert rows[-1][0] == f"{len(weights.V1_FIELDS)}-{weights.V1_INTS - 1}"
+    assert [field.strip("`") for _, field, _ in rows[:-1]] == list(version1.V1_FIELDS)
+    assert [int(number) for number, _, _ in rows[:-1]] == list(range(len(version1.V1_FIELDS)))
+    assert rows[-1][0] == f"{len(version1.V1_FIELDS)}-{version1.V1_INTS - 1}"
     assert hex(layout.MAGIC) in rows[0][2] and rows[1][2] == "1"
 
 
 def test_readme_tables_of_the_header_agree_with_the_code():
     in_gpt2 = weights._model_of(SMALL)
     rows = read_table("| `model` |")
-    assert [field.strip("`") for field, _, _ in rows] == list(layout.MODEL_FIELDS)
+    assert [field.strip("`") for field, _, _ in rows] == list(header.MODEL_FIELDS)
     for field, value, _ in rows:
         field, value = field.strip("`"), value.strip("`")
         try:
             assert in_gpt2[field] == json.loads(value)
         except ValueError:
             assert value in ("a size", "n_head", "d_model / n_head") and isinstance(in_gpt2[field], int)
-    assert [field.strip("`") for field, _ in read_table("| `tensors` |")] == list(layout.Tensor.__dataclass_fields__)
+    assert [field.strip("`") for field, _ in read_table("| `tensors` |")] == list(header.Tensor.__dataclass_fields__)
     types = {name.strip("`"): (int(values), int(size)) for name, values, size in read_table("| type |")}
-    assert types == layout.TYPES
+    assert types == header.TYPES
     text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    assert f"multiple of {layout.ALIGNMENT} bytes" in text and f"the version, {layout.VERSION} |" in text
+    assert f"multiple of {header.ALIGNMENT} bytes" in text and f"the version, {layout.VERSION} |" in text
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_wrong_header_field_is_named(saved_v1, index, value, said):
 @pytest.mark.parametrize("index", [2, 4, 5, 6, 7])
 def test_a_size_that_disagrees_with_the_length_is_refused(saved_v1, index):
     wrong = asdict(SMALL)
-    field = weights.V1_FIELDS[index]
+    field = version1.V1_FIELDS[index]
     wrong[field] *= 2
     patch_field(saved_v1, index, wrong[field])
     with pytest.raises(WeightsError, match=f"{V1_BYTES} bytes.*{64 + 2 * GPT2Config(**wrong).n_parameters} bytes"):
@@ -506,8 +506,8 @@ def test_a_random_change_of_the_header_is_refused_or_harmless(saved):
 
 def test_the_next_models_need_no_other_version(tmp_path, monkeypatch):
     """Grouped heads, rotary positions, a head of its own, 4-bit blocks, a tokenizer in the file, a field to come."""
-    monkeypatch.setitem(layout.TYPES, "q4", (32, 18))
-    monkeypatch.setitem(layout.LATER_FIELDS, "rotary_scaling", (float, None))
+    monkeypatch.setitem(header.TYPES, "q4", (32, 18))
+    monkeypatch.setitem(header.LATER_FIELDS, "rotary_scaling", (float, None))
     model = {
         "architecture": "llama", "n_layer": 1, "n_head": 8, "n_kv_head": 2, "head_dim": 16, "d_model": 96, "d_ff": 352,
         "n_ctx": 4096, "vocab_size": 1000, "epsilon": 1e-6, "rotary_base": 500000.0, "tied_head": False,
@@ -530,7 +530,7 @@ def test_the_next_models_need_no_other_version(tmp_path, monkeypatch):
     assert found.model == model and [(t.name, t.type, t.shape) for t in found.tensors] == tensors
     assert {name: bytes(value) for name, value in data.items()} == stored
     assert_refused(path, "architecture is 'llama'; this code runs 'gpt2'")
-    monkeypatch.delitem(layout.LATER_FIELDS, "rotary_scaling")
+    monkeypatch.delitem(header.LATER_FIELDS, "rotary_scaling")
     assert_refused(path, "field 'rotary_scaling' is unknown")
     with pytest.raises(WeightsError, match="needs rows of a multiple of 32"):
         layout.make_layout({**found.model}, [("x", "q4", (32, 33))])

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.engine.logprobs import PendingScores, ScoreRows
 from ch14_mini_llm.engine.plan import Part
 from ch14_mini_llm.engine.request import MAX_BIASES, Sampling
 from ch14_mini_llm.engine.sequence import RUNNING, Sequence
+from ch14_mini_llm.forward.logprobs import PendingScores, ScoreRows
 from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch13_llm_ops.sampling_rows import (
     adjust_launch,
