@@ -32,7 +32,8 @@ class Buffers:
         self.max_rows, self.max_few, self.max_tokens = max_rows, max_few, max_tokens
         self.x = cuda.device_array(max_rows * m.d_model, np.float32)
         widths = {"h": m.d_model, "q": q_width, "qkv": (m.n_head + 2 * m.n_kv_head) * m.head_dim, "att": q_width}
-        self.half = {name: cuda.device_array(max_rows * n, np.float16) for name, n in (widths | {"ff": m.d_ff}).items()}
+        zeros = lambda n: cuda.to_device(np.zeros(n, np.float16))  # padding's rows are multiplied, if read by no one
+        self.half = {name: zeros(max_rows * n) for name, n in (widths | {"ff": m.d_ff}).items()}
         self.lse = cuda.device_array(m.n_head * max_rows, np.float32)
         parts, lse = paged_parts_workspace(max_few, max_tokens, m.n_head, m.head_dim)
         self.parts = cuda.device_array(parts, np.float16), cuda.to_device(np.zeros(lse, np.float32))

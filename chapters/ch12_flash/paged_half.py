@@ -231,9 +231,9 @@ def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, kv_head, pag
     for i in range(count // step):
         row = first + i * step
         token = token0 + row
-        index = (pages[i], kv_head, token & mask, 8 * piece)
-        cp_async_half8(k_tiles, (tile_row + row, place), k_cache, index, token < end)
-        cp_async_half8(v_tiles, (tile_row + row, place), v_cache, index, token < end)
+        at = token & mask
+        cp_async_half8(k_tiles, (tile_row + row, place), k_cache, (pages[i], kv_head, at, 8 * piece), token < end)
+        cp_async_half8(v_tiles, (tile_row + row, place), v_cache, (pages[i], kv_head, at, 8 * piece), token < end)
 
 
 @cuda.jit(device=True, forceinline=True)
