@@ -29,12 +29,13 @@ from numba import cuda
 from ch14_mini_llm.cache.pages import PagedCache, block_bytes
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output
+from ch14_mini_llm.engine.plan import Output, Plan
 from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_tokens
 from ch14_mini_llm.engine.runner import ModelRunner
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
+from ch14_mini_llm.engine.static import StaticScheduler
 from ch14_mini_llm.model.gpt2 import gpt2
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.weights import load_weights
@@ -73,6 +74,7 @@ class Engine:
         max_batch: int = 32,
         max_rows: int | None = None,
         prefix_cache: bool = True,
+        static: bool = False,
     ) -> None:
         for name, value, low in ("block_size", block_size, 4), ("max_batch", max_batch, 1):
             if value < low:
@@ -88,17 +90,20 @@ class Engine:
         if n_blocks < 1:
             raise RequestError(f"num_blocks is {n_blocks}; it must be at least 1")
         self.pool = BlockPool(n_blocks)
-        self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache else None
-        self.scheduler = Scheduler(self.pool, self.prefix_cache, block_size, max_batch, max_rows)
+        self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache and not static else None
+        kind = StaticScheduler if static else Scheduler
+        self.scheduler = kind(self.pool, self.prefix_cache, block_size, max_batch, max_rows)
         pages = PagedCache(model, n_blocks, block_size)
-        self.runner = ModelRunner(model, pages, max_batch, max_rows, longest)
+        most_parts = 2 * max_batch if static else max_batch  # a static batch's sequence may be padding and prompt
+        self.runner = ModelRunner(model, pages, most_parts, max_rows, longest)
+        self.on_step: Callable[[Plan | None, list[Output]], None] | None = None  # called at the end of each step
         self._lock = threading.Lock()  # of the next three, which other threads write
         self._numbers = itertools.count()
         self._submitted: list[Running] = []
         self._aborted: list[int] = []
         self._alive: dict[int, Running] = {}
         self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "preemptions"), 0)
-        self._counts |= dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits"), 0)
+        self._counts |= dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "rows", "padding_rows"), 0)
 
     @classmethod
     def from_file(
@@ -184,6 +189,8 @@ class Engine:
             for output in outputs:
                 if output.finish_reason is not None:
                     self._counts["preemptions"] += self._alive.pop(output.id).preemptions
+        if self.on_step is not None:
+            self.on_step(plan, outputs)
         return outputs
 
     def run(self, requests: Sequence[Request], on_output: Callable[[Output], None] | None = None) -> list[Result]:
@@ -226,7 +233,8 @@ class Engine:
         }  # fmt: skip
 
     def _count(self, plan) -> None:
-        self._counts["steps"] += 1
+        for name, value in ("steps", 1), ("rows", plan.rows), ("padding_rows", plan.padding_rows):
+            self._counts[name] += value
         for part in plan.parts:
             sequence = part.sequence
             if part.start == sequence.n_cached and not sequence.preemptions:  # its first part

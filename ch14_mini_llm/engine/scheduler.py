@@ -134,8 +134,7 @@ class Scheduler:
             last = self.running[-1]
             if last is sequence and len(self.running) == 1:
                 if sequence.n_pending == 0:
-                    pool = f"the pool of {self.pool.n_blocks} blocks of {self.block_size} tokens is full"
-                    self._end(sequence, "length", f"{pool}, with {len(sequence.tokens)} of this request alone")
+                    self._end_outgrown(sequence)
                 return False
             self._preempt(last)
             if last is sequence:
@@ -170,6 +169,11 @@ class Scheduler:
         self._release(sequence)
         sequence.state, sequence.finish_reason, sequence.error = ENDED, reason, error
         self.outputs.append(Output(sequence.id, (), reason, error))
+
+    def _end_outgrown(self, sequence: Sequence) -> None:
+        """End a sequence that has all blocks there are, and needs more."""
+        pool = f"the pool of {self.pool.n_blocks} blocks of {self.block_size} tokens is full"
+        self._end(sequence, "length", f"{pool}, with {len(sequence.tokens)} of this request alone")
 
     def _release(self, sequence: Sequence) -> None:
         """Give its blocks back; those that a step under way may write, once that has been read."""
