@@ -28,13 +28,12 @@ from ch14_mini_llm.engine.plan import Part, Plan
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import RUNNING, Sequence
 
-PADDING_ID = -1
 NO_LIFE = -1  # of no sequence: what a step makes of padding is dropped
 
 
 @dataclass(eq=False)
 class Place:
-    """A line of the matrix. padding: run over where ``sequence`` has nothing, in the same blocks."""
+    """A line of the matrix. padding: run over where ``sequence`` has nothing, in the same blocks; its id is ``~id``."""
 
     sequence: Sequence
     padding: Sequence
@@ -89,7 +88,7 @@ class StaticScheduler(Scheduler):
         for sequence, room in zip(batch, _rooms(batch)):
             blocks = self.pool.take(min(self._blocks_for(room), self.pool.free))  # less than it needs only if alone
             self.pool.hold(blocks)  # once for the sequence, once for its place
-            padding = Sequence(PADDING_ID, [0] * min(room, len(blocks) * self.block_size), 0, PADDING_ID)
+            padding = Sequence(~sequence.id, [0] * min(room, len(blocks) * self.block_size), 0, ~sequence.order)
             padding.n_prompt, padding.blocks = 0, blocks  # of nobody's prompt
             sequence.blocks, sequence.state, sequence.n_cached = list(blocks), RUNNING, 0
             self.places.append(Place(sequence, padding))
