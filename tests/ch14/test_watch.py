@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from test_scheduler import Run
 
+from benchmarks import batching_plot
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.static import StaticScheduler
 from ch14_mini_llm.terminal import Terminal, cut, width
@@ -267,6 +268,12 @@ def test_what_makes_no_sense_is_one_line(tmp_path, arguments, words):
     command = [sys.executable, str(ROOT / "ch14_mini_llm" / "run.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", ["batching.md", "continuous_batching.md"])
+def test_a_page_shows_what_its_command_shows(page):
+    text = (ROOT / "ch14_mini_llm" / page).read_text(encoding="utf-8")
+    assert "steps 1 to" in batching_plot.PICTURE.search(text)[0] and batching_plot.pictured(text) == text, "make plots"
 
 
 def test_a_scheduler_without_a_cache_has_no_prefix_hits():
