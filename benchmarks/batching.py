@@ -21,6 +21,7 @@ and static batches disagree (nothing is written); 2 bad arguments.
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -77,6 +78,7 @@ def mix(n, vocab_size, seed=SEED):
 
 def measure(model, name, requests, max_batch, repeats, progress=lambda text: None):
     """All figures as a dict for JSON; progress(text) is called `rounds` times. Raises `Different`."""
+    load = [digits(os.getloadavg()[0])] if hasattr(os, "getloadavg") else None  # of the machine: was it quiet?
     progress("warming up")
     timed(model, mix(2, model.vocab_size), max_batch=2)
     result = {
@@ -86,7 +88,7 @@ def measure(model, name, requests, max_batch, repeats, progress=lambda text: Non
         "blocks": blocks(model, requests, max_batch, repeats, progress),
         "sequences": at_once(model, repeats, progress),
     }  # fmt: skip
-    return result
+    return result | {"load": load and [*load, digits(os.getloadavg()[0])]}
 
 
 def rounds(repeats):

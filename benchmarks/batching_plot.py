@@ -25,6 +25,7 @@ PICTURE = re.compile(
     r"(```\npython (ch14_mini_llm/run\.py [^\n]*--watch[^\n]*)\n```\n\n<!-- picture -->\n).*?(<!-- end -->)", re.DOTALL
 )
 COLUMNS = 92
+QUIET = 0.5  # load average before a measurement
 PADDING_COLOUR, OURS = "#d8c7cf", COLOURS[2]
 
 
@@ -38,6 +39,13 @@ def measured(results):
 
 def name_of(result):
     return result["device"].replace("NVIDIA ", "")
+
+
+def how(result):
+    """Where and how it was measured, in words."""
+    load = result["load"][0] if result.get("load") else 0
+    busy = f", on a machine that had other work (load average {load:.1f})" if load > QUIET else ""
+    return f"{name_of(result)}, {result['model']}, medians of {result['repeats']} rounds{busy}"
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------
@@ -57,7 +65,7 @@ def static_table(result):
         f"{static['max_rows']} rows a step. Continuous is {ratio} times as fast; the tokens of both were compared and "
         "are equal"
     )
-    return [*lines, "", f"*{name_of(result)}, {result['model']}, medians of {result['repeats']} rounds. {what}.*"]
+    return [*lines, "", f"*{how(result)}. {what}.*"]
 
 
 def blocks_table(result):
@@ -78,7 +86,7 @@ def blocks_table(result):
         f"Shared: what a prompt has from the cache that begins with the {blocks['shared_prefix']} tokens of an earlier "
         f"one. Tokens/s: {blocks['requests']} requests, {blocks['max_batch']} at a time, with room for all"
     )
-    return [*lines, "", f"*{name_of(result)}, {result['model']}, medians of {result['repeats']} rounds. {what}.*"]
+    return [*lines, "", f"*{how(result)}. {what}.*"]
 
 
 def sequences_table(result):
@@ -88,7 +96,7 @@ def sequences_table(result):
     lines += [f"| {row['sequences']} | {short(row['tokens_s'][0])} | {short(row['host_us'][0])} |"
               for row in sequences["rows"]]  # fmt: skip
     what = f"prompts of {sequences['prompt_tokens']} tokens, {sequences['new_tokens']} new ones"
-    return [*lines, "", f"*{name_of(result)}, {result['model']}, medians of {result['repeats']} rounds, {what}.*"]
+    return [*lines, "", f"*{how(result)}, {what}.*"]
 
 
 TABLES = {"static": static_table, "blocks": blocks_table, "sequences": sequences_table}

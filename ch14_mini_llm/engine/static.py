@@ -13,8 +13,8 @@ place, and passes through all products and the attention. So it costs what paddi
 up to its own position: padding lies behind the prompt, and each of its slots is written anew before a token behind it
 looks there. A request's tokens are what they are alone, bit for bit.
 
-A batch takes all blocks that it may need at its start, and keeps them to its end: nobody is preempted, and most of the
-blocks lie idle most of the time.
+A batch takes all blocks that it may need at its start, and keeps them to its end: there is no preemption, and most
+of the blocks lie idle most of the time.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class StaticScheduler(Scheduler):
             blocks = self.pool.take(min(self._blocks_for(room), self.pool.free))  # less than it needs only if alone
             self.pool.hold(blocks)  # once for the sequence, once for its place
             padding = Sequence(~sequence.id, [0] * min(room, len(blocks) * self.block_size), 0, ~sequence.order)
-            padding.n_prompt, padding.blocks = 0, blocks  # of nobody's prompt
+            padding.n_prompt, padding.blocks = 0, blocks  # it has no prompt
             sequence.blocks, sequence.state, sequence.n_cached = list(blocks), RUNNING, 0
             self.places.append(Place(sequence, padding))
         self.running, self.waiting = batch, self.waiting[len(batch) :]
