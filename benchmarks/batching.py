@@ -1,13 +1,14 @@
 """Batches of requests on the engine: continuous against static, the size of a block, and how many run at once.
 
-    python benchmarks/batching.py [--weights FILE | --random] [--requests N] [--max_batch N] [--repeats 3]
-                                  [--out benchmarks/results]
+    python benchmarks/batching.py [--engine kv|fast] [--weights FILE | --random] [--requests N] [--max_batch N]
+                                  [--repeats 3] [--out benchmarks/results]
     python benchmarks/batching.py --plot        # draws what was measured, and writes the tables of the pages
 
 Prints the figures and writes them to ``<out>/<device>/batching.json``. Three questions, each in one run:
 
 - *static*: the same requests (prompts of 4 to 64 tokens, 4 to 128 new ones, evenly drawn from a seed) in continuous and
-  in static batches, in turn. Afterwards the tokens of both are compared: they must be equal.
+  in static batches, in turn. Afterwards the tokens of both are compared: they must be equal. (On the level ``fast``
+  those of a run of each that is deterministic, since bits may depend on the number of rows in the runs that are timed.)
 - *blocks*: requests of the same mix with blocks of 4 to 256 tokens and room for all: tokens a second. What does not
   depend on a device is counted with the scheduler alone: places in owned blocks that hold no token, in the mean over
   the steps; sequences that run at once where a pool of the same bytes is all there is; tokens of the prompts that the
@@ -34,7 +35,6 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402  (before numba.cuda)
 
 # isort: split
-import numpy as np  # noqa: E402
 from numba import cuda  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -42,13 +42,13 @@ from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.cache.pages import block_bytes  # noqa: E402
 from ch14_mini_llm.cache.pool import BlockPool  # noqa: E402
 from ch14_mini_llm.cache.radix import RadixCache  # noqa: E402
-from ch14_mini_llm.engine.engine import Engine  # noqa: E402
+from ch14_mini_llm.engine.engine import UPLOADS, Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request  # noqa: E402
 from ch14_mini_llm.engine.scheduler import Scheduler  # noqa: E402
 from ch14_mini_llm.engine.sequence import Sequence  # noqa: E402
+from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.config import GPT2Config  # noqa: E402
-from ch14_mini_llm.model.gpt2 import gpt2  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, load_weights  # noqa: E402
 from common import bench  # noqa: E402
@@ -62,7 +62,7 @@ COUNTED = 200  # requests that are counted with the scheduler alone
 PREFIX, TAIL, SHARING = 100, 8, 16  # tokens that requests share, tokens after them, requests
 AT_ONCE = (1, 2, 4, 8, 16, 32)
 LENGTH = (16, 32)  # of the requests that run at once: prompt, new tokens
-DEFAULTS = {"cpu": (32, 8), "gpu": (256, 32)}  # requests, max_batch
+DEFAULTS = {"cpu": ("kv", 32, 8), "gpu": ("fast", 256, 32)}  # level, requests, max_batch
 
 
 class Different(Exception):
@@ -76,17 +76,17 @@ def mix(n, vocab_size, seed=SEED):
     return [Request([rng.randrange(vocab_size) for _ in range(prompt)], new) for prompt, new in lengths]
 
 
-def measure(model, name, requests, max_batch, repeats, progress=lambda text: None):
+def measure(model, level, name, requests, max_batch, repeats, progress=lambda text: None):
     """All figures as a dict for JSON; progress(text) is called `rounds` times. Raises `Different`."""
     load = [digits(os.getloadavg()[0])] if hasattr(os, "getloadavg") else None  # of the machine: was it quiet?
     progress("warming up")
-    timed(model, mix(2, model.vocab_size), max_batch=2)
+    timed(model, mix(max_batch, model.vocab_size), level=level, max_batch=max_batch)
     result = {
-        "device": bench.device_name(), "backend": common.BACKEND, "model": name, "layers": len(model.layers),
-        "d_model": model.d_model, "seed": SEED, "prompt": PROMPT, "new": NEW, "repeats": repeats,
-        "static": compare(model, requests, max_batch, repeats, progress),
-        "blocks": blocks(model, requests, max_batch, repeats, progress),
-        "sequences": at_once(model, repeats, progress),
+        "device": bench.device_name(), "backend": common.BACKEND, "level": level, "model": name,
+        "layers": len(model.layers), "d_model": model.d_model, "seed": SEED, "prompt": PROMPT, "new": NEW,
+        "repeats": repeats, "static": compare(model, level, requests, max_batch, repeats, progress),
+        "blocks": blocks(model, level, requests, max_batch, repeats, progress),
+        "sequences": at_once(model, level, repeats, progress),
     }  # fmt: skip
     return result | {"load": load and [*load, digits(os.getloadavg()[0])]}
 
@@ -109,18 +109,23 @@ def timed(model, requests, **options):
     return seconds, results, engine
 
 
-def compare(model, requests, max_batch, repeats, progress):
+def compare(model, level, requests, max_batch, repeats, progress):
     """Continuous against static batches."""
     kinds = {"continuous": {}, "static": {}}
     times, tokens = {kind: [] for kind in kinds}, {}
     for _ in range(repeats):
         for kind, row in kinds.items():
             progress(kind)
-            seconds, results, engine = timed(model, requests, max_batch=max_batch, static=kind == "static")
+            options = {"level": level, "max_batch": max_batch, "static": kind == "static"}
+            seconds, results, engine = timed(model, requests, **options)
             times[kind].append(seconds)
             tokens[kind] = [result.tokens for result in results]
             stats = engine.stats()
             row |= {name: stats[name] for name in ("steps", "rows", "padding_rows")}
+    if level == "fast":
+        for kind in kinds:
+            options = {"level": level, "max_batch": max_batch, "static": kind == "static", "deterministic": True}
+            tokens[kind] = [result.tokens for result in timed(model, requests, **options)[1]]
     if tokens["continuous"] != tokens["static"]:
         raise Different(f"of {len(requests)} requests, some have other tokens in a static batch")
     n_new = sum(map(len, tokens["static"]))
@@ -135,14 +140,14 @@ def compare(model, requests, max_batch, repeats, progress):
     }  # fmt: skip
 
 
-def blocks(model, requests, max_batch, repeats, progress):
+def blocks(model, level, requests, max_batch, repeats, progress):
     """Sizes of a block: figures of time with half of the requests, and what the scheduler can count."""
     requests = requests[: max(1, len(requests) // 2)]
     times = {size: [] for size in BLOCK_SIZES}
     for _ in range(repeats):
         for size in BLOCK_SIZES:
             progress(f"blocks of {size}")
-            times[size].append(timed(model, requests, max_batch=max_batch, block_size=size)[0])
+            times[size].append(timed(model, requests, level=level, max_batch=max_batch, block_size=size)[0])
     n_new, counted = sum(request.max_new for request in requests), mix(COUNTED, model.vocab_size)
     rows = []
     for size in BLOCK_SIZES:
@@ -150,8 +155,8 @@ def blocks(model, requests, max_batch, repeats, progress):
         rows[-1] |= occupancy(counted, size) | {"prefix_hits": prefix_hits(size, model.vocab_size)}
     return {
         "requests": len(requests), "max_batch": max_batch, "counted": COUNTED, "pool_tokens": POOL_TOKENS,
-        "pool_bytes": POOL_TOKENS // 4 * block_bytes(model, 4), "shared_prefix": PREFIX, "sharing": SHARING,
-        "rows": rows,
+        "pool_bytes": POOL_TOKENS // 4 * block_bytes(model, 4, LEVELS[level]), "shared_prefix": PREFIX,
+        "sharing": SHARING, "rows": rows,
     }  # fmt: skip
 
 
@@ -200,7 +205,7 @@ def prefix_hits(block_size, vocab_size):
     return digits(hits / (SHARING - 1))
 
 
-def at_once(model, repeats, progress):
+def at_once(model, level, repeats, progress):
     """How the speed grows with the sequences that run at once, and what the host does a step."""
     rng = random.Random(SEED)
     requests = [Request([rng.randrange(model.vocab_size) for _ in range(LENGTH[0])], LENGTH[1]) for _ in range(32)]
@@ -208,9 +213,9 @@ def at_once(model, repeats, progress):
     for _ in range(repeats):
         for n in AT_ONCE:
             progress(f"{n} at once")
-            engine = Engine(model, max_batch=n, prefix_cache=False)
+            engine = Engine(model, level, max_batch=n, prefix_cache=False)
             spent = Stopwatch()
-            for owner, name in (engine.scheduler, "next"), (engine.scheduler, "done"), (engine.runner.batch, "fill"):
+            for owner, name in (engine.scheduler, "next"), (engine.scheduler, "done"), (engine.runner, "prepare"):
                 spent.around(owner, name)
             start = time.perf_counter()
             results = engine.run(requests[:n])
@@ -251,7 +256,7 @@ def digits(value):
 
 def format_table(result):
     """The figures of `measure` for a terminal."""
-    lines = [f"{result['device']}, {result['model']}: medians of {result['repeats']}"]
+    lines = [f"{result['device']}, {result['model']}, level {result['level']}: medians of {result['repeats']}"]
     for row in result["static"]["rows"]:
         lines.append(
             f"  {row['name']:12}{row['tokens_s'][0]:9.1f} tokens/s {row['steps']:6} steps {row['rows']:7} rows, "
@@ -278,12 +283,13 @@ def load(options):
     else:
         path = options.weights or DATA_DIR / "tiny-gpt2.bin"
         (config, tensors), name = load_weights(path), path.name
-    return gpt2(config, tensors, lambda array: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))), name
+    return UPLOADS[options.engine](config, tensors), name
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/batching.py", description=__doc__.split("\n")[0])
-    requests, max_batch = DEFAULTS[common.BACKEND]
+    level, requests, max_batch = DEFAULTS[common.BACKEND]
+    parser.add_argument("--engine", choices=list(LEVELS), default=level, help=f"the level ({level})")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weight file (data/tiny-gpt2.bin)")
     parser.add_argument("--random", action="store_true", help="instead: GPT-2's size (124M) and random weights")
     parser.add_argument("--requests", type=int, default=requests, help=f"of random lengths ({requests})")
@@ -322,7 +328,7 @@ def main(argv=None):
 
         try:
             requests = mix(options.requests, model.vocab_size)
-            result = measure(model, name, requests, options.max_batch, options.repeats, progress)
+            result = measure(model, options.engine, name, requests, options.max_batch, options.repeats, progress)
         except Different as error:
             raise SystemExit(f"batching.py: {error}") from None
     print(format_table(result))

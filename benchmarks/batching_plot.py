@@ -45,7 +45,8 @@ def how(result):
     """Where and how it was measured, in words."""
     load = result["load"][0] if result.get("load") else 0
     busy = f", on a machine that had other work (load average {load:.1f})" if load > QUIET else ""
-    return f"{name_of(result)}, {result['model']}, medians of {result['repeats']} rounds{busy}"
+    model = f"{result['model']}, level `{result['level']}`"
+    return f"{name_of(result)}, {model}, medians of {result['repeats']} rounds{busy}"
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------

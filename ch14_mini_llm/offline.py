@@ -3,28 +3,38 @@
     {"prompt": "Once upon a time", "max_new": 20, "temperature": 0.8, "seed": 1}
     {"tokens": [15496, 11], "id": "a"}
 
-A line has ``prompt`` or ``tokens``, and of `FIELDS` what it wants otherwise than the command line says. A line that is
-no such request has a result with an ``error``, and the others run.
+A line has ``prompt`` or ``tokens``, and of `FIELDS` what it wants otherwise than the command line says. What the fields
+of `DRAWING` mean and may be, `Sampling` says; those of `SCORES`, `Request`. A line that is no such request has a result
+with an ``error``, and the others run.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
-from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.engine.plan import Result
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling, check_whole
+from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.files import FileError, open_input
 from ch14_mini_llm.start import describe, pick_backend, say, shown
 from ch14_mini_llm.terminal import Terminal
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode
 from ch14_mini_llm.watch import Watch
 
-DRAWING = ("temperature", "top_k", "top_p", "seed")
+DRAWING = (
+    "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "logit_bias", "seed",
+)  # fmt: skip
+OPTIONS = ("temperature", "top_k", "top_p", "seed")  # those of `DRAWING` that ``run.py`` takes
 SIZES = ("max_batch", "num_blocks", "block_size")  # of the engine, as ``run.py`` takes them
-FIELDS = ("id", "prompt", "tokens", "max_new", "priority", "stop_tokens", "ignore_eos", *DRAWING)
+SCORES = ("logprobs", "prompt_logprobs")
+FIELDS = ("id", "prompt", "tokens", "max_new", "priority", "stop_tokens", "ignore_eos", *DRAWING, *SCORES)
+LARGEST = 2**53  # whole numbers that every reader of JSON has
 MOST_BYTES = 1 << 30
 
 
@@ -81,16 +91,13 @@ def parse(line: bytes, defaults: dict, vocab_size: int) -> tuple[object, Request
     if not isinstance(stop, list):
         raise RequestError("stop_tokens must be a list of ids, such as [50256]")
     drawing = {name: known[name] for name in DRAWING if name in known}
-    for name, value in {**drawing, "max_new": known["max_new"], "priority": known.get("priority", 0)}.items():
-        whole = name not in ("temperature", "top_p")
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-            raise RequestError(f"{name} is {str(value)[:40]}; it must be a {'whole ' if whole else ''}number")
-    if drawing:
-        drawing.setdefault("seed", int.from_bytes(os.urandom(4), "little"))
-    sampling = Sampling(**drawing) if drawing else None
+    for name, value in ("max_new", known["max_new"]), ("priority", known.get("priority", 0)):
+        check_whole(name, value, -LARGEST, LARGEST, f"up to {LARGEST}")
+    sampling = Sampling(**drawing).seeded() if drawing else None
     if not known.get("ignore_eos") and vocab_size > END_OF_TEXT_ID:
         stop = [*stop, END_OF_TEXT_ID]
-    return fields.get("id"), Request(tokens, known["max_new"], sampling, stop, known.get("priority", 0))
+    scores = {name: known.get(name) for name in SCORES}
+    return fields.get("id"), Request(tokens, known["max_new"], sampling, stop, known.get("priority", 0), **scores)
 
 
 def _encoded(prompt) -> list[int]:
@@ -113,7 +120,7 @@ def results(engine, lines: list[bytes], defaults: dict, on_end: Callable[[], Non
         name = None
         try:
             name, request = parse(line, defaults, engine.model.vocab_size)
-            running[engine.submit(request)] = number, name, request, []
+            running[engine.submit(request)] = number, name, request, Result(None)
         except RequestError as error:
             found[number] = {"line": number + 1, "id": name, "finish_reason": "error", "error": str(error)}
             on_end()
@@ -122,21 +129,33 @@ def results(engine, lines: list[bytes], defaults: dict, on_end: Callable[[], Non
             yield found[shown]
             shown += 1
         for output in engine.step() if running else ():
-            number, name, request, tokens = running[output.id]
-            tokens += output.tokens
+            number, name, request, result = running[output.id]
+            result.take(output)
             if output.finish_reason is not None:
                 del running[output.id]
                 found[number] = {
-                    "line": number + 1, "id": name, "tokens": tokens, "text": decode(tokens),
-                    "finish_reason": output.finish_reason, "error": output.error,
+                    "line": number + 1, "id": name, "tokens": result.tokens, "text": decode(result.tokens),
+                    "finish_reason": result.finish_reason, "error": result.error,
                     "seed": request.sampling.seed if request.sampling else None,
                 }  # fmt: skip
+                for field in SCORES:
+                    if getattr(request, field) is not None:
+                        found[number][field] = [as_json(score) for score in getattr(result, field) or ()]
                 on_end()
+
+
+def as_json(score: Logprob | None) -> dict | None:
+    """A `Logprob` as JSON has it, which knows no infinity: null in its place."""
+    if score is None:
+        return None
+    number = lambda value: value if math.isfinite(value) else None
+    top = {str(token): number(value) for token, value in score.top.items()}
+    return {"logprob": number(score.logprob), "rank": score.rank, "top": top}
 
 
 def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
     """Run a file of requests on the engine, as ``run.py``'s options say; returns the exit code."""
-    defaults = {name: getattr(options, name) for name in ("max_new", "temperature", "top_k", "top_p", "seed")}
+    defaults = {name: getattr(options, name) for name in ("max_new", *OPTIONS)}
     defaults = {name: value for name, value in defaults.items() if value is not None}
     backend, device, reason = pick_backend()
     say(f"weights: {shown(path)} ({describe(config)})")

@@ -36,7 +36,7 @@ from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  
 from ch14_mini_llm.levels import ENGINES  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
-from ch14_mini_llm.offline import batch_lines, run_lines  # noqa: E402
+from ch14_mini_llm.offline import OPTIONS, batch_lines, run_lines  # noqa: E402
 from ch14_mini_llm.show import Stream, notice_when_slow, print_stats, print_trace, rate  # noqa: E402
 from ch14_mini_llm.start import BackendProblem, describe, pick_backend, say, shown, upload  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode  # noqa: E402
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int | None:
     say(f"weights: {shown(path)} ({describe(config)})")
     say(f"backend: {backend}, {device} ({reason})")
     if sampling is not None:
-        settings = ", ".join(f"{name} {value}" for name, value in vars(sampling).items() if value is not None)
+        settings = ", ".join(f"{name} {vars(sampling)[name]}" for name in OPTIONS if vars(sampling)[name] is not None)
         say(f"sampling: {settings}")
 
     from ch14_mini_llm.levels.generate import generate
@@ -137,7 +137,8 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="run.py",
         description="Generate text with GPT-2 on the book's own kernels.",
-        epilog="Without --temperature, --top_k, --top_p and --seed every token is the most likely one.",
+        epilog="Without --temperature, --top_k, --top_p and --seed every token is the most likely one; "
+        "with --temperature=0 too.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -146,7 +147,7 @@ def build_parser() -> Parser:
     add("--batch", metavar="FILE", help="many requests, a JSON object a line (see ch14_mini_llm/offline.py)")
     add("--max_batch", metavar="N", type=integer, help="with --batch: sequences that run at a time (default 32)")
     add("--num_blocks", metavar="N", type=integer, help="with --batch: blocks of the KV cache (default: what fits)")
-    add("--block_size", metavar="N", type=integer, help="with --batch: tokens a block, a multiple of 4 (default 16)")
+    add("--block_size", metavar="N", type=integer, help="with --batch: tokens a block: 4, 8, 16 … 256 (default 16)")
     add("--static", action="store_true", help="with --batch: padded batches that begin and end together, to compare")
     add("--watch", action="store_true", help="with --batch: show what each sequence does in each step")
     add("--max_new", metavar="N", type=integer, default=DEFAULT_MAX_NEW, help="how many tokens to add (default 64)")
@@ -190,12 +191,12 @@ def prompt_tokens(options: argparse.Namespace) -> list[int]:
 
 def build_sampling(options: argparse.Namespace) -> Sampling | None:
     """The sampling settings, or None for the most likely token every time; raises `RequestError`."""
-    given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    given = {name: getattr(options, name) for name in OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return None
     given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # shown, so that the text can be had again
-    return Sampling(**given)
+    return Sampling(**given).plain()
 
 
 if __name__ == "__main__":

@@ -33,16 +33,17 @@ class Graph:
 
     launches: a function without arguments that launches kernels on the default stream; it is called once before (that
     compiles the kernels, and so does their work once) unless ``warm`` says that they are compiled, and once to be
-    recorded, where nothing runs. dependent: False records all kernels as full successors of the one before.
+    recorded, where nothing runs. dependent: False records all kernels as full successors of the one before. stream: to
+    be replayed on, so that several graphs run one after the other; by default a new one.
     Raises GraphError, and ValueError if nothing was launched.
     """
 
-    def __init__(self, launches, warm=False, dependent=True):
+    def __init__(self, launches, warm=False, dependent=True, stream=None):
         self._launches = launches
         if not warm:
             launches()
         if BACKEND == "gpu":
-            self._stream = cuda.stream()
+            self._stream = cuda.stream() if stream is None else stream
             self._handle = _driver().CUstream(int(self._stream.handle))
             cuda.synchronize()
             self._graph = _capture(launches, self._stream, self._handle, dependent)

@@ -48,7 +48,7 @@ ONE_SHAPE = {
 # Kernels with shared memory that does not depend on the block: any block of whole warps will do.
 ANY_BLOCK = [
     "sum_v3_warp_then_block", "sum_v4_float4", "histogram_v2_privatised", "histogram_v3_coarsened",
-    "histogram_v4_copies", "softmax_v1_naive", "logsumexp_row", "pick_best", "draw_token_at",
+    "histogram_v4_copies", "softmax_v1_naive", "logsumexp_row", "pick_best", "draw_token_at", "draw_rows",
 ]  # fmt: skip
 # Kernels that take no size at which a warp would be cut.
 WHOLE = {

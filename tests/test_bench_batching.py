@@ -2,20 +2,17 @@
 
 import json
 
-import numpy as np
 import pytest
-from numba import cuda
 from test_engines import random_model
 
 from benchmarks import batching, batching_plot
 from ch14_mini_llm.engine.static import StaticScheduler
-from ch14_mini_llm.model.gpt2 import gpt2
+from ch14_mini_llm.model.upload import float32_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    weights = random_model(3, n_layer=1, n_head=2, d_model=16, d_ff=32, n_ctx=256, vocab_size=61)
-    return gpt2(*weights, lambda array: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32)))
+    return float32_model(*random_model(3, n_layer=1, n_head=2, d_model=16, d_ff=32, n_ctx=256, vocab_size=61))
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def test_a_prefix_is_shared_in_whole_blocks(size, found):
 
 def test_all_is_measured_and_drawn(model, short, tmp_path):
     names = []
-    result = batching.measure(model, "small", batching.mix(5, 61), 3, 1, names.append)
+    result = batching.measure(model, "kv", "small", batching.mix(5, 61), 3, 1, names.append)
     assert len(names) == batching.rounds(1) and json.loads(json.dumps(result))
     continuous, static = result["static"]["rows"]
     assert continuous["padding_rows"] == 0 < static["padding_rows"]
@@ -68,9 +65,9 @@ def test_all_is_measured_and_drawn(model, short, tmp_path):
 
 def test_other_tokens_in_a_static_batch_are_an_error(model, short, monkeypatch):
     done = StaticScheduler.done
-    monkeypatch.setattr(StaticScheduler, "done", lambda self, plan, tokens: done(self, plan, [1] * len(tokens)))
+    monkeypatch.setattr(StaticScheduler, "done", lambda self, plan, tokens, scores: done(self, plan, [1] * len(tokens)))
     with pytest.raises(batching.Different):
-        batching.compare(model, batching.mix(3, 61), 2, 1, print)
+        batching.compare(model, "kv", batching.mix(3, 61), 2, 1, print)
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -17,124 +17,108 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import common  # picks the backend, so before numba.cuda
 
 # isort: split
-import numpy as np
-from numba import cuda
-
-from ch14_mini_llm.cache.pages import PagedCache, block_bytes
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output, Plan
-from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_tokens
-from ch14_mini_llm.engine.runner import ModelRunner
+from ch14_mini_llm.engine.counts import Counts
+from ch14_mini_llm.engine.plan import Output, Plan, Result
+from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
+from ch14_mini_llm.engine.runner import ModelRunner, Ticket
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
+from ch14_mini_llm.engine.sizes import choose_sizes
 from ch14_mini_llm.engine.static import StaticScheduler
-from ch14_mini_llm.model.gpt2 import gpt2
 from ch14_mini_llm.model.roles import Model
+from ch14_mini_llm.model.upload import float16_model, float32_model
 from ch14_mini_llm.model.weights import load_weights
 
-CPU_BYTES = 1 << 30  # for keys and values, unless num_blocks says otherwise
-GPU_SHARE = 0.85  # of the memory that is free on a GPU
-
-
-@dataclass
-class Result:
-    """What became of a request. tokens: the new ones. finish_reason: "stop", "length", "abort", "error". error: a text.
-
-    cached_tokens: of the prompt, found in the prefix cache. preemptions: how often it was computed anew.
-    """
-
-    id: int | None
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    error: str | None = None
-    cached_tokens: int = 0
-    preemptions: int = 0
+UPLOADS = {"kv": float32_model, "fast": float16_model}
 
 
 class Engine:
     """A model with a scheduler, a block pool and a prefix cache.
 
-    num_blocks: of the pool, of ``block_size`` tokens; None: 0.85 of a GPU's free memory, on a CPU 1 GB at most. Block 0
-    comes on top. max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64.
+    level: "kv" (float32) or "fast" (float16, tensor cores, CUDA graphs); ``model`` is made for it. num_blocks: of the
+    pool, of ``block_size`` tokens; None: 0.85 of a GPU's free memory, on a CPU 1 GB at most. Block 0 comes on top.
+    max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64, or + 1024 on the
+    level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on the level
+    ``kv``. look_ahead: launch the next step before the tokens of the last are read; by default on a GPU.
+    static: padded batches that begin and end together, to compare with (`engine.static`); without a prefix cache.
     """
 
     def __init__(
         self,
         model: Model,
+        level: str = "kv",
         num_blocks: int | None = None,
         block_size: int = 16,
         max_batch: int = 32,
         max_rows: int | None = None,
         prefix_cache: bool = True,
+        deterministic: bool | None = None,
+        look_ahead: bool | None = None,
         static: bool = False,
     ) -> None:
-        for name, value, low in ("block_size", block_size, 4), ("max_batch", max_batch, 1):
-            if value < low:
-                raise RequestError(f"{name} is {value}; it must be at least {low}")
-        if block_size % 4 or block_size > 256:
-            raise RequestError(f"block_size is {block_size}; it must be a multiple of 4, up to 256")
-        max_rows = max_batch + 64 if max_rows is None else max_rows
-        if max_rows <= max_batch:
-            raise RequestError(f"max_rows is {max_rows}; it must be above max_batch, {max_batch}, or no prompt gets on")
-        self.model, self.block_size = model, block_size
-        longest = -(-model.n_ctx // block_size)
-        n_blocks = default_blocks(model, block_size, max_batch * longest) if num_blocks is None else num_blocks
-        if n_blocks < 1:
-            raise RequestError(f"num_blocks is {n_blocks}; it must be at least 1")
-        self.pool = BlockPool(n_blocks)
+        sizes = choose_sizes(model, level, num_blocks, block_size, max_batch, max_rows)
+        self.model, self.level, self.sizes, self.block_size = model, level, sizes, block_size
+        self.pool = BlockPool(sizes.num_blocks)
         self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache and not static else None
         kind = StaticScheduler if static else Scheduler
-        self.scheduler = kind(self.pool, self.prefix_cache, block_size, max_batch, max_rows)
-        pages = PagedCache(model, n_blocks, block_size)
-        most_parts = 2 * max_batch if static else max_batch  # a static batch's sequence may be padding and prompt
-        self.runner = ModelRunner(model, pages, most_parts, max_rows, longest)
+        self.scheduler = kind(self.pool, self.prefix_cache, block_size, max_batch, sizes.max_rows)
+        parts = kind.PARTS * max_batch  # of a step
+        self.runner = ModelRunner(model, replace(sizes, max_batch=parts), level, bool(deterministic))
         self.on_step: Callable[[Plan | None, list[Output]], None] | None = None  # called at the end of each step
+        self.failure: Exception | None = None  # the last that a step has raised
+        self._ahead = int(common.BACKEND == "gpu" if look_ahead is None else look_ahead)
+        self._under_way: deque[Ticket] = deque()
         self._lock = threading.Lock()  # of the next three, which other threads write
         self._numbers = itertools.count()
         self._submitted: list[Running] = []
         self._aborted: list[int] = []
         self._alive: dict[int, Running] = {}
-        self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "preemptions"), 0)
-        self._counts |= dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits", "rows", "padding_rows"), 0)
+        self._counts = Counts()
 
     @classmethod
-    def from_file(
-        cls,
-        path: str | os.PathLike,
-        level: str = "kv",
-        on_tensor: Callable[[str, int], None] | None = None,
-        **options,
+    def from_file(cls, path: str | os.PathLike, level: str = "kv", **options) -> Engine:
+        """An engine for a weight file; options as for `of`. Raises `WeightsError`, and `RequestError`."""
+        return cls.of(*load_weights(path), level, **options)
+
+    @classmethod
+    def of(
+        cls, config, tensors, level: str = "kv", on_tensor: Callable[[str, int], None] | None = None, **options
     ) -> Engine:
-        """An engine for a weight file; options as for the class. Raises `WeightsError`, and `RequestError` for another
-        level than ``kv``: ``fast`` runs one sequence at a time so far."""
-        if level != "kv":
-            raise RequestError(f"level is {level!r}; batches run on the level kv")
-        return cls.of(*load_weights(path), on_tensor, **options)
+        """An engine for the sizes and tensors that `load_weights` gives; other options as for the class.
 
-    @classmethod
-    def of(cls, config, tensors, on_tensor: Callable[[str, int], None] | None = None, **options) -> Engine:
-        """An engine for the sizes and tensors that `load_weights` gives; options as for the class."""
-        upload = lambda array: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
-        return cls(gpt2(config, tensors, upload, on_tensor), **options)
+        on_tensor(name, n_values): called after each upload. Raises `RequestError`.
+        """
+        if level not in UPLOADS:
+            raise RequestError(f"level is {level!r}; an engine's is one of {', '.join(UPLOADS)}")
+        return cls(UPLOADS[level](config, tensors, on_tensor), level, **options)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> int:
         """Take a request in; returns its id. Raises `RequestError` for one that can never be fulfilled."""
         self._check(request)
+        return self.enter(request)
+
+    def enter(self, request: Request) -> int:
+        """`submit` for a request that has been checked."""
+        sampling = request.sampling.seeded() if request.sampling is not None else None
         with self._lock:
             number = next(self._numbers)
             sequence = Running(
                 number, list(map(int, request.tokens)), request.max_new, number, request.priority,
-                sampling=request.sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
+                sampling=sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
+                logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs,
+                reads_cache=request.prompt_logprobs is None,
             )  # fmt: skip
             self._alive[number] = sequence
             self._submitted.append(sequence)
@@ -148,12 +132,14 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         check_request(self.model, request.tokens, request.max_new, request.sampling, least_new=0)
-        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size)
+        check_tokens([*request.stop_tokens] or [0], self.model.vocab_size, "stop_tokens")
+        check_logprobs(request)
         n, room = len(request.tokens), self.pool.n_blocks * self.block_size
         if n > room:
             raise RequestError(
                 f"the prompt has {n} tokens, but the pool has room for {room}: num_blocks is {self.pool.n_blocks}, of "
-                f"{self.block_size} tokens each; use a shorter prompt or more blocks"
+                f"{self.block_size} tokens each; use a shorter prompt or more blocks",
+                "tokens",
             )
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -163,6 +149,17 @@ class Engine:
         """Whether all requests have ended."""
         with self._lock:
             return not self._alive
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step is under way that has not been read."""
+        return bool(self._under_way)
+
+    @property
+    def alive(self) -> list[int]:
+        """The ids of requests that have not ended."""
+        with self._lock:
+            return list(self._alive)
 
     def step(self) -> list[Output]:
         """Run one step, if there is one to run; returns what is new since the last call."""
@@ -176,13 +173,10 @@ class Engine:
                 self.scheduler.abort(self._alive[id])
         plan = self.scheduler.next()
         if plan is not None:
-            self._count(plan)
-            try:
-                tokens = self.runner.launch(plan).tokens()
-            except Exception as error:  # a fault of ours or of the device: it ends these requests, not the engine
-                self.scheduler.failed(plan, f"{type(error).__name__}: {error}")
-            else:
-                self.scheduler.done(plan, tokens)
+            self._counts.add(plan)
+            self._launch(plan)
+        while len(self._under_way) > (self._ahead if plan is not None else 0):
+            self._read()
         outputs, self.scheduler.outputs = self.scheduler.outputs, []
         self._counts["generation_tokens"] += sum(len(output.tokens) for output in outputs)
         with self._lock:
@@ -192,6 +186,28 @@ class Engine:
         if self.on_step is not None:
             self.on_step(plan, outputs)
         return outputs
+
+    def _launch(self, plan: Plan) -> None:
+        try:
+            self._under_way.append(self.runner.launch(plan))
+        except Exception as error:  # a fault of ours or of the device: it ends these requests, not the engine
+            while self._under_way:  # steps end in their order
+                self._read()
+            self._failed(plan, error)
+
+    def _read(self) -> None:
+        """Wait for the oldest step under way."""
+        ticket = self._under_way.popleft()
+        try:
+            tokens, scores = ticket.tokens(), ticket.scores()
+        except Exception as error:
+            self._failed(ticket.plan, error)
+        else:
+            self.scheduler.done(ticket.plan, tokens, scores)
+
+    def _failed(self, plan: Plan, error: Exception) -> None:
+        self.failure = error
+        self.scheduler.failed(plan, f"{type(error).__name__}: {error}")
 
     def run(self, requests: Sequence[Request], on_output: Callable[[Output], None] | None = None) -> list[Result]:
         """Run requests to their ends; their results, in order. One that cannot be fulfilled has an error, alone.
@@ -205,7 +221,8 @@ class Engine:
             except RequestError as error:
                 results.append(Result(None, finish_reason="error", error=str(error)))
             else:
-                results.append(Result(id))
+                sampling = self._alive[id].sampling
+                results.append(Result(id, seed=sampling and sampling.seed))
                 running[id] = results[-1], self._alive[id]
         while any(sequence.state != ENDED for _, sequence in running.values()):
             for output in self.step():
@@ -213,8 +230,7 @@ class Engine:
                     on_output(output)
                 if output.id in running:
                     result, sequence = running[output.id]
-                    result.tokens += output.tokens
-                    result.finish_reason, result.error = output.finish_reason, output.error
+                    result.take(output)
                     result.cached_tokens, result.preemptions = sequence.n_cached or 0, sequence.preemptions
         return results
 
@@ -230,20 +246,5 @@ class Engine:
         return {
             "num_requests_running": len(self.scheduler.running), "num_requests_waiting": len(self.scheduler.waiting),
             "blocks_free": self.pool.free, "blocks_cached": self.pool.cached, "blocks_owned": owned, **self._counts,
+            "corrupted_requests": self.scheduler.corrupted,
         }  # fmt: skip
-
-    def _count(self, plan) -> None:
-        for name, value in ("steps", 1), ("rows", plan.rows), ("padding_rows", plan.padding_rows):
-            self._counts[name] += value
-        for part in plan.parts:
-            sequence = part.sequence
-            if part.start == sequence.n_cached and not sequence.preemptions:  # its first part
-                self._counts["prefix_cache_queries"] += sequence.n_prompt
-                self._counts["prefix_cache_hits"] += sequence.n_cached
-            self._counts["prompt_tokens"] += max(0, min(part.start + part.count, sequence.n_prompt) - part.start)
-
-
-def default_blocks(model: Model, block_size: int, most: int) -> int:
-    """How many blocks there is memory for, ``most`` at most."""
-    room = GPU_SHARE * cuda.current_context().get_memory_info()[0] if common.BACKEND == "gpu" else CPU_BYTES
-    return max(1, min(most, int(room // block_bytes(model, block_size))))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ch14_mini_llm.engine.sequence import Sequence
+from ch14_mini_llm.engine.sequence import Logprob, Sequence
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step runs over. ticket: its number. same_as_last: the same sequences as the step before, a row each."""
+    """What a step runs over. ticket: its number. same_as_last: the same sequences as the step before, each with a row
+    in both that a token follows."""
 
     ticket: int
     parts: tuple[Part, ...]
@@ -41,10 +42,50 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Log-probabilities of a step. new: one a part that samples, or None. prompt: {number of the part: those of the
+    prompt's tokens from the second of its positions on}."""
+
+    new: list[Logprob | None]
+    prompt: dict[int, list[Logprob]]
+
+
+@dataclass(frozen=True)
 class Output:
-    """What is new of a request: tokens, and at its end why it has ended ("stop", "length", "abort", "error")."""
+    """What is new of a request: tokens, and at its end why it has ended ("stop", "length", "abort", "error").
+
+    logprobs: one a token, if the request asks for them. prompt_logprobs: once, when the prompt has been run over.
+    """
 
     id: int
     tokens: tuple[int, ...] = ()
     finish_reason: str | None = None
     error: str | None = None
+    logprobs: tuple[Logprob, ...] = ()
+    prompt_logprobs: tuple[Logprob | None, ...] | None = None
+
+
+@dataclass
+class Result:
+    """What became of a request. tokens: the new ones. finish_reason: "stop", "length", "abort", "error". error: a text.
+
+    cached_tokens: of the prompt, found in the prefix cache. preemptions: how often it was computed anew. seed: of the
+    draws, None where none are made. logprobs: one a token; prompt_logprobs: one a token of the prompt, the first None.
+    """
+
+    id: int | None
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+    seed: int | None = None
+    logprobs: list[Logprob] = field(default_factory=list)
+    prompt_logprobs: tuple[Logprob | None, ...] | None = None
+
+    def take(self, output: Output) -> None:
+        """Add what is new."""
+        self.tokens += output.tokens
+        self.logprobs += output.logprobs
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
+        self.finish_reason, self.error = output.finish_reason, output.error

@@ -1,64 +1,164 @@
-"""Runs plans on the device: from the scheduler's words to arrays, launches, and the tokens they make."""
+"""Runs a plan on the device: the only part of the engine that touches arrays, besides the forward.
+
+A step is launched and not waited for; its tokens are read later, by way of its `Ticket`. On the level ``fast`` the
+launches of a step of some size are recorded the second time that it occurs, as a CUDA graph, and replayed from then on:
+the sizes are buckets, with padding up to the next (1, 2, 4, 8 … sequences; 64, 128 … rows of prompts), so that few
+graphs serve all batches.
+"""
 
 from __future__ import annotations
 
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
-import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.cache.pages import PagedCache
-from ch14_mini_llm.engine.plan import Plan
-from ch14_mini_llm.forward.batch import Batch
+from ch14_mini_llm.engine.logprobs import PromptScores
+from ch14_mini_llm.engine.plan import Plan, Scores
+from ch14_mini_llm.engine.sampler import LIKELIEST, RowSampler
+from ch14_mini_llm.engine.sizes import LEVELS, Sizes
+from ch14_mini_llm.forward.batch import PLACES, Batch, Shape
+from ch14_mini_llm.forward.few import Few
 from ch14_mini_llm.forward.forward import forward
+from ch14_mini_llm.forward.half import Buffers
+from ch14_mini_llm.forward.many import Many
 from ch14_mini_llm.forward.plain import Plain
 from ch14_mini_llm.model.roles import Model
-from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
-from chapters.ch13_llm_ops.sampling import sample
+from chapters.ch12_flash.paged_half import QUERIES_64, QUERIES_128
+from common.graph import Graph
+
+FEW_ROWS = 64  # up to so many rows, products read their weights again for each eight; above, tiles are faster
+GROUP, TILE = 8, 64  # rows that a mixed step is padded to a multiple of
 
 
 class ModelRunner:
-    """A model, its pages, and the buffers of a step. max_blocks: of a sequence."""
+    """A model, its pages, and the buffers of a step.
 
-    def __init__(self, model: Model, cache: PagedCache, max_batch: int, max_rows: int, max_blocks: int) -> None:
-        self.model, self.cache = model, cache
-        self.batch = Batch(max_rows, max_batch, max_blocks)
-        self.ops = Plain(model, max_rows, max_batch)
-        self._chosen = cuda.device_array(max_batch, np.int32)
-        self._shares = None  # of tokens in a draw; only sampling needs them
+    level: "kv" or "fast". deterministic: on the level ``fast``, `Few` runs all rows, so that a row's bits are the same
+    in steps and in prompts.
+    """
+
+    def __init__(self, model: Model, sizes: Sizes, level: str = "kv", deterministic: bool = False) -> None:
+        max_batch, max_rows = sizes.max_batch, sizes.max_rows
+        self.model, self.max_batch, self.max_rows = model, max_batch, max_rows
+        self.batch = Batch(max_rows, max_batch, sizes.max_blocks, sizes.block_size, model.head_dim)
+        self.max_few = 0
+        if level == "fast":
+            self.max_few = max_rows if deterministic else min(FEW_ROWS, max_rows)
+            buffers = Buffers(model, max_rows, self.max_few, max_batch, sizes.max_blocks * sizes.block_size)
+            self.ops = {"few": Few(model, buffers), "many": Many(model, buffers)}
+        else:
+            self.ops = {"plain": Plain(model, max_rows, max_batch)}
+        self.cache = PagedCache(model, sizes.num_blocks, sizes.block_size, LEVELS[level])
+        self._graphs: dict[Shape, Graph | None] = {}  # None: launched once
+        self._events = [cuda.event(timing=False) for _ in range(PLACES)]
+        self.sampler = RowSampler(max_batch, model.vocab_size)
+        self.prompt_scores = PromptScores(max_rows, model.vocab_size)
 
     def launch(self, plan: Plan) -> Ticket:
         """Launch a step; returns at once on a GPU."""
-        self.batch.fill(plan, self.cache.block_size)
-        self.ops.cut(self.batch.rows, self.batch.n_logits)
-        forward(self.model, self.batch, self.cache, self.ops)
-        self._choose([part for part in plan.parts if part.samples])
-        return Ticket(plan, self._chosen, self.batch.n_logits)
+        shape = self.prepare(plan)
+        prompts = self.prompt_scores.wanted(plan)
+        replayed = not prompts and self.run(shape)
+        scored = self._run_and_score(plan, shape, prompts) if prompts else None
+        parts = [part for part in plan.parts if part.samples]
+        new = self.sampler.logprobs(self.ops[shape.ops].logits, self.batch.chosen, parts)
+        place, count = self.batch.launched(plan)
+        self._events[place].record(self.batch.stream if replayed and new is None else 0)
+        return Ticket(plan, self.batch, place, count, self._events[place], new, scored)
 
-    def _choose(self, parts) -> None:
-        """The most likely token of each row of logits; where a request draws, chapter 13's ``sample`` in its place."""
-        if not parts:
-            return
-        n, vocab_size, logits = len(parts), self.model.vocab_size, self.ops.logits_of_rows
-        argmax_row[argmax_launch(n, vocab_size)](logits, self._chosen[:n], vocab_size)
-        for i, part in enumerate(parts):
-            s = part.sequence.sampling
-            if s is None:
-                continue
-            if self._shares is None:
-                self._shares = cuda.device_array(vocab_size, np.int64)
-            made = part.start + part.count - part.sequence.n_prompt  # the number of the new token
-            chosen = self._chosen[i : i + 1]
-            sample(logits[i], self._shares, chosen, vocab_size, s.temperature, s.top_k, s.top_p, s.seed, made)
+    def prepare(self, plan: Plan) -> Shape:
+        """Bring what the host knows of a plan's rows to the device."""
+        self.sampler.set([part for part in plan.parts if part.samples])
+        shape = self._shape(plan)
+        if plan.same_as_last:
+            self.batch.follow(plan)
+        else:
+            ops = self.ops[shape.ops]
+            self.batch.fill(plan, shape)
+            if shape.single:  # as after such a step, see `run`
+                ops.cut(shape)
+                ops.embed(self.model.embedding, self.batch)
+        return shape
+
+    def run(self, shape: Shape, record: bool = True) -> bool:
+        """Launch a step, or replay it; returns whether it was a replay."""
+        if not record or shape.ops == "plain" or shape not in self._graphs:
+            self._launches(shape)
+            self._graphs.setdefault(shape, None)
+            return False
+        if self._graphs[shape] is None:
+            self._graphs[shape] = Graph(lambda: self._launches(shape), warm=True, stream=self.batch.stream)
+        self._graphs[shape].replay()
+        return True
+
+    def _launches(self, shape: Shape) -> None:
+        """Where each sequence has a row, the embeddings are there: the step before ends with them."""
+        ops = self._forward(shape)
+        if shape.n_logits and shape.draws == LIKELIEST:
+            ops.pick(self.model, self.batch)
+        elif shape.n_logits:
+            self._choose(ops)
+
+    def _forward(self, shape: Shape):
+        ops = self.ops[shape.ops]
+        ops.cut(shape)
+        if not shape.single:
+            ops.embed(self.model.embedding, self.batch)
+        forward(self.model, self.batch, self.cache, ops)
+        return ops
+
+    def _choose(self, ops) -> None:
+        self.sampler.choose(ops.logits, self.batch.chosen, ops.n_logits)
+        ops.append(self.model, self.batch)
+
+    def _run_and_score(self, plan: Plan, shape: Shape, prompts):
+        """Run a step with log-probabilities of prompts: between the layers and the choice, which the rows do not
+        survive."""
+        ops = self._forward(shape)
+        scored = self.prompt_scores.launch(prompts, ops)
+        if shape.n_logits:
+            self._choose(ops)
+        return scored
+
+    def _shape(self, plan: Plan) -> Shape:
+        rows, n_logits, draws = plan.rows, sum(part.samples for part in plan.parts), self.sampler.draws
+        single = n_logits == rows
+        if "plain" in self.ops:
+            return Shape("plain", rows, n_logits, single=single, draws=draws)
+        few = rows <= self.max_few
+        if single:
+            rows = n_logits = self._bucket(rows)
+        else:
+            step, most = (GROUP, self.max_few) if few else (TILE, self.max_rows)
+            rows, n_logits = min(-(-rows // step) * step, most), self._bucket(n_logits)
+        if few:
+            return Shape("few", rows, n_logits, single=single, draws=draws)
+        queries = QUERIES_64 if self.model.head_dim <= 64 else QUERIES_128
+        n_tiles = min(rows // queries + self._bucket(len(plan.parts)), self.batch.max_tiles)
+        return Shape("many", rows, n_logits, n_tiles, single, draws)
+
+    def _bucket(self, n: int) -> int:
+        """The next power of two, but no more than there can be."""
+        return min(1 << (n - 1).bit_length(), self.max_batch) if n else 0
 
 
 class Ticket:
-    """A step under way."""
+    """A step under way. new, prompts: log-probabilities that were launched with it, or None."""
 
-    def __init__(self, plan: Plan, chosen, n: int) -> None:
-        self.plan, self._chosen, self._n = plan, chosen, n
+    def __init__(self, plan: Plan, batch: Batch, place: int, count: int, event, new=None, prompts=None) -> None:
+        self.plan, self._batch, self._place, self._count, self._event = plan, batch, place, count, event
+        self._new, self._prompts = new, prompts
 
     def tokens(self) -> list[int]:
         """Wait for the step; its new tokens, in the order of the parts that sample."""
-        return self._chosen[: self._n].copy_to_host().tolist() if self._n else []
+        self._event.synchronize()
+        return self._batch.read(self._place, self._count)
+
+    def scores(self) -> Scores | None:
+        """Wait for the step; its log-probabilities, None if no part asks for some."""
+        if self._new is None and self._prompts is None:
+            return None
+        new = self._new.read() if self._new is not None else [None] * self._count
+        return Scores(new, self._prompts.read() if self._prompts is not None else {})

@@ -25,12 +25,13 @@ recomputing); Agrawal et al. 2024, "Sarathi-Serve" (chunked prompts beside decod
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Sequence as Listed
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output, Part, Plan
-from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Sequence
+from ch14_mini_llm.engine.plan import Output, Part, Plan, Scores
+from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Logprob, Sequence
 
 
 class Scheduler:
@@ -39,6 +40,8 @@ class Scheduler:
     cache: the prefix cache, or None. block_size: tokens a block. max_batch: sequences that run at a time. max_rows:
     tokens a step runs over at most, more than max_batch.
     """
+
+    PARTS = 1  # of a plan, for each sequence that runs, at most
 
     def __init__(
         self, pool: BlockPool, cache: RadixCache | None, block_size: int, max_batch: int, max_rows: int
@@ -49,9 +52,10 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # by rank
         self.running: list[Sequence] = []  # by rank
         self.outputs: list[Output] = []  # not fetched yet
+        self.corrupted = 0  # sequences that ended because there was no number among the logits
         self._tickets = 0
         self._read = 0  # the last ticket whose tokens have been read
-        self._last: tuple[Sequence, ...] = ()  # of the last step, if it was a row each
+        self._last: tuple[Sequence, ...] = ()  # of the last step, if each had a row and a token followed
 
     @property
     def idle(self) -> bool:
@@ -92,7 +96,8 @@ class Scheduler:
         self._tickets += 1
         for part in parts:
             part.sequence.ticket = self._tickets
-        steady = tuple(part.sequence for part in parts) if len(parts) == self.max_rows - budget else ()
+        single = all(part.count == 1 and part.samples for part in parts)
+        steady = tuple(part.sequence for part in parts) if single else ()
         plan = Plan(self._tickets, tuple(parts), bool(steady) and steady == self._last)
         self._last = steady
         return plan
@@ -185,42 +190,53 @@ class Scheduler:
 
     # --- after a step ------------------------------------------------------------------------------------------------
 
-    def done(self, plan: Plan, tokens: Listed[int]) -> None:
+    def done(self, plan: Plan, tokens: Listed[int], scores: Scores | None = None) -> None:
         """A step has ended: what it wrote can be shared, and its tokens are known.
 
         plan: steps end in the order in which they were planned. tokens: of the parts that sample, in their order; one
-        below 0 says that there was no number among the logits.
+        below 0 says that there was no number among the logits. scores: log-probabilities, if a part asks for some.
         """
         assert plan.ticket == self._read + 1, "a step was left out"
         self._read = plan.ticket
-        made = iter(tokens)
-        for part in plan.parts:
-            token = next(made) if part.samples else None
+        drawn = zip(tokens, scores.new if scores else itertools.repeat(None))
+        for number, part in enumerate(plan.parts):
+            token, score = next(drawn) if part.samples else (None, None)
             if part.life == part.sequence.life:
-                self._advance(part, token)
+                self._advance(part, token, score, scores.prompt.get(number, []) if scores else [])
         self.pool.retire(plan.ticket)
 
-    def _advance(self, part: Part, token: int | None) -> None:
+    def _advance(self, part: Part, token: int | None, score: Logprob | None, prompt: list[Logprob]) -> None:
         sequence = part.sequence
+        sequence.prompt_scores[part.start + 1 : part.start + 1 + len(prompt)] = prompt
         sequence.n_written = part.start + part.count
         if self.cache is not None and sequence.n_written // self.block_size > sequence.n_entered:
             sequence.n_entered = sequence.n_written // self.block_size
             self.cache.insert(sequence.tokens[: sequence.n_written], sequence.blocks)
         reason = error = None
-        if token is not None:
-            sequence.n_pending -= 1
-            if token < 0:
-                reason, error = "error", f"after {len(sequence.tokens)} tokens all logits are NaN: the weights overflow"
-            elif token in sequence.stop_tokens:
+        sequence.n_pending -= token is not None
+        if (token is not None and token < 0) or any(entry.logprob != entry.logprob for entry in prompt):
+            self.corrupted += 1
+            n = min(len(sequence.tokens), sequence.n_written)
+            reason, error = "error", f"after {n} tokens all logits are NaN: the weights overflow"
+        else:
+            self._show_prompt(sequence)
+            if token in sequence.stop_tokens:
                 reason = "stop"
-            else:
+            elif token is not None:
                 sequence.tokens.append(token)
-                self.outputs.append(Output(sequence.id, (token,)))
+                self.outputs.append(Output(sequence.id, (token,), logprobs=(score,) if score else ()))
         made = len(sequence.tokens) - sequence.n_prompt
         if reason is None and made == sequence.max_new and sequence.n_written >= sequence.n_prompt:
             reason = "length"
         if reason is not None:
             self._end(sequence, reason, error)
+
+    def _show_prompt(self, sequence: Sequence) -> None:
+        """Hand out the log-probabilities of a prompt that has been run over, once."""
+        wanted = sequence.prompt_logprobs is not None and not sequence.prompt_done
+        if wanted and sequence.n_written >= sequence.n_prompt:
+            sequence.prompt_done = True
+            self.outputs.append(Output(sequence.id, prompt_logprobs=tuple(sequence.prompt_scores)))
 
     def failed(self, plan: Plan, error: str) -> None:
         """A step could not be run: its requests end with an error, the others go on."""

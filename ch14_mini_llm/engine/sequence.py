@@ -10,6 +10,15 @@ from ch14_mini_llm.engine.request import Sampling
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
 
 
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability of a token; its rank among all, 1 for the likeliest; the likeliest: {id: log-probability}."""
+
+    logprob: float
+    rank: int
+    top: dict[int, float]
+
+
 @dataclass(eq=False)
 class Sequence:
     """One request's tokens, blocks and progress. Only `Scheduler` changes it.
@@ -17,7 +26,7 @@ class Sequence:
     id: the engine's number of it. tokens: the prompt, then the new tokens as far as the host has read them. max_new:
     how many new ones there may be. order: of arrival. priority: larger runs first. sampling: None takes the likeliest
     token. stop_tokens: any of them ends the text, and is left out of it. reads_cache: whether keys and values of
-    earlier requests may be used.
+    earlier requests may be used. logprobs, prompt_logprobs: as in `Request`.
 
     ============  =====================================================================================================
     n_computed    tokens whose keys and values are in the blocks, or will be once the launched steps have ended
@@ -27,6 +36,7 @@ class Sequence:
     blocks        the block table: block ``i`` has the tokens from ``i * block_size`` on
     ticket        of the last step that was launched with it
     life          how often it was given up; a step that was launched before does not count any more
+    prompt_scores the prompt's log-probabilities as far as they have been read; prompt_done: and handed out
     ============  =====================================================================================================
     """
 
@@ -38,6 +48,8 @@ class Sequence:
     sampling: Sampling | None = None
     stop_tokens: frozenset[int] = frozenset()
     reads_cache: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
     state: str = WAITING
     n_prompt: int = 0
     n_computed: int = 0
@@ -49,11 +61,14 @@ class Sequence:
     ticket: Hashable = None
     life: int = 0
     preemptions: int = 0
+    prompt_scores: list[Logprob | None] = field(default_factory=list)
+    prompt_done: bool = False
     finish_reason: str | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:
         self.n_prompt = len(self.tokens)
+        self.prompt_scores = [None] * self.n_prompt if self.prompt_logprobs is not None else []
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -40,10 +40,9 @@ class Place:
 
 
 class StaticScheduler(Scheduler):
-    """As `Scheduler`, but what begins together ends together. cache: not used; a batch leaves nothing behind.
+    """As `Scheduler`, but what begins together ends together. cache: not used; a batch leaves nothing behind."""
 
-    A plan has up to two parts for each sequence that runs: of itself, and of padding.
-    """
+    PARTS = 2  # of itself, and of padding
 
     def __init__(
         self, pool: BlockPool, cache: RadixCache | None, block_size: int, max_batch: int, max_rows: int

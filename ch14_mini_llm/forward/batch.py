@@ -1,6 +1,14 @@
-"""Whose the rows of a step are: the arrays that the kernels read, made from a `Plan`."""
+"""Whose the rows of a step are: the arrays that the kernels read, made from a `Plan`.
+
+They lie on the device at fixed addresses. After a step in which every sequence had one row, the kernels themselves have
+moved them one token on (chapter 13's ``append_rows``): if the next step has the same sequences, nothing is copied but
+the blocks that are new. So the host need not know a step's tokens to launch the next one.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence as Listed
+from dataclasses import dataclass
 
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
@@ -9,42 +17,117 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.plan import Plan
+from ch14_mini_llm.engine.sequence import Sequence
 from chapters.ch12_flash.paged import paged_slots
+from chapters.ch12_flash.paged_half import QUERIES_128, TILE_FIELDS, query_tiles
+from chapters.ch13_llm_ops.batch import place_rows, place_rows_launch
+from common.staging import Staging
 
-FIELDS = ("tokens", "positions", "row_seq", "slot_mapping", "logits_rows")
+FIELDS = ("tokens", "source", "positions", "row_seq", "slot_mapping", "logits_rows", "ring")
+PLACES = 4  # steps whose tokens the host may not have read yet, and some more
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
+
+    single: every sequence has one row, and a token follows each. draws: see `engine.sampler.RowSampler`.
+    """
+
+    ops: str
+    rows: int
+    n_logits: int
+    n_tiles: int = 0
+    single: bool = False
+    draws: int = 0
 
 
 class Batch:
-    """Room for ``max_rows`` rows of ``max_seqs`` sequences of up to ``max_blocks`` blocks, at fixed addresses.
+    """Room for ``max_rows`` rows of ``max_seqs`` sequences of up to ``max_blocks`` blocks.
 
-    On the device, int32, after `fill`: tokens, positions, row_seq, slot_mapping (rows,), logits_rows (n_logits,), and
-    block_table (max_seqs, max_blocks): see chapter 12's ``ragged.py``.
+    On the device, int32, after `fill`: tokens, source, positions, row_seq, slot_mapping (rows,) and logits_rows, ring
+    (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks);
+    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; chosen (n_logits,), each step's new tokens. shown: (4,
+    max_seqs), in the host's memory: the tokens of the last steps.
     """
 
-    def __init__(self, max_rows: int, max_seqs: int, max_blocks: int) -> None:
-        self._host = np.zeros((len(FIELDS), max_rows), np.int32)
-        self._rows = cuda.device_array((len(FIELDS), max_rows), np.int32)
-        self._table = np.zeros((max_seqs, max_blocks), np.int32)
-        self.block_table = cuda.to_device(self._table)
-        self.tokens, self.positions, self.row_seq, self.slot_mapping, self.logits_rows = (
-            self._rows[i] for i in range(len(FIELDS))
-        )
-        self.rows = self.n_logits = 0
+    def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:
+        self.max_tiles, self.head_dim = -(-max_rows // QUERIES_128) + max_seqs, head_dim
+        self.block_size = block_size
+        rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS)}
+        self._rows = Staging(rows)
+        for name, array in self._rows.device.items():
+            setattr(self, name, array)
+        self._tables = Staging({"block_table": (max_seqs, max_blocks)})
+        self.block_table = self._tables.device["block_table"]
+        self.chosen = cuda.device_array(max_seqs, np.int32)
+        self.shown = cuda.mapped_array((PLACES, max_seqs), np.int32)
+        self.stream = cuda.stream()
+        places = self.positions, self.slot_mapping, self.block_table, block_size
+        self.ends = self.chosen, *places, self.ring, self.shown  # what a step's last kernel moves on
+        self._table = np.zeros(self.block_table.shape, np.int32)
+        self._n_blocks: list[int] = []  # of each sequence, in the table
+        self._chosen_at: dict[Sequence, int] = {}  # the last step's, in chosen
+        self._place = 0
 
-    def fill(self, plan: Plan, block_size: int) -> None:
-        """Describe a plan's rows, in two copies. All tokens that it runs over must be known to the host."""
-        tokens, positions, row_seq, slot_mapping, logits_rows = self._host
-        row = self.n_logits = 0
+    def fill(self, plan: Plan, shape: Shape) -> None:
+        """Describe a plan's rows, and padding up to the shape. Tokens that the host does not know yet must be the last
+        step's."""
+        host = self._rows.next()
+        tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles = host.values()
+        row = n_logits = 0
         for seq, part in enumerate(plan.parts):
-            end, blocks = row + part.count, part.sequence.blocks
-            tokens[row:end] = part.sequence.tokens[part.start : part.start + part.count]
-            positions[row:end], row_seq[row:end] = range(part.start, part.start + part.count), seq
-            self._table[seq, : len(blocks)] = blocks
+            end, sequence = row + part.count, part.sequence
+            if part.start < len(sequence.tokens):
+                tokens[row:end] = sequence.tokens[part.start : part.start + part.count]
+                source[row:end] = -1
+            else:  # still on the device
+                tokens[row], source[row] = 0, self._chosen_at[sequence]
+            positions[row:end] = range(part.start, part.start + part.count)
+            row_seq[row:end] = seq
             if part.samples:
-                logits_rows[self.n_logits] = end - 1
-                self.n_logits += 1
+                logits_rows[n_logits], ring[n_logits] = end - 1, self._place
+                n_logits += 1
             row = end
-        slot_mapping[:row] = paged_slots(self._table, row_seq[:row], positions[:row], block_size)
-        self.rows = row
-        self._rows.copy_to_device(self._host)
-        self.block_table.copy_to_device(self._table)
+        self._n_blocks = [0] * len(plan.parts)
+        self._put_blocks(plan)
+        slot_mapping[:row] = paged_slots(self._table, row_seq[:row], positions[:row], self.block_size)
+        tokens[row : shape.rows], source[row : shape.rows], row_seq[row : shape.rows] = 0, -1, 0
+        positions[row : shape.rows] = slot_mapping[row : shape.rows] = -1
+        logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
+        if shape.n_tiles:
+            starts, counts = zip(*((part.start, part.count) for part in plan.parts))
+            work = query_tiles(starts, counts, self.head_dim)
+            tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
+        self._rows.upload(self.stream)
+
+    def follow(self, plan: Plan) -> None:
+        """Make ready for a plan of the same sequences as the last, a row each: the kernels have done the rest."""
+        if any(len(part.sequence.blocks) > n for part, n in zip(plan.parts, self._n_blocks)):
+            self._put_blocks(plan)
+            n = len(plan.parts)
+            slots = self.slot_mapping, self.block_table, self.positions, n, self.block_size
+            place_rows[place_rows_launch(n)](*slots)
+
+    def launched(self, plan: Plan) -> tuple[int, int]:
+        """Note that the plan's step has been launched; returns where its tokens will be: ``(place, count)``."""
+        place = self._place
+        if not plan.same_as_last:
+            sampling = (part.sequence for part in plan.parts if part.samples)
+            self._chosen_at = {sequence: i for i, sequence in enumerate(sampling)}
+        if self._chosen_at:
+            self._place = (place + 1) % PLACES
+        return place, len(self._chosen_at)
+
+    def read(self, place: int, count: int) -> Listed[int]:
+        """The tokens of a step that has ended."""
+        return self.shown[place, :count].tolist()
+
+    def _put_blocks(self, plan: Plan) -> None:
+        for seq, part in enumerate(plan.parts):
+            n, blocks = self._n_blocks[seq], part.sequence.blocks
+            if len(blocks) > n:
+                self._table[seq, n : len(blocks)] = blocks[n:]
+                self._n_blocks[seq] = len(blocks)
+        self._tables.next()["block_table"][:] = self._table
+        self._tables.upload(self.stream)

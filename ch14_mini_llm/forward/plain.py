@@ -15,10 +15,11 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.forward.batch import Batch
+from ch14_mini_llm.forward.batch import Batch, Shape
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, residual_add
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
+from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.gemv import gemv_rows, gemv_rows_launch
 from chapters.ch12_flash.ragged import (
@@ -28,11 +29,15 @@ from chapters.ch12_flash.ragged import (
     split_qkv_pages_launch,
 )
 from chapters.ch13_llm_ops.batch import embed_rows
+from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch
 from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
 
 
 class Plain:
-    """Buffers ``b`` for ``max_rows`` rows, of which ``max_logits`` are sampled from, and the verbs over them."""
+    """Buffers ``b`` for ``max_rows`` rows, of which ``max_logits`` are sampled from, and the verbs over them.
+
+    logits: (max_logits, vocab_size) float32, those of the last step in front.
+    """
 
     def __init__(self, model: Model, max_rows: int, max_logits: int) -> None:
         q_width = model.n_head * model.head_dim
@@ -42,24 +47,25 @@ class Plain:
         }  # fmt: skip
         self._flat = {name: cuda.device_array(max_rows * width, np.float32) for name, width in widths.items()}
         self._widths = widths
-        self._logits = cuda.device_array(max_logits * model.vocab_size, np.float32)
+        self.logits = cuda.device_array((max_logits, model.vocab_size), np.float32)
         self.model, self.rows, self.b = model, 0, SimpleNamespace()
+        self.n_logits = 0
 
-    def cut(self, rows: int, n_logits: int) -> None:
+    def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows; views are made only when their number changes."""
-        if rows != self.rows:
-            self.rows = rows
+        if shape.rows != self.rows:
+            self.rows = rows = shape.rows
             for name, width in self._widths.items():
                 flat = self._flat[name][: rows * width]
                 setattr(self.b, name, flat.reshape(rows, width))
                 setattr(self.b, f"{name}_flat", flat)
-        vocab_size = self.model.vocab_size
-        self.logits_of_rows = self._logits[: n_logits * vocab_size].reshape(n_logits, vocab_size) if n_logits else None
+        self.n_logits = shape.n_logits
 
     def embed(self, embedding: tuple, batch: Batch) -> None:
         """x = token embedding + position embedding."""
         n, d = self.rows, self.model.d_model
-        embed_rows[blocks_2d(n, d)](batch.tokens, batch.positions, *embedding, self.b.x, n, d)
+        tokens = batch.tokens, batch.source, batch.chosen
+        embed_rows[blocks_2d(n, d)](*tokens, batch.positions, *embedding, self.b.x, n, d)
 
     def qkv(self, layer: Layer, cache, batch: Batch) -> None:
         """q = queries of norm(x); keys and values go to the rows' slots."""
@@ -93,13 +99,26 @@ class Plain:
         size = self.rows * self.model.d_ff
         gelu_kernel[activation_launch(size)](self.b.ff_flat, self.b.ff_flat, size)
 
-    def logits(self, model: Model, batch: Batch) -> None:
-        """logits_of_rows[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
-        if not batch.n_logits:
-            return
-        self._norm(model.norm)
-        n, out, sizes = batch.n_logits, self.logits_of_rows, (model.vocab_size, model.d_model)
-        gemv_rows[gemv_rows_launch(n, sizes[0])](self.b.h, batch.logits_rows, model.head, out, n, *sizes)
+    def head(self, model: Model, batch: Batch) -> None:
+        """logits[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
+        if self.n_logits:
+            self.logits_at(batch.logits_rows, self.n_logits, self.logits)
+
+    def logits_at(self, rows, n: int, out) -> None:
+        """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device."""
+        m, sizes = self.model, (self.model.vocab_size, self.model.d_model)
+        self._norm(m.norm)
+        gemv_rows[gemv_rows_launch(n, sizes[0])](self.b.h, rows, m.head.weight, out, n, *sizes)
+
+    def pick(self, model: Model, batch: Batch) -> None:
+        """The likeliest token of each row of logits, and the rows that have one are a token longer."""
+        n, vocab_size = self.n_logits, model.vocab_size
+        argmax_row[argmax_launch(n, vocab_size)](self.logits, batch.chosen, vocab_size)
+        self.append(model, batch)
+
+    def append(self, model: Model, batch: Batch) -> None:
+        """The chosen tokens become the rows' newest."""
+        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self._flat["x"])
 
     def _norm(self, norm: Norm) -> None:
         d = self.model.d_model

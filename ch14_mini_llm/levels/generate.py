@@ -18,6 +18,7 @@ def generate(
     model cannot fulfil, and `WeightsError` at a token for which the weights give no logits but NaN.
     """
     check_request(model.config, tokens, max_new, sampling)
+    sampling = sampling and sampling.plain()
     model.check_length(len(tokens) + max_new - 1)  # the last token made is not read again
     return _until(model.stream(tokens, max_new, sampling), len(tokens), stop)
 

@@ -28,4 +28,5 @@ class Sampler:
 
 def chooser(sampling: Sampling | None, vocab_size: int) -> Sampler | None:
     """A `Sampler`, or None for the most likely token every time."""
+    sampling = sampling and sampling.plain()
     return None if sampling is None else Sampler(sampling, vocab_size)

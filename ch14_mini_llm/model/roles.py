@@ -11,12 +11,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x @ weight + bias. weight: (n_in, n_out) on the device. bias: (n_out,), or None."""
+    """y = x @ weight + bias. weight: (n_in, n_out) on the device, or in float16 (n_out, n_in). bias: (n_out,), or None.
+
+    row_sums: (n_out,), if a layer norm in front has been moved into weight and bias, see chapter 9's ``fold_norm``.
+    """
 
     weight: object
     bias: object
     n_in: int
     n_out: int
+    row_sums: object = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model. embedding: (of tokens (vocab_size, d_model), of positions (n_ctx, d_model)). head: (vocab_size,
-    d_model), for a tied head the embedding itself. n_kv_head: key heads, each serving n_head / n_kv_head heads."""
+    """A whole model. embedding: (of tokens (vocab_size, d_model), of positions (n_ctx, d_model)). head: its weight is
+    (vocab_size, d_model), for a tied head the embedding itself. n_kv_head: key heads, each serving n_head / n_kv_head
+    heads."""
 
     n_head: int
     n_kv_head: int
@@ -56,4 +61,4 @@ class Model:
     embedding: tuple
     layers: tuple[Layer, ...]
     norm: Norm
-    head: object
+    head: Linear

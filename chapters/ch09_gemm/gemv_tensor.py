@@ -1,8 +1,9 @@
-"""Chapter 9, matrix times vector on tensor cores, for 1 to 8 rows of x: not for their speed, but to have no work left.
+"""Chapter 9, matrix times vector on tensor cores, eight rows of x at a time: not for their speed, but to have no work.
 
 A GPU reads 2 bytes of W and has to take them apart, convert and multiply them: in ``gemv_v4_half`` some 20 instructions
 for each load of 16 bytes. A tensor core takes the same 16 bytes as they are. Its product is 16 x 8 x 16, rows of W by
-rows of x: seven eighths of it are thrown away when x has one row, and up to eight rows cost nothing more.
+rows of x: seven eighths of it are thrown away when x has one row, and up to eight rows cost nothing more. Each further
+group of eight reads W again, from the L2 cache if W fits: blocks of all groups lie along y of the grid.
 
 ==========================  =====================================================  ===================================
 kernel                      what it changes                                        instructions for 16 bytes of W
@@ -29,7 +30,7 @@ W (x - mean) * scale = (W x - mean * (sum of each row of W)) * scale. So the pro
 both are taken along and meet in the last line. The price: x itself is rounded to float16, so it has to be within
 65504, and digits are lost if its mean is many times its spread.
 
-They lose where x has more than 8 rows (``pipeline.py``). A result depends on its rows of x and W alone and is the same
+They lose where x has many rows (``pipeline.py``). A result depends on its rows of x and W alone and is the same
 in every run. Sources: as ``gemv_half.py``; PTX ISA, "Matrix Fragments for mma.m16n8k16".
 """
 
@@ -57,7 +58,8 @@ STEPS = 3  # of that depth, whose weights a warp holds in registers: 768 columns
 SHORT_TILE, MANY_WARPS, PAIRS = 8, 16, 3  # where W has few rows, long ones: 3072 columns a block
 MANY_THREADS = MANY_WARPS * WARP
 STRIDE, SHORT_STRIDE = WARPS * DEPTH, MANY_WARPS * DEPTH  # columns from one step of a warp to its next
-ROWS_MAX = 8
+ROWS_MAX = 8  # rows of x in a group, which a block multiplies at once
+GROUPS_MAX = 65535  # of a grid, along y
 # Registers for weights and for all of x that a thread asks for at once, and room for 3 blocks on a multiprocessor:
 # those of kernels that wait for their turn stand beside those at work, with their weights already there.
 THREE_BLOCKS = (THREADS, 3)
@@ -67,8 +69,8 @@ ONE_BLOCK = (MANY_THREADS, 1)
 def gemv_tensor_launch(N, K, rows=1):
     """Launch configuration of :func:`gemv_v5_tensor_core` and the kernels with a layer norm: ``(grid, block)``.
 
-    A block of 256 threads for 16 rows of W. Raises ValueError if a size is not positive, K not a multiple of 8 or rows
-    not 1 to 8.
+    A block of 256 threads for 16 rows of W, along x, and 8 rows of x, along y. Raises ValueError if a size is not
+    positive, K not a multiple of 8 or rows above 8 * 65535.
     """
     return _blocks(N, K, rows, TILE), THREADS
 
@@ -83,9 +85,9 @@ def _blocks(N, K, rows, tile):
         raise ValueError(f"W has shape ({N}, {K}): a launch needs at least 1 row and 1 column")
     if K % 8:
         raise ValueError(f"K = {K}: rows of W must begin at multiples of 16 bytes; pad W and x to a multiple of 8")
-    if not 1 <= rows <= ROWS_MAX:
-        raise ValueError(f"rows = {rows}: a GEMV takes 1 to {ROWS_MAX} rows of x; for more there is gemm_bias")
-    return (N + tile - 1) // tile
+    if not 1 <= rows <= ROWS_MAX * GROUPS_MAX:
+        raise ValueError(f"rows = {rows}: a launch takes 1 to {ROWS_MAX * GROUPS_MAX} rows of x")
+    return (N + tile - 1) // tile, (rows + ROWS_MAX - 1) // ROWS_MAX
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
@@ -156,9 +158,15 @@ def multiply_steps(w, b, col, advance, K, c0, c1, c2, c3):
 
 
 @cuda.jit(device=True, forceinline=True)
+def first_row():
+    """The first row of x of this block's group."""
+    return cuda.blockIdx.y * ROWS_MAX
+
+
+@cuda.jit(device=True, forceinline=True)
 def x_row(rows):
     """The row of x that this lane loads. Rows too many are multiplied all the same: nobody stores what comes of it."""
-    return min(cuda.threadIdx.x % WARP // 4, rows - 1)
+    return min(first_row() + cuda.threadIdx.x % WARP // 4, rows - 1)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -226,7 +234,7 @@ def load_residual(x, at, col, K, v, b):
 def multiply_residual(x, at, W, row0, N, K, w, moments):
     """:func:`multiply_x` for x in float32; sum and sum of squares of its numbers go to ``moments``.
 
-    moments: (8, 8, 2) float32, shared: by warp and row of x.
+    moments: (8, 8, 2) float32, shared: by warp and row of the group.
     """
     v = cuda.local.array((STEPS, 8), float32)
     b = cuda.local.array((STEPS, 4), uint32)
@@ -255,9 +263,9 @@ def multiply_residual(x, at, W, row0, N, K, w, moments):
 
 @cuda.jit(device=True, forceinline=True)
 def share_sums(sums, rows, c0, c1, c2, c3):
-    """sums[warp, b, r] = this warp's part of the product of row r of the tile and row b of x. A barrier has to follow.
+    """sums[warp, b, r] = this warp's part of the product of row r of the tile and row b of the group.
 
-    sums: (8, 8, 16) float32, shared.
+    rows: of the group, or more. A barrier has to follow. sums: (8, 8, 16) float32, shared.
     """
     warp = cuda.threadIdx.x // WARP
     group = cuda.threadIdx.x % WARP // 4
@@ -272,7 +280,7 @@ def share_sums(sums, rows, c0, c1, c2, c3):
 
 @cuda.jit(device=True, forceinline=True)
 def sum_of_warps(sums, r, b):
-    """The product of row r of the tile and row b of x."""
+    """The product of row r of the tile and row b of the group."""
     total = float32(0)
     for warp in range(sums.shape[0]):
         total += sums[warp, b, r]
@@ -281,7 +289,7 @@ def sum_of_warps(sums, r, b):
 
 @cuda.jit(device=True, forceinline=True)
 def norm_of(moments, b, d_model, eps):
-    """Mean of row b of x, and 1 / sqrt(variance + eps).
+    """Mean of row b of the group, and 1 / sqrt(variance + eps).
 
     In one pass: mean of squares less square of mean. Chapter 7 warns of that; here float16 has lost the digits first.
     """
@@ -298,19 +306,19 @@ def norm_of(moments, b, d_model, eps):
 
 @cuda.jit(device=True, forceinline=True)
 def behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps):
-    """W[r] layernorm(x[b]) + bias, of what the warps have left in ``sums`` and ``moments``."""
+    """W[r] layernorm(x[b]) + bias for row b of the group, of what the warps have left in ``sums`` and ``moments``."""
     mean, scale = norm_of(moments, b, d_model, eps)
     return (sum_of_warps(sums, r, b) - mean * row_sum) * scale + row_bias
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 #
-# Thread b * tile + r stores the product of row r of the tile and row b of x: the first threads of a block do.
+# Thread b * tile + r stores the product of row r of the tile and row b of the group: the first threads of a block do.
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_v5_tensor_core(x, W, out, rows, N, K):
-    """out[b, n] = W[n] · x[b], rung 5: products of 16 x 8 x 16 on tensor cores, for 1 to 8 rows of x.
+    """out[b, n] = W[n] · x[b], rung 5: products of 16 x 8 x 16 on tensor cores, for 8 rows of x at a time.
 
     x: (rows * K,) float16, flat. W: (N, K) float16. out: (rows, N) float32. All C-contiguous, W and x from a multiple
     of 16 bytes on. rows, N, K: int32; K a multiple of 8.
@@ -320,20 +328,21 @@ def gemv_v5_tensor_core(x, W, out, rows, N, K):
     w = cuda.local.array((STEPS, 2, 4), uint32)
     r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
     row0 = cuda.blockIdx.x * TILE
+    b0 = first_row()
     griddep_launch()
     load_weights(W, row0, first_column(), N, K, w)
     at = x_row(rows) * K + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_x(x, at, W, row0, N, K, w)
-    share_sums(sums, rows, c0, c1, c2, c3)
+    share_sums(sums, rows - b0, c0, c1, c2, c3)
     cuda.syncthreads()
-    if b < rows and row0 + r < N:
-        out[b, row0 + r] = sum_of_warps(sums, r, b)
+    if b < min(rows - b0, ROWS_MAX) and row0 + r < N:
+        out[b0 + b, row0 + r] = sum_of_warps(sums, r, b)
 
 
 @cuda.jit(launch_bounds=ONE_BLOCK)
 def gemv_bias_residual(a, W, bias, x, rows, N, K):
-    """x[b] += W @ a[b] + bias for 1 to 8 rows: a linear layer that ends in the residual stream.
+    """x[b] += W @ a[b] + bias, 8 rows at a time: a linear layer that ends in the residual stream.
 
     a: (rows * K,) float16, W: (N, K) float16. bias: (N,), x: (rows * N,) float32; a and x flat. All C-contiguous, a and
     W from a multiple of 16 bytes on. rows, N, K: int32, K a multiple of 8.
@@ -344,29 +353,32 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K):
     r, b = cuda.threadIdx.x % SHORT_TILE, cuda.threadIdx.x // SHORT_TILE
     warp, group, of_four = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, cuda.threadIdx.x % 4
     row0 = cuda.blockIdx.x * SHORT_TILE
+    b0 = first_row()
+    left = min(rows - b0, ROWS_MAX)
     griddep_launch()
     load_short_weights(W, row0, first_column(), N, K, w)
     row_bias = bias[min(row0 + r, N - 1)]  # asked for now, it is there when the sum is
     column = first_column() + group % 2 * SHORT_STRIDE
-    at = min(group // 2, rows - 1) * K + column
+    at = (b0 + min(group // 2, left - 1)) * K + column
+    place = (b0 + b) * N + row0 + r
     griddep_wait()
-    before = x[b * N + row0 + r] if b < rows and row0 + r < N else float32(0)
+    before = x[place] if b < left and row0 + r < N else float32(0)
     total = multiply_short_x(a, at, W, row0, N, K, w)
-    if of_four < rows:
+    if of_four < left:
         sums[warp, of_four, group] = total
-    if rows > 4:
-        at = min(4 + group // 2, rows - 1) * K + column
+    if left > 4:
+        at = (b0 + min(4 + group // 2, left - 1)) * K + column
         total = multiply_short_x(a, at, W, row0, N, K, w)
-        if 4 + of_four < rows:
+        if 4 + of_four < left:
             sums[warp, 4 + of_four, group] = total
     cuda.syncthreads()
-    if b < rows and row0 + r < N:
-        x[b * N + row0 + r] = before + (sum_of_warps(sums, r, b) + row_bias)
+    if b < left and row0 + r < N:
+        x[place] = before + (sum_of_warps(sums, r, b) + row_bias)
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln(x, W, row_sums, bias, out, rows, N, d_model, eps):
-    """out[b] = W @ (x[b] - mean) * scale + bias for 1 to 8 rows, in float16: a linear layer behind a layer norm.
+    """out[b] = W @ (x[b] - mean) * scale + bias, 8 rows at a time, in float16: a linear layer behind a layer norm.
 
     mean and scale are those of the layer norm, whose weight and bias are in W, row_sums and bias: see
     :func:`fold_norm`. x: (rows * d_model,) float32, flat, within 65504. W: (N, d_model) float16. row_sums, bias: (N,)
@@ -381,13 +393,14 @@ def gemv_ln(x, W, row_sums, bias, out, rows, N, d_model, eps):
     griddep_launch()
     load_weights(W, row0, first_column(), N, d_model, w)
     row_sum, row_bias = row_sums[min(row0 + r, N - 1)], bias[min(row0 + r, N - 1)]
+    b0 = first_row()
     at = x_row(rows) * d_model + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
-    share_sums(sums, rows, c0, c1, c2, c3)
+    share_sums(sums, rows - b0, c0, c1, c2, c3)
     cuda.syncthreads()
-    if b < rows and row0 + r < N:
-        out[b, row0 + r] = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
+    if b < min(rows - b0, ROWS_MAX) and row0 + r < N:
+        out[b0 + b, row0 + r] = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
 
 
 def fold_norm_launch(N):

@@ -119,23 +119,15 @@ def active_chunks(before, head_dim):
 
 @cuda.jit(device=True, forceinline=True)
 def attend_to_chunk(q, k_cache, v_cache, before, head_dim, scale, warp_pairs, warp_sums):
-    """Attention of head blockIdx.y over chunk blockIdx.x, which holds a token: (largest score, sum of weights, share).
+    """Attention of head blockIdx.y over chunk blockIdx.x, which holds a token: what :func:`weigh_chunk` returns.
 
-    Scores are scaled by log2(e), weights relative to the largest score; share: element threadIdx.x of the weighted sum
-    of values. Before it reads q and token number ``before`` it calls ``griddep_wait``. warp_pairs: (8, 2), warp_sums:
-    (8, 256) float32, shared.
+    Before it reads q and token number ``before`` it calls ``griddep_wait``. warp_pairs: (8, 2), warp_sums: (8, 256)
+    float32, shared.
     """
     k = cuda.local.array((PIECES, 4), uint32)
     v = cuda.local.array((PIECES, 4), uint32)
-    scores = cuda.local.array(PIECES, float32)
-    acc = cuda.local.array(8, float32)  # this thread's elements of the weighted sum of values
-    tid = cuda.threadIdx.x
     head = cuda.blockIdx.y
-    bits = 28 - cuda.clz(int32(head_dim))  # with shifts and masks: a division takes a hundred instructions
-    lanes = 1 << bits  # that share a key: head_dim // 8
-    dim = (tid & (lanes - 1)) * 8  # the first of this thread's elements of a head
-    together = THREADS >> bits  # keys that the block loads with one piece a thread
-    first = cuda.blockIdx.x * PIECES * together + (tid >> bits)
+    first, together, dim = chunk_share(head_dim)
     for j in range(PIECES):
         token = first + j * together
         if token < before:
@@ -145,11 +137,39 @@ def attend_to_chunk(q, k_cache, v_cache, before, head_dim, scale, warp_pairs, wa
             k[j, 0] = k[j, 1] = k[j, 2] = k[j, 3] = v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = uint32(0)
     griddep_wait()
     q0, q1, q2, q3 = load_half8(q, head * head_dim + dim)
-    factor = scale * float32(LOG2_E)
     for j in range(PIECES):
         if first + j * together == before:
             k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (head, before, dim))
             v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (head, before, dim))
+    return weigh_chunk(k, v, q0, q1, q2, q3, first, before, head_dim, scale, warp_pairs, warp_sums)
+
+
+@cuda.jit(device=True, forceinline=True)
+def chunk_share(head_dim):
+    """This thread's share of chunk blockIdx.x: its first token, how far apart its tokens are, its first element."""
+    bits = 28 - cuda.clz(int32(head_dim))  # with shifts and masks: a division takes a hundred instructions
+    lanes = 1 << bits  # that share a key: head_dim // 8
+    together = THREADS >> bits  # keys that the block loads with one piece a thread
+    first = cuda.blockIdx.x * PIECES * together + (cuda.threadIdx.x >> bits)
+    return first, together, (cuda.threadIdx.x & (lanes - 1)) * 8
+
+
+@cuda.jit(device=True, forceinline=True)
+def weigh_chunk(k, v, q0, q1, q2, q3, first, before, head_dim, scale, warp_pairs, warp_sums):
+    """Attention over a chunk whose keys and values are in registers: (largest score, sum of weights, share).
+
+    k, v: (4, 4) uint32, local, 8 numbers of a token each, of those that :func:`chunk_share` says; q0 … q3: the query's.
+    Tokens behind number ``before`` do not count. Scores are scaled by log2(e), weights relative to the largest score;
+    share: element threadIdx.x of the weighted sum of values. warp_pairs, warp_sums: as :func:`attend_to_chunk`.
+    """
+    scores = cuda.local.array(PIECES, float32)
+    acc = cuda.local.array(8, float32)  # this thread's elements of the weighted sum of values
+    tid = cuda.threadIdx.x
+    bits = 28 - cuda.clz(int32(head_dim))
+    lanes = 1 << bits
+    dim = (tid & (lanes - 1)) * 8
+    together = THREADS >> bits
+    factor = scale * float32(LOG2_E)
     largest = LOWEST
     for j in range(PIECES):
         score = dot8(k[j, 0], k[j, 1], k[j, 2], k[j, 3], q0, q1, q2, q3)
@@ -280,11 +300,12 @@ def decode_v4_parts(q, k_cache, v_cache, parts, lse, pos, head_dim, scale):
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_combined(parts, lse, n_active, col, head, lse_stride, width):
+def load_combined(parts, lse, n_active, part0, col, head, lse_stride, width):
     """8 elements of the attention's result from column ``col`` on, of head ``head``, as 4 pairs: all chunks together.
 
-    parts, lse: from :func:`decode_v4_parts`, n_active chunks of them, width = n_head * head_dim, lse_stride: a head's
-    places in lse. Four chunks are loaded at a time.
+    parts, lse: from :func:`decode_v4_parts`, n_active chunks of them from number ``part0`` on, width = n_head *
+    head_dim, lse_stride: a head's places in lse. Four chunks are loaded at a time. (With a batch, part0 is the row's
+    first chunk, and head counts on from row to row.)
     """
     p = cuda.local.array((TOGETHER, 4), uint32)
     tops = cuda.local.array(TOGETHER, float32)
@@ -297,7 +318,7 @@ def load_combined(parts, lse, n_active, col, head, lse_stride, width):
     while chunk < n_active:
         tops[0], tops[1], tops[2], tops[3] = load_float4(lse, head * lse_stride + chunk)
         for j in range(TOGETHER):
-            place = min(chunk + j, n_active - 1)
+            place = part0 + min(chunk + j, n_active - 1)
             p[j, 0], p[j, 1], p[j, 2], p[j, 3] = load_half8(parts, int32(place * width + col))
             tops[j] = tops[j] if chunk + j < n_active else float32(-np.inf)
         before = largest

@@ -52,10 +52,10 @@ def split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim):
 def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv_head, head_dim, block_size):
     """q[r, head] = row r's queries; its keys and values go to slot ``slot_mapping[r]`` of the pages.
 
-    qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim) float32, each row its queries, keys, values. q: (n_rows, n_head,
-    head_dim) float32. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim) float32, only the rows' slots are
-    written. slot_mapping: (n_rows,) int32, page * block_size + place in it; no two alike, but for rows of padding,
-    which share page 0 and are read by nobody. All C-contiguous. Sizes: int32.
+    qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim), each row its queries, keys, values. q: (n_rows, n_head,
+    head_dim). k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim), only the rows' slots are written. All
+    four float32, or all float16. slot_mapping: (n_rows,) int32, page * block_size + place in it, no two alike; -1 is
+    padding, whose key and value are not stored. All C-contiguous. Sizes: int32.
     Launch: ``split_qkv_pages[split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)](…)``.
     """
     col, r = cuda.grid(2)
@@ -65,7 +65,7 @@ def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv
         value = qkv[r, col]
         if col < q_width:
             q[r, col // head_dim, col % head_dim] = value
-        else:
+        elif slot_mapping[r] >= 0:
             page = slot_mapping[r] // block_size
             place = slot_mapping[r] % block_size
             head = (col - q_width) % kv_width // head_dim
@@ -81,8 +81,9 @@ def split_qkv_pages_reference(qkv, k_cache, v_cache, slot_mapping, n_head):
     _, n_kv_head, block_size, head_dim = k_cache.shape
     q, k, v = np.split(qkv, [n_head * head_dim, (n_head + n_kv_head) * head_dim], axis=1)
     for r, slot in enumerate(slot_mapping):
-        k_cache[slot // block_size, :, slot % block_size] = k[r].reshape(n_kv_head, head_dim)
-        v_cache[slot // block_size, :, slot % block_size] = v[r].reshape(n_kv_head, head_dim)
+        if slot >= 0:
+            k_cache[slot // block_size, :, slot % block_size] = k[r].reshape(n_kv_head, head_dim)
+            v_cache[slot // block_size, :, slot % block_size] = v[r].reshape(n_kv_head, head_dim)
     return q.reshape(len(qkv), n_head, head_dim)
 
 

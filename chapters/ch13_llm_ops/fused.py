@@ -9,18 +9,17 @@ matrix behind it (chapter 9's ``fold_norm``).
 kernel                 the product behind it                           kernels it saves
 =====================  ==============================================  ===========================================
 ``gemm_bias_gelu``     chapter 9's ``gemm_bias``, many rows            ``gelu_kernel``
-``gemv_ln_gelu``       chapter 9's ``gemv_ln``, 1 to 8 rows            ``layernorm_row``, ``gelu_kernel``
-``gemv_ln_qkv``        the same, one row                               ``layernorm_row``, ``split_qkv``, ``kv_append``
-``gemv_ln_logits``     the same, one row; a matrix of many rows        ``layernorm_row``, most of ``greedy_argmax``
-``gemv_parts_…``       chapter 9's ``gemv_bias_residual``, one row     what combines chapter 12's ``decode_v4_parts``
-``split_qkv_append``   none: behind ``gemm_bias`` in a prefill         ``kv_append``
-``embed_at``           none: in front of a prompt
-``pick_best``          none: the likeliest token becomes the next      ``embed_at``
-``append_token``       none: a token drawn becomes the next            ``embed_at``
+``gemv_ln_gelu``       chapter 9's ``gemv_ln``, 8 rows at a time       ``layernorm_row``, ``gelu_kernel``
+``gemv_ln_qkv``        the same                                        ``layernorm_row``, ``split_qkv_pages``
+``gemv_ln_logits``     the same; a matrix of many rows                 ``layernorm_row``, most of ``argmax_row``
+``gemv_parts_…``       chapter 9's ``gemv_bias_residual``              what combines chapter 12's ``paged_v4_parts``
+``pick_best``          none: the likeliest token becomes the next      ``append_rows``
+``append_rows``        none: a token chosen becomes the next           ``embed_rows``
 =====================  ==============================================  ===========================================
 
-**A step that is always the same.** The last two read and write ``tokens`` and ``pos`` in device memory. A step so
-made of kernels whose arguments never change can be captured into a CUDA graph once and replayed for every token.
+**A step that is always the same.** The last two read and write the rows' positions in device memory, and the kernels
+before them look there where a key belongs. A step so made of kernels whose arguments never change can be captured into
+a CUDA graph once and replayed for every token, for one sequence or thirty.
 
 Sources: as chapters 7 and 9; the tanh form of GELU as ``gelu_kernel``.
 """
@@ -29,26 +28,28 @@ import numpy as np
 from numba import cuda, float32, int32, uint32
 from numba.types import float16
 
-from chapters.ch03_indexing.kernels import blocks_2d
-from chapters.ch07_warp_reduce.argmax import block_argmax, warp_argmax
-from chapters.ch07_warp_reduce.kernels import WARP
+from chapters.ch07_warp_reduce.argmax import block_argmax
+from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP
 from chapters.ch09_gemm.gemv_tensor import (
+    MANY_THREADS,
     MANY_WARPS,
-    ONE_BLOCK,
     ROWS_MAX,
     SHORT_STRIDE,
     SHORT_TILE,
     STEPS,
+    THREADS,
     THREE_BLOCKS,
     TILE,
     WARPS,
     behind_norm,
     first_column,
+    first_row,
     load_short_weights,
     load_weights,
     multiply_residual,
     multiply_steps,
     share_sums,
+    sum_of_warps,
     x_row,
 )
 from chapters.ch09_gemm.pipeline import (
@@ -66,9 +67,12 @@ from chapters.ch09_gemm.pipeline import (
 from chapters.ch12_flash.decode_half import active_chunks, load_combined
 from common.ptx import griddep_launch, griddep_wait
 
+from .batch import slot_of
 from .kernels import gelu_of, gelu_reference
 
 PICK_THREADS = 1024
+AT_ONCE = 4  # blocks whose best a thread of pick_best asks for at once
+ONE_AND_MORE = (MANY_THREADS + THREADS, 1)  # so few registers that a block of the kernel behind it has room beside it
 APPEND_THREADS = 256
 
 
@@ -99,7 +103,7 @@ def gemm_bias_gelu(A, Bt, bias, C, M, N, K):
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln_gelu(x, W, row_sums, bias, out, rows, N, d_model, eps):
-    """out[b] = gelu(W layernorm(x[b]) + bias) for 1 to 8 rows, in float16: the first half of an MLP.
+    """out[b] = gelu(W layernorm(x[b]) + bias), 8 rows at a time, in float16: the first half of an MLP.
 
     out: (rows * N,) float16, flat. All else as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_gelu[gemv_tensor_launch(N, d_model, rows)](…)``.
@@ -112,252 +116,296 @@ def gemv_ln_gelu(x, W, row_sums, bias, out, rows, N, d_model, eps):
     griddep_launch()
     load_weights(W, row0, first_column(), N, d_model, w)
     row_sum, row_bias = row_sums[min(row0 + r, N - 1)], bias[min(row0 + r, N - 1)]
+    b0 = first_row()
     at = x_row(rows) * d_model + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
-    share_sums(sums, rows, c0, c1, c2, c3)
+    share_sums(sums, rows - b0, c0, c1, c2, c3)
     cuda.syncthreads()
-    if b < rows and row0 + r < N:
-        out[b * N + row0 + r] = gelu_of(behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps))
+    if b < min(rows - b0, ROWS_MAX) and row0 + r < N:
+        out[(b0 + b) * N + row0 + r] = gelu_of(behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps))
+
+
+@cuda.jit(launch_bounds=THREE_BLOCKS)
+def gemv_ln_qkv(
+    x, W, row_sums, bias, q, k_cache, v_cache, slot_mapping,
+    rows, d_model, n_head, n_kv_head, head_dim, block_size, eps,
+):  # fmt: skip
+    """Query, key and value of each row of the residual stream: keys and values to their pages.
+
+    With y = W layernorm(x[b]) + bias of (n_head + 2 * n_kv_head) * head_dim numbers: q[b] = the first n_head *
+    head_dim; the others, head by head, go to k_cache and v_cache, page slot_mapping[b] // block_size, place
+    slot_mapping[b] % block_size. x: (rows * d_model,) float32, flat. W: (N, d_model) float16 with as many rows as y.
+    row_sums, bias: (N,) float32. q: float16, flat. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim)
+    float16. slot_mapping: (rows,) int32; a row at -1 is padding, and no key of it is stored. In a graph of dependent
+    launches, no kernel in front of this one writes it. block_size: a power of two; all sizes int32. All else as chapter
+    9's ``gemv_ln``.
+    Launch: ``gemv_ln_qkv[gemv_tensor_launch(N, d_model, rows)](…)``.
+    """
+    sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
+    moments = cuda.shared.array((WARPS, ROWS_MAX, 2), float32)
+    w = cuda.local.array((STEPS, 2, 4), uint32)
+    q_width, kv_width = n_head * head_dim, n_kv_head * head_dim
+    N = q_width + 2 * kv_width
+    row0 = cuda.blockIdx.x * TILE
+    r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
+    col = row0 + r
+    b0 = first_row()
+    griddep_launch()
+    load_weights(W, row0, first_column(), N, d_model, w)
+    row_sum, row_bias = row_sums[min(col, N - 1)], bias[min(col, N - 1)]
+    row = min(b0 + b, rows - 1)  # divisions: while the weights are on their way
+    slot = slot_mapping[row]
+    page_bits = 31 - cuda.clz(int32(block_size))
+    behind_q = max(col - q_width, 0)
+    is_value = behind_q >= kv_width
+    inner = behind_q - kv_width if is_value else behind_q
+    head = inner // head_dim
+    dim = inner - head * head_dim
+    at = x_row(rows) * d_model + first_column()
+    griddep_wait()
+    c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
+    share_sums(sums, rows - b0, c0, c1, c2, c3)
+    cuda.syncthreads()
+    if b < min(rows - b0, ROWS_MAX) and col < N:
+        y = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
+        if col < q_width:
+            q[row * q_width + col] = y
+        elif slot >= 0:
+            page, place = slot >> page_bits, slot & (block_size - 1)
+            if is_value:
+                v_cache[page, head, place, dim] = y
+            else:
+                k_cache[page, head, place, dim] = y
 
 
 @cuda.jit(device=True, forceinline=True)
-def head_and_element(row, d_model, head_dim):
-    """Head, and element of it, that row ``row`` of the 3 * d_model rows of query, key and value makes."""
-    if row >= 2 * d_model:
-        row -= 2 * d_model
-    elif row >= d_model:
-        row -= d_model
-    head = row // head_dim
-    return head, row - head * head_dim
+def multiply_parts(parts, lse, W, row0, N, n_active, row, n_head, n_chunks, bits, lse_stride, width, w):
+    """``multiply_short_x`` of chapter 9 where x is attention in parts: returns the product with row lane % 4.
 
-
-@cuda.jit(launch_bounds=THREE_BLOCKS)
-def gemv_ln_qkv(x, W, row_sums, bias, q, k_cache, v_cache, pos, d_model, head_dim, eps):
-    """Query, key and value of one token from its place in the residual stream: key and value to the cache's end.
-
-    With y = W layernorm(x[0]) + bias of 3 * d_model numbers: q = the first d_model, k_cache[head, pos[0]] and
-    v_cache[head, pos[0]] = the others, head by head. x: (d_model,) float32, flat. W: (3 * d_model, d_model) float16.
-    row_sums, bias: (3 * d_model,) float32. q: (d_model,) float16. k_cache, v_cache: (n_head, max_tokens, head_dim)
-    float16. pos: (1,) int32, from 0 to max_tokens - 1; in a graph of dependent launches, no kernel in front of this one
-    writes it. d_model, head_dim: int32. All else as chapter 9's ``gemv_ln``.
-    Launch: ``gemv_ln_qkv[gemv_tensor_launch(3 * d_model, d_model)](…)``.
+    row: the one of the four that this lane loads. bits: head_dim is 2 ** bits. w: (1, 2, 4), the first weights.
     """
-    sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
-    moments = cuda.shared.array((WARPS, ROWS_MAX, 2), float32)
-    w = cuda.local.array((STEPS, 2, 4), uint32)
-    N = 3 * d_model
-    row0 = cuda.blockIdx.x * TILE
-    r = cuda.threadIdx.x % TILE
-    row = row0 + r
-    griddep_launch()
-    load_weights(W, row0, first_column(), N, d_model, w)
-    row_sum, row_bias = row_sums[min(row, N - 1)], bias[min(row, N - 1)]
-    head, i = head_and_element(row, d_model, head_dim)  # divisions: while the weights are on their way
-    slot = pos[0]
-    at = first_column()
-    griddep_wait()
-    c0, c1, c2, c3 = multiply_residual(x, at, W, row0, N, d_model, w, moments)
-    share_sums(sums, 1, c0, c1, c2, c3)
-    cuda.syncthreads()
-    if cuda.threadIdx.x < TILE and row < N:
-        y = behind_norm(sums, moments, r, 0, row_sum, row_bias, d_model, eps)
-        if row < d_model:
-            q[row] = y
-        elif row < 2 * d_model:
-            k_cache[head, slot, i] = y
-        else:
-            v_cache[head, slot, i] = y
-
-
-@cuda.jit(launch_bounds=ONE_BLOCK)
-def gemv_parts_residual(parts, lse, W, bias, x, pos, d_model, head_dim, lse_stride):
-    """x[0] += W @ attention + bias, where the attention lies in parts: the projection behind ``decode_v4_parts``.
-
-    parts, lse, pos, head_dim: as there, with n_head * head_dim = d_model; lse_stride: int32,
-    ``lse_stride_of(n_chunks)``. W: (d_model, d_model) float16. bias, x: (d_model,) float32. d_model: int32. Each block
-    combines the chunks for itself, as it loads them.
-    Launch: ``gemv_parts_residual[gemv_residual_launch(d_model, d_model)](…)``.
-    """
-    sums = cuda.shared.array((MANY_WARPS, SHORT_TILE), float32)
-    w = cuda.local.array((1, 2, 4), uint32)
     a = cuda.local.array((1, 4), uint32)
-    r, group = cuda.threadIdx.x % SHORT_TILE, cuda.threadIdx.x % WARP // 4
-    row0 = cuda.blockIdx.x * SHORT_TILE
+    more_w = cuda.local.array((1, 2, 4), uint32)
+    behind = cuda.threadIdx.x % WARP // 4 % 2 * SHORT_STRIDE
     col = first_column()
-    griddep_launch()
-    load_short_weights(W, row0, col, d_model, d_model, w)
-    row_bias = bias[min(row0 + r, d_model - 1)]
-    n_active = active_chunks(pos[0], head_dim)
-    bits = 31 - cuda.clz(int32(head_dim))
-    at = col + group % 2 * SHORT_STRIDE
-    griddep_wait()
-    before = x[min(row0 + r, d_model - 1)]
-    c0 = c1 = c2 = c3 = float32(0)
-    while True:
+    a[0, 0] = a[0, 1] = a[0, 2] = a[0, 3] = uint32(0)
+    at = col + behind
+    if at < width:
+        a[0, 0], a[0, 1], a[0, 2], a[0, 3] = load_combined(
+            parts, lse, n_active, row * n_chunks, at, row * n_head + (at >> bits), lse_stride, width
+        )
+    c0, c1, c2, c3 = multiply_steps(w, a, col, 2 * SHORT_STRIDE, width, float32(0), float32(0), float32(0), float32(0))
+    col += 2 * SHORT_STRIDE
+    while col - cuda.threadIdx.x % 4 * 8 < width:  # more than 1024 columns
+        load_short_weights(W, row0, col, N, width, more_w)
+        at = col + behind
         a[0, 0] = a[0, 1] = a[0, 2] = a[0, 3] = uint32(0)
-        if at < d_model:
-            p0, p1, p2, p3 = load_combined(parts, lse, n_active, at, at >> bits, lse_stride, d_model)
-            a[0, 0], a[0, 1], a[0, 2], a[0, 3] = p0, p1, p2, p3
-        c0, c1, c2, c3 = multiply_steps(w, a, col, 2 * SHORT_STRIDE, d_model, c0, c1, c2, c3)
+        if at < width:
+            a[0, 0], a[0, 1], a[0, 2], a[0, 3] = load_combined(
+                parts, lse, n_active, row * n_chunks, at, row * n_head + (at >> bits), lse_stride, width
+            )
+        c0, c1, c2, c3 = multiply_steps(more_w, a, col, 2 * SHORT_STRIDE, width, c0, c1, c2, c3)
         col += 2 * SHORT_STRIDE
-        at += 2 * SHORT_STRIDE
-        if col - cuda.threadIdx.x % 4 * 8 >= d_model:
+    return c0 + c3
+
+
+@cuda.jit(launch_bounds=ONE_AND_MORE)
+def gemv_parts_residual(
+    parts, lse, W, bias, x, positions, rows, d_model, n_head, head_dim, n_chunks, lse_stride
+):  # fmt: skip
+    """x[b] += W @ attention[b] + bias, where attention lies in parts: the projection behind ``paged_v4_parts``.
+
+    parts, lse, positions: as there, with n_chunks: gridDim.x there; lse_stride: ``lse_stride_of(n_chunks)``. W:
+    (d_model, n_head * head_dim) float16. bias: (d_model,), x: (rows * d_model,) float32. All sizes int32. Each block
+    combines the chunks for itself, as it loads them. A row at position -1 gets numbers that say nothing.
+    Launch: ``gemv_parts_residual[gemv_residual_launch(d_model, n_head * head_dim, rows)](…)``.
+    """
+    sums = cuda.shared.array((MANY_WARPS, ROWS_MAX, SHORT_TILE), float32)
+    w = cuda.local.array((1, 2, 4), uint32)
+    r, b = cuda.threadIdx.x % SHORT_TILE, cuda.threadIdx.x // SHORT_TILE
+    warp, group, of_four = cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, cuda.threadIdx.x % 4
+    row0 = cuda.blockIdx.x * SHORT_TILE
+    width = n_head * head_dim
+    b0 = first_row()
+    left = min(rows - b0, ROWS_MAX)
+    griddep_launch()
+    load_short_weights(W, row0, first_column(), d_model, width, w)
+    row_bias = bias[min(row0 + r, d_model - 1)]
+    bits = 31 - cuda.clz(int32(head_dim))
+    row = b0 + min(group // 2, left - 1)
+    n_active = active_chunks(positions[row], head_dim)
+    place = (b0 + b) * d_model + row0 + r
+    griddep_wait()
+    before = x[place] if b < left and row0 + r < d_model else float32(0)
+    four = 0  # the first of four rows
+    while True:
+        total = multiply_parts(
+            parts, lse, W, row0, d_model, n_active, row, n_head, n_chunks, bits, lse_stride, width, w
+        )
+        if four + of_four < left:
+            sums[warp, four + of_four, group] = total
+        four += 4
+        if four >= left:
             break
-        load_short_weights(W, row0, col, d_model, d_model, w)  # d_model is more than 1024
-    if cuda.threadIdx.x % 4 == 0:
-        sums[cuda.threadIdx.x // WARP, group] = c0 + c3
+        row = b0 + min(four + group // 2, left - 1)
+        n_active = active_chunks(positions[row], head_dim)
     cuda.syncthreads()
-    if cuda.threadIdx.x < SHORT_TILE and row0 + r < d_model:
-        total = float32(0)
-        for warp in range(MANY_WARPS):
-            total += sums[warp, r]
-        x[row0 + r] = before + (total + row_bias)
+    if b < left and row0 + r < d_model:
+        x[place] = before + (sum_of_warps(sums, r, b) + row_bias)
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
-def gemv_ln_logits(x, at_row, W, row_sums, bias, logits, best, best_token, vocab_size, d_model, eps):
-    """logits = W layernorm(x[at_row]) + bias, and each block's largest and its token: greedy decoding, first half.
+def gemv_ln_logits(
+    x, logits_rows, W, row_sums, bias, logits, best, best_token, n_logits, vocab_size, d_model, eps
+):  # fmt: skip
+    """logits[i] = W layernorm(x[logits_rows[i]]) + bias, and each block's largest and its token: greedy, first half.
 
-    x: (T * d_model,) float32, flat; at_row: int32, the row of x. W: (vocab_size, d_model) float16, GPT-2's embedding
-    with its last layer norm in it. logits: (vocab_size,) float32. best: float32, best_token: int32, both (blocks,),
-    with blocks those of the launch; equal logits: the lowest token; a block of nothing but NaN: -inf and vocab_size.
-    All else as chapter 9's ``gemv_ln``. Launch: ``gemv_ln_logits[gemv_tensor_launch(vocab_size, d_model)](…)``.
+    x: float32, flat, rows of d_model. logits_rows: (n_logits,) int32. W: (vocab_size, d_model) float16, GPT-2's
+    embedding with its last layer norm in it. logits: (n_logits, vocab_size) float32. best: float32, best_token: int32,
+    both (n_logits, blocks along x of the launch); equal logits: the lowest token; a block of nothing but NaN: -inf and
+    vocab_size. All else as chapter 9's ``gemv_ln``.
+    Launch: ``gemv_ln_logits[gemv_tensor_launch(vocab_size, d_model, n_logits)](…)``.
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
     moments = cuda.shared.array((WARPS, ROWS_MAX, 2), float32)
     w = cuda.local.array((STEPS, 2, 4), uint32)
     row0 = cuda.blockIdx.x * TILE
-    r = cuda.threadIdx.x % TILE
-    row = row0 + r
+    r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
+    col = row0 + r
+    b0 = first_row()
     griddep_launch()
     load_weights(W, row0, first_column(), vocab_size, d_model, w)
-    row_sum, row_bias = row_sums[min(row, vocab_size - 1)], bias[min(row, vocab_size - 1)]
-    at = at_row * d_model + first_column()
+    row_sum, row_bias = row_sums[min(col, vocab_size - 1)], bias[min(col, vocab_size - 1)]
+    at = logits_rows[x_row(n_logits)] * d_model + first_column()
     griddep_wait()
     c0, c1, c2, c3 = multiply_residual(x, at, W, row0, vocab_size, d_model, w, moments)
-    share_sums(sums, 1, c0, c1, c2, c3)
+    share_sums(sums, n_logits - b0, c0, c1, c2, c3)
     cuda.syncthreads()
-    if cuda.threadIdx.x < WARP:
+    if b < ROWS_MAX and b // 2 * 2 < n_logits - b0:  # whole warps, of two rows each
         largest = float32(-np.inf)
         token = int32(vocab_size)  # stands for "none yet"
-        if cuda.threadIdx.x < TILE and row < vocab_size:
-            y = behind_norm(sums, moments, r, 0, row_sum, row_bias, d_model, eps)
-            logits[row] = y
+        inside = b < n_logits - b0
+        if inside and col < vocab_size:
+            y = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
+            logits[b0 + b, col] = y
             if y >= largest:  # not NaN
                 largest = y
-                token = int32(row)
-        largest, token = warp_argmax(largest, token)
-        if cuda.threadIdx.x == 0:
-            best[cuda.blockIdx.x] = largest
-            best_token[cuda.blockIdx.x] = token
+                token = int32(col)
+        step = TILE // 2
+        while step:
+            other = cuda.shfl_xor_sync(FULL_WARP, largest, step)
+            other_token = cuda.shfl_xor_sync(FULL_WARP, token, step)
+            if other > largest or (other == largest and other_token < token):
+                largest = other
+                token = other_token
+            step //= 2
+        if inside and r == 0:
+            best[b0 + b, cuda.blockIdx.x] = largest
+            best_token[b0 + b, cuda.blockIdx.x] = token
 
 
 # --- the ends of a step ----------------------------------------------------------------------------------------------
 
 
 @cuda.jit(device=True, forceinline=True)
-def append_and_embed(chosen, slot, tokens, shown, pos, wte, wpe, x):
-    """What a step ends with: the token to its slot, ``pos``, and the token's embedding to x; by all threads."""
+def append_and_embed(
+    token, row, position, slot, place, chosen, positions, slot_mapping, ring, shown, wte, wpe, x
+):  # fmt: skip
+    """What a step ends with: the token to chosen and shown, the row one on, the token's embedding to x; by all threads.
+
+    position, slot: the row's next; place: ring[row] as it was.
+    """
     if cuda.threadIdx.x == 0:
-        tokens[slot] = chosen
-        shown[slot] = chosen
-        pos[0] = slot
-    if slot < wpe.shape[0]:  # a next step has a place
-        for c in range(cuda.threadIdx.x, wpe.shape[1], cuda.blockDim.x):
-            x[c] = float32(wte[max(chosen, 0), c]) + float32(wpe[slot, c])
+        chosen[row] = token
+        if place >= 0:
+            shown[place, row] = token
+            positions[row] = position
+            slot_mapping[row] = slot
+            ring[row] = place + 1 if place + 1 < shown.shape[0] else 0
+    if place >= 0 and position < wpe.shape[0]:  # a next step has a place
+        d_model = wpe.shape[1]
+        for c in range(cuda.threadIdx.x, d_model, cuda.blockDim.x):
+            x[row * d_model + c] = float32(wte[max(token, 0), c]) + float32(wpe[position, c])
 
 
-def pick_best_launch():
-    """Launch configuration of :func:`pick_best`: ``(grid, block)``, one block."""
-    return 1, PICK_THREADS
+def pick_best_launch(n_rows=1):
+    """Launch configuration of :func:`pick_best`: ``(grid, block)``, a block a row. Raises ValueError without a row."""
+    if n_rows <= 0:
+        raise ValueError(f"{n_rows} rows: a launch needs at least 1")
+    return n_rows, PICK_THREADS
 
 
 @cuda.jit
-def pick_best(best, best_token, n_blocks, vocab_size, tokens, shown, pos, wte, wpe, x):
-    """tokens[pos[0] + 1] = the likeliest token, from each block's best; pos[0] += 1; its embedding to x[0].
+def pick_best(
+    best, best_token, n_blocks, vocab_size, chosen, positions, slot_mapping, block_table, block_size, ring, shown,
+    wte, wpe, x,
+):  # fmt: skip
+    """chosen[i] = the likeliest token of row i, from each block's best; all else as :func:`append_rows`.
 
-    best, best_token: (n_blocks,) from :func:`gemv_ln_logits`. tokens, shown: (max_tokens + 1,) int32; ``shown`` gets
-    the same token and may lie in the host's memory (``cuda.mapped_array``), where the host reads it without a copy.
-    -1 if all logits are NaN, which embeds as token 0. pos: (1,) int32. wte, wpe, x: as :func:`embed_at`; x is left
-    alone if wpe has no such position. n_blocks, vocab_size: int32. Launch: ``pick_best[pick_best_launch()](…)``.
+    best, best_token: (n_rows, n_blocks) from :func:`gemv_ln_logits`. -1 if all logits are NaN. n_blocks, vocab_size:
+    int32. A thread asks for four blocks' bests at once, and waits once.
+    Launch: ``pick_best[pick_best_launch(n_rows)](…)``.
     """
     partial = cuda.shared.array(WARP, float32)
     partial_token = cuda.shared.array(WARP, int32)
+    values = cuda.local.array(AT_ONCE, float32)
+    tokens = cuda.local.array(AT_ONCE, int32)
     griddep_launch()
+    row = cuda.blockIdx.x
+    position = positions[row] + 1
+    place = ring[row]
+    slot = slot_of(block_table, row, position, block_size)
     griddep_wait()
-    slot = pos[0] + 1
     largest = float32(-np.inf)
     token = int32(vocab_size)
-    for block in range(cuda.threadIdx.x, n_blocks, cuda.blockDim.x):
-        if best[block] > largest or (best[block] == largest and best_token[block] < token):
-            largest = best[block]
-            token = best_token[block]
+    for first in range(cuda.threadIdx.x, n_blocks, AT_ONCE * cuda.blockDim.x):
+        for i in range(AT_ONCE):
+            block = min(first + i * cuda.blockDim.x, n_blocks - 1)
+            values[i], tokens[i] = best[row, block], best_token[row, block]
+        for i in range(AT_ONCE):
+            if values[i] > largest or (values[i] == largest and tokens[i] < token):
+                largest = values[i]
+                token = tokens[i]
     largest, token = block_argmax(largest, token, partial, partial_token)
-    append_and_embed(token if token < vocab_size else -1, slot, tokens, shown, pos, wte, wpe, x)
+    token = token if token < vocab_size else int32(-1)
+    append_and_embed(
+        token, row, position, slot, place, chosen, positions, slot_mapping, ring, shown, wte, wpe, x
+    )  # fmt: skip
 
 
-def append_token_launch():
-    """Launch configuration of :func:`append_token`: ``(grid, block)``, one block."""
-    return 1, APPEND_THREADS
+def append_rows_launch(n_rows=1):
+    """Launch configuration of :func:`append_rows`: ``(grid, block)``, a block a row. Raises ValueError if none."""
+    if n_rows <= 0:
+        raise ValueError(f"{n_rows} rows: a launch needs at least 1")
+    return n_rows, APPEND_THREADS
 
 
 @cuda.jit
-def append_token(chosen, tokens, shown, pos, step, wte, wpe, x):
-    """tokens[pos[0] + 1] = shown[pos[0] + 1] = chosen[0]; pos[0] += 1, step[0] += 1; the token's embedding to x[0].
+def append_rows(chosen, positions, slot_mapping, block_table, block_size, ring, shown, wte, wpe, x):
+    """Row i is one token longer: shown[ring[i], i] = chosen[i], positions[i] += 1, the token's embedding to x[i].
 
-    chosen: (1,) int32. step: (1,) int64, of the seed's random numbers. All else as :func:`pick_best`.
-    Launch: ``append_token[append_token_launch()](…)``.
+    chosen, positions, slot_mapping, ring: (n_rows,) int32. slot_mapping[i] becomes the place in the pages of the row's
+    new position, as line i of block_table, (n_rows or more, max_blocks) int32, has it: if that has no page for it yet,
+    ``place_rows`` has to follow when it has. block_size: int32, a power of two. shown: (places, n_rows or more) int32,
+    which may lie in the host's memory (``cuda.mapped_array``), where it is read without a copy; ring[i] goes on to the
+    next place, and round, so that a step's tokens are there until the host has read them. A row with -1 in ring is
+    padding, or is not one on: nothing but chosen is written. wte: (vocab_size, d_model), wpe: (n_ctx, d_model), float16
+    or float32; x: float32, flat, left alone if wpe has no such position. Token -1 (there was none to choose) embeds as
+    0.
+    Launch: ``append_rows[append_rows_launch(n_rows)](…)``.
     """
     griddep_launch()
     griddep_wait()
-    slot = pos[0] + 1
-    cuda.syncthreads()  # all have read pos
-    append_and_embed(chosen[0], slot, tokens, shown, pos, wte, wpe, x)
-    if cuda.threadIdx.x == 0:
-        step[0] += 1
-
-
-@cuda.jit
-def embed_at(tokens, pos, wte, wpe, x, T, d_model):
-    """x[t] = wte[tokens[pos[0] + t]] + wpe[pos[0] + t] for T tokens from position pos[0] on, added in float32.
-
-    tokens: (max_tokens + 1,) int32. pos: (1,) int32. wte: (vocab_size, d_model), wpe: (n_ctx, d_model) float16. x:
-    (T, d_model) float32. All C-contiguous. T, d_model: int32. A token below 0 (there was none to choose) reads as 0.
-    Launch: ``embed_at[blocks_2d(T, d_model)](…)``.
-    """
-    c, t = cuda.grid(2)
-    griddep_launch()
-    griddep_wait()
-    if t < T and c < d_model:
-        place = pos[0] + t
-        token = max(tokens[place], 0)
-        x[t, c] = float32(wte[token, c]) + float32(wpe[place, c])
-
-
-def split_qkv_append_launch(T, d_model):
-    """Launch of :func:`split_qkv_append`: ``(grid, block)``, a thread for each column (x) of each token (y).
-
-    Raises ValueError if a size is not positive.
-    """
-    return blocks_2d(T, d_model)
-
-
-@cuda.jit
-def split_qkv_append(qkv, q, k_cache, v_cache, pos, T, d_model, head_dim):
-    """Rows of query, key and value apart, head by head; keys and values to the cache's end.
-
-    qkv: (T, 3 * d_model) float16. q: (n_head, T, head_dim) float16. k_cache, v_cache: (n_head, max_tokens, head_dim)
-    float16, written from token pos[0] on. pos: (1,) int32. T, d_model, head_dim: int32; pos[0] + T is at most
-    max_tokens. Launch: ``split_qkv_append[split_qkv_append_launch(T, d_model)](…)``.
-    """
-    c, t = cuda.grid(2)
-    if t < T and c < d_model:
-        head, i = c // head_dim, c % head_dim
-        slot = pos[0] + t
-        q[head, t, i] = qkv[t, c]
-        k_cache[head, slot, i] = qkv[t, d_model + c]
-        v_cache[head, slot, i] = qkv[t, 2 * d_model + c]
+    row = cuda.blockIdx.x
+    position = positions[row] + 1
+    place = ring[row]
+    token = chosen[row]
+    slot = slot_of(block_table, row, position, block_size)
+    cuda.syncthreads()  # all have read them
+    append_and_embed(
+        token, row, position, slot, place, chosen, positions, slot_mapping, ring, shown, wte, wpe, x
+    )  # fmt: skip
 
 
 # --- references ------------------------------------------------------------------------------------------------------

@@ -135,19 +135,22 @@ def keep_largest(logits, weights, need, count, low, high, n, partial):
     return low
 
 
-@cuda.jit
-def filter_logits(logits, weights, n, temperature, k, p):
-    """weights[i] = exp((logits[i] - largest) / temperature) in units of 2^-40 for the tokens kept, DROPPED for others.
+@cuda.jit(device=True)
+def weight_of(logit, largest, temperature):
+    """exp((logit - largest) / temperature) in units of 2^-40, int64. logit, largest: float32. temperature: float64."""
+    weight = int64(UNIT)
+    if logit < largest:  # inf - inf would be NaN
+        weight = int64(math.exp((float64(logit) - float64(largest)) / temperature) * UNIT + 0.5)
+    return weight
 
-    logits: (n,) float32. weights: (n,) int64. n: int32, at most MAX_VOCAB. temperature: float64 > 0. k: int32 >= 1, no
-    filter from n on. p: float64 in (0, 1]; 1 is no filter. Kept: the k largest logits, and of these the fewest whose
-    weights make up p of the sum (to the unit; always one at least). exp is taken in float64, and only for the tokens
-    that top-k left: float32 would be off by some 2^-22, which moves the edge of top-p in a flat distribution.
-    Launch: ``filter_logits[sample_launch()](…)``, one block. Source: top-k, Fan et al. 2018; top-p, Holtzman et al.
-    2020, "The Curious Case of Neural Text Degeneration".
+
+@cuda.jit(device=True)
+def filter_block(logits, weights, n, temperature, k, p, partial_max, partial):
+    """What :func:`filter_logits` does, by one block; there the arguments are explained.
+
+    partial_max: (32,) float32, and partial: (32,) int64, both shared. A thread has written weights[i] for the i that it
+    strides over; others may read them behind a barrier.
     """
-    partial_max = cuda.shared.array(WARP, float32)
-    partial = cuda.shared.array(WARP, int64)
     tid = cuda.threadIdx.x
     largest = float32(-np.inf)
     for i in range(tid, n, cuda.blockDim.x):
@@ -166,9 +169,7 @@ def filter_logits(logits, weights, n, temperature, k, p):
                 if logits[i] > float32(-np.inf):  # false for NaN too
                     weight = int64(1)
             elif weights[i] != DROPPED:
-                weight = int64(UNIT)
-                if logits[i] < largest:  # inf - inf would be NaN
-                    weight = int64(math.exp((float64(logits[i]) - float64(largest)) / temperature) * UNIT + 0.5)
+                weight = weight_of(logits[i], largest, temperature)
             weights[i] = weight
             total += max(weight, 0)
         total = block_sum_int64(total, partial)
@@ -181,6 +182,22 @@ def filter_logits(logits, weights, n, temperature, k, p):
                 need = max(int64(p * total), 1)
         if need < total:
             low = keep_largest(logits, weights, need, count, low, high, n, partial)
+
+
+@cuda.jit
+def filter_logits(logits, weights, n, temperature, k, p):
+    """weights[i] = exp((logits[i] - largest) / temperature) in units of 2^-40 for the tokens kept, DROPPED for others.
+
+    logits: (n,) float32. weights: (n,) int64. n: int32, at most MAX_VOCAB. temperature: float64 > 0. k: int32 >= 1, no
+    filter from n on. p: float64 in (0, 1]; 1 is no filter. Kept: the k largest logits, and of these the fewest whose
+    weights make up p of the sum (to the unit; always one at least). exp is taken in float64, and only for the tokens
+    that top-k left: float32 would be off by some 2^-22, which moves the edge of top-p in a flat distribution.
+    Launch: ``filter_logits[sample_launch()](…)``, one block. Source: top-k, Fan et al. 2018; top-p, Holtzman et al.
+    2020, "The Curious Case of Neural Text Degeneration".
+    """
+    partial_max = cuda.shared.array(WARP, float32)
+    partial = cuda.shared.array(WARP, int64)
+    filter_block(logits, weights, n, temperature, k, p, partial_max, partial)
 
 
 # --- the draw --------------------------------------------------------------------------------------------------------

@@ -229,6 +229,10 @@ def test_overlap(request):
     assert found.ideal == max(found.copy_in, found.compute, found.copy_out)
     assert found.in_order > 0 and found.overlapped > 0
     if not request.config.getoption("--sanitize"):  # which makes kernels so slow that times say nothing
+        for _ in range(4):  # other programs may stretch one of the times
+            if found.in_order > found.ideal / 2:
+                break
+            found = streams.overlap(n=1 << 16, steps=20, chunks=4, n_streams=2, rounds=3)
         assert found.in_order > found.ideal / 2
 
 

@@ -64,7 +64,7 @@ def combine(parts, lse, n_active, out, head_dim, lse_stride, width):
     """What a kernel does with load_combined: 8 elements a thread."""
     col = cuda.grid(1) * 8
     if col < width:
-        p0, p1, p2, p3 = decoding.load_combined(parts, lse, n_active, col, col // head_dim, lse_stride, width)
+        p0, p1, p2, p3 = decoding.load_combined(parts, lse, n_active, 0, col, col // head_dim, lse_stride, width)
         store_half8(out, col, p0, p1, p2, p3)
 
 

@@ -74,17 +74,20 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 24), (6, 2, 5)])
-def test_keys_and_values_go_to_their_slots_and_nowhere_else(rng, n_head, n_kv_head, head_dim):
+def test_keys_and_values_go_to_their_places_and_nowhere_else(rng, n_head, n_kv_head, head_dim, dtype):
     block_size = 4
     block_table, n_pages, row_seq, positions = layout(rng, block_size)
+    n_rows = len(row_seq)
     slots = paged_slots(block_table, row_seq, positions, block_size).astype(np.int32)
-    qkv = rng.standard_normal((len(slots), (n_head + 2 * n_kv_head) * head_dim), dtype=np.float32)
-    k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, np.float32)
-    q, device_k, device_v = cuda.device_array((len(slots), n_head, head_dim), np.float32), *map(cuda.to_device, (k, v))
-    launch = ragged.split_qkv_pages_launch(len(slots), n_head, n_kv_head, head_dim)
+    slots[4] = -1  # padding
+    qkv = rng.standard_normal((n_rows, (n_head + 2 * n_kv_head) * head_dim)).astype(dtype)
+    k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, dtype)
+    q, device_k, device_v = cuda.device_array((n_rows, n_head, head_dim), dtype), *map(cuda.to_device, (k, v))
+    launch = ragged.split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)
     ragged.split_qkv_pages[launch](
-        cuda.to_device(qkv), q, device_k, device_v, cuda.to_device(slots), len(slots), n_head, n_kv_head, head_dim,
+        cuda.to_device(qkv), q, device_k, device_v, cuda.to_device(slots), n_rows, n_head, n_kv_head, head_dim,
         block_size,
     )  # fmt: skip
     expected = ragged.split_qkv_pages_reference(qkv, k, v, slots, n_head)

@@ -13,15 +13,11 @@ from test_engines import random_model
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.levels.generate import generate
-from ch14_mini_llm.model.gpt2 import gpt2
+from ch14_mini_llm.model.upload import float32_model
 from ch14_mini_llm.naive.gpt2 import GPT2
 
 SMALL = dict(n_layer=2, n_head=2, d_model=32, d_ff=72, n_ctx=96, vocab_size=61)
 PROMPTS = [1, 2, 15, 16, 17, 33, 50]
-
-
-def float32(array):
-    return cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -31,31 +27,34 @@ def weights():
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return gpt2(*weights, float32)
+    return float32_model(*weights)
 
 
 class Watched(Engine):
     """An engine on pages of NaN that keeps the logits of every new token: ``seen[id, number of the token]``."""
 
-    def __init__(self, model, **options):
-        super().__init__(model, **options)
+    def __init__(self, model, level="kv", **options):
+        super().__init__(model, level, **options)
         for pages in self.runner.cache.layers:
             for one in pages:
-                one.copy_to_device(np.full(one.shape, np.nan, np.float32))
+                one.copy_to_device(np.full(one.shape, np.nan, one.dtype))
         self.seen = {}
-        choose = self.runner._choose
+        launch = self.runner.launch
 
-        def note(parts):
-            logits = self.runner.ops.logits_of_rows.copy_to_host() if parts else []
-            for part, row in zip(parts, logits):
+        def note(plan):
+            ticket = launch(plan)
+            cuda.synchronize()
+            parts = [part for part in plan.parts if part.samples]
+            ops = self.runner.ops[self.runner._shape(plan).ops]
+            for part, row in zip(parts, ops.logits.copy_to_host()):
                 if part.padding:
                     continue
                 number = part.start + part.count - part.sequence.n_prompt
                 before = self.seen.setdefault((part.sequence.id, number), row)
                 np.testing.assert_array_equal(before, row)  # made again after a preemption, it is the same
-            choose(parts)
+            return ticket
 
-        self.runner._choose = note
+        self.runner.launch = note
 
     def logits(self, result):
         """(new tokens, vocab_size) of a request that has ended."""
@@ -238,11 +237,11 @@ def test_logits_of_nan_end_one_request_and_no_other(rng, weights):
     broken = dict(tensors)
     broken["wpe.weight"] = tensors["wpe.weight"].copy()
     broken["wpe.weight"][20] = np.nan
-    engine = Engine(gpt2(config, broken, float32))
+    engine = Engine(float32_model(config, broken))
     short, long = prompts(rng, [5, 19])
     fine, ends = engine.run([Request(short, 10), Request(long, 10)])
     assert ends.finish_reason == "error" and "NaN" in ends.error and len(ends.tokens) == 2  # position 20 is the second
-    assert fine.error is None and fine.tokens == alone(gpt2(config, tensors, float32), Request(short, 10))[0]
+    assert fine.error is None and fine.tokens == alone(float32_model(config, tensors), Request(short, 10))[0]
 
 
 def test_an_error_in_a_step_ends_its_requests_and_not_the_engine(model, monkeypatch):
@@ -290,8 +289,10 @@ def test_requests_come_and_go_from_other_threads(model):
     engine.check()
 
 
-def test_an_abort_while_the_last_step_runs_comes_too_late(model, monkeypatch):
-    engine = Engine(model)
+@pytest.mark.parametrize("look_ahead, reason", [(False, "length"), (True, "abort")])
+def test_an_abort_while_the_last_step_runs(model, monkeypatch, look_ahead, reason):
+    """Too late if the step is read at once; else it comes first, and what the step made is left out."""
+    engine = Engine(model, look_ahead=look_ahead)
     launch = engine.runner.launch
 
     def aborts(plan):
@@ -300,7 +301,8 @@ def test_an_abort_while_the_last_step_runs_comes_too_late(model, monkeypatch):
 
     monkeypatch.setattr(engine.runner, "launch", aborts)
     (result,) = engine.run([Request([1, 2], 1)])
-    assert result.finish_reason == "length" and engine.step() == []
+    assert result.finish_reason == reason and engine.step() == []
+    engine.check()
 
 
 def test_nothing_happens_to_an_unknown_or_ended_id(model):

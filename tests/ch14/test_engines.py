@@ -6,14 +6,12 @@ from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError, Sampling
 from ch14_mini_llm.levels import ENGINES, make_engine
-from ch14_mini_llm.levels.fast import FastGPT2
 from ch14_mini_llm.levels.generate import generate
 from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.layout import WeightsError
 from ch14_mini_llm.model.weights import tensor_table
-from chapters.ch12_flash.decode_half import decode_v4_parts
-from chapters.ch13_llm_ops.fused import append_token, gemv_ln_logits, gemv_ln_qkv, pick_best
-from common.graph import Graph
+from chapters.ch12_flash.paged_half import paged_v4_parts
+from chapters.ch13_llm_ops.fused import append_rows, gemv_ln_logits, gemv_ln_qkv, pick_best
 
 SIZES = dict(n_layer=2, n_head=2, d_model=128, d_ff=264, n_ctx=1024, vocab_size=257)
 LENGTHS = [1, 2, 15, 16, 17, 130, 511, 1023]
@@ -55,7 +53,7 @@ def last_logits(model, tokens):
 def test_logits_after_a_prompt(levels, length):
     tokens = prompt_of(length)
     naive, kv, fast = (last_logits(levels[level], tokens) for level in ENGINES)
-    np.testing.assert_array_equal(kv, naive)  # the same kernels on the same numbers
+    assert np.abs(kv - naive).max() <= 1e-5 * np.abs(naive).max()  # another attention, whose sums have another order
     assert np.abs(fast - naive).max() <= RELATIVE * np.abs(naive).max()
 
 
@@ -101,41 +99,39 @@ def test_up_to_the_last_position(levels, level):
 # --- the fast level --------------------------------------------------------------------------------------------------
 
 
-def steps_of(model, tokens, count, step):
-    """Tokens, logits and cache after a prompt and ``count`` calls of ``step``."""
-    model.prefill(tokens)
-    for _ in range(count):
-        step()
+def run_of(model, tokens, max_new, sampling=None, graphs=True):
+    """Tokens and the last logits of a generation."""
+    runner = model.engine.runner
+    run, runner.run = runner.run, lambda shape: run(shape, record=graphs)
+    tokens = list(generate(model, tokens, max_new, sampling))
+    runner.run = run
     cuda.synchronize()
-    cache = [array.copy_to_host()[:, : len(tokens) + count] for array in (*model.k_cache, *model.v_cache)]
-    return [model._shown[len(tokens) : len(tokens) + count + 1].copy(), model.logits.copy_to_host(), *cache]
+    return [tokens, model.logits.copy_to_host()]
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.3, top_k=50, top_p=0.9, seed=3)])
 def test_a_replay_is_bit_equal_to_its_launches(levels, sampling):
     fast, tokens = levels["fast"], prompt_of(17)
-    fast.prefill(tokens)
-    graph = Graph(lambda: fast._step(sampling))
-    eager = steps_of(fast, tokens, 130, lambda: fast._step(sampling))
-    replayed = steps_of(fast, tokens, 130, graph.replay)
+    eager = run_of(fast, tokens, 130, sampling, graphs=False)
+    replayed = run_of(fast, tokens, 130, sampling)
     for found, expected in zip(replayed, eager, strict=True):
         np.testing.assert_array_equal(found, expected)
-    assert len(set(eager[0].tolist())) > 3
+    assert len(set(eager[0])) > 3
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 1000])
 def test_a_prompts_graph_is_bit_equal_to_its_launches(length):
-    """The first prompt of a length is launched, the others are replayed, with some tokens more behind them."""
+    """The first prompt of a length is launched, the others are replayed, with padding behind them."""
     config, tensors = random_model(n_layer=1)
-    fast, tokens = FastGPT2(config, tensors), prompt_of(length)
-    runs = [steps_of(fast, tokens, 0, None) for _ in range(3)]
+    fast, tokens = make_engine("fast", config, tensors), prompt_of(length)
+    runs = [run_of(fast, tokens, 1) for _ in range(3)]
     for run in runs[1:]:
         for found, expected in zip(run, runs[0], strict=True):
             np.testing.assert_array_equal(found, expected)
-    assert [graph is not None for graph in fast._prompts.values()] == [True]
+    assert [graph is not None for graph in fast.engine.runner._graphs.values()] == [True]
     shorter = prompt_of(max(length - 1, 1), seed=5)
-    again = steps_of(fast, shorter, 0, None)
-    for found, expected in zip(again, steps_of(FastGPT2(config, tensors), shorter, 0, None), strict=True):
+    again = run_of(fast, shorter, 1)
+    for found, expected in zip(again, run_of(make_engine("fast", config, tensors), shorter, 1), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -182,7 +178,7 @@ def test_stop(levels):
 def test_a_short_model():
     """Fewer tokens than the context, and a single token to make: no graph is needed."""
     config, tensors = random_model()
-    model = FastGPT2(config, tensors, max_length=7)
+    model = make_engine("fast", config, tensors, max_length=7)
     assert len(list(generate(model, [1, 2, 3, 4, 5, 6, 7], 1))) == 1
     assert len(list(generate(model, [1, 2, 3], 5))) == 5
     with pytest.raises(RequestError, match="8 tokens, but the buffers of this model are for 7"):
@@ -205,7 +201,7 @@ def test_weights_that_overflow_are_told():
     config, tensors = random_model(n_ctx=32)
     tensors["ln_f.weight"] = np.full_like(tensors["ln_f.weight"], np.nan)
     with pytest.raises(WeightsError, match="after 2 tokens all logits are NaN"):
-        list(generate(FastGPT2(config, tensors), [1, 2], 3))
+        list(generate(make_engine("fast", config, tensors), [1, 2], 3))
 
 
 # --- the trace -------------------------------------------------------------------------------------------------------
@@ -214,10 +210,10 @@ def test_weights_that_overflow_are_told():
 def test_the_trace_of_a_step(levels):
     launches = levels["fast"].trace_step([1, 2, 3])
     assert len(launches) == 5 * SIZES["n_layer"] + 2
-    assert launches[0].kernel is gemv_ln_qkv and launches[1].kernel is decode_v4_parts
+    assert launches[0].kernel is gemv_ln_qkv and launches[1].kernel is paged_v4_parts
     assert [launch.kernel for launch in launches[-2:]] == [gemv_ln_logits, pick_best]
     assert all(launch.defined_at.startswith("chapters/ch") for launch in launches)
-    assert levels["fast"].trace_step([1], Sampling(seed=1))[-1].kernel is append_token
+    assert levels["fast"].trace_step([1], Sampling(seed=1))[-1].kernel is append_rows
 
 
 @pytest.mark.parametrize("level", ENGINES)
@@ -241,20 +237,12 @@ def test_a_traced_step_leaves_the_logits_of_its_sequence(levels, level):
 def test_sizes_that_the_kernels_do_not_take_are_refused(sizes, problem):
     config, tensors = random_model(**sizes)
     with pytest.raises(RequestError, match=problem):
-        FastGPT2(config, tensors)
+        make_engine("fast", config, tensors)
 
 
 def test_an_unknown_level_is_refused():
     with pytest.raises(RequestError, match="engine is 'quick'; it must be one of naive, kv, fast"):
         make_engine("quick", *random_model())
-
-
-def test_a_full_cache_is_refused():
-    config, tensors = random_model(n_ctx=8)
-    model = make_engine("kv", config, tensors)
-    model.prefill(list(range(8)))
-    with pytest.raises(RequestError, match="the cache is full: it has 8 of 8 tokens"):
-        model.decode(1)
 
 
 @pytest.mark.parametrize("level", ENGINES)

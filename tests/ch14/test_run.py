@@ -117,6 +117,14 @@ def test_sampling_repeats_with_its_seed(weights, capsys):
     assert tokens_and_seed(f"--seed={seed}") == (tokens, seed)
 
 
+def test_temperature_0_takes_the_most_likely_token(weights, capsys):
+    found = []
+    for settings in ([], ["--temperature=0"], ["--temperature=0", "--top_k=-1", "--seed=5"]):
+        assert run_module.main([f"--weights={weights}", "--max_new=4", "--json", *settings]) == 0
+        found.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert found == [found[0]] * 3
+
+
 @pytest.mark.parametrize("engine", ["naive", "kv", "fast"])
 def test_the_largest_seed(tmp_path, engine, capsys):
     """What the message about seeds states as the maximum is one; it is not taken for another number."""
@@ -221,11 +229,10 @@ def assert_one_line(code, out, err, *needles):
         (["--max_new=2.0"], ["--max_new", "'2.0'"]),
         (["--max_new=1021"], ["4 prompt tokens", "1025", "1024", "up to 1020"]),
         (["--prompt=" + "a b " * 600], ["1024", "at most 1023 tokens"]),
-        (["--temperature=0"], ["temperature is 0", "above 0"]),
         (["--temperature=-0.5"], ["temperature is -0.5"]),
         (["--temperature=nan"], ["temperature is nan"]),
         (["--temperature=warm"], ["--temperature", "'warm'"]),
-        (["--top_k=0"], ["top_k is 0", "at least 1"]),
+        (["--top_k=-2"], ["top_k is -2", "at least 1"]),
         (["--top_k=50258"], ["top_k is 50258", "50257"]),
         (["--top_k=1.5"], ["--top_k", "'1.5'"]),
         (["--top_p=0"], ["top_p is 0", "above 0"]),

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import Watched, alone, model, prompts, weights  # noqa: F401  (model and weights: fixtures)
+from test_engine import SMALL, Watched, alone, model, prompts, weights  # noqa: F401  (model and weights: fixtures)
+from test_engines import random_model
 from test_scheduler import VOCAB, Run
 from test_scheduler import alone as alone_on_dict
 
+from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, Sampling
 from ch14_mini_llm.engine.static import StaticScheduler
+from ch14_mini_llm.model.upload import float16_model
 
 
 def static(n_blocks=100, block_size=4, max_batch=4, max_rows=40, ahead=1):
@@ -146,9 +149,12 @@ def test_random_schedules(actions, n_blocks, block_size, max_batch, more_rows):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"max_batch": 3, "max_rows": 9}, {"block_size": 4, "max_batch": 2}, {"num_blocks": 6, "max_batch": 4}],
+    [
+        {}, {"max_batch": 3, "max_rows": 9}, {"block_size": 4, "max_batch": 2}, {"num_blocks": 6, "max_batch": 4},
+        {"look_ahead": True, "max_batch": 3, "max_rows": 9}, {"look_ahead": True, "block_size": 4},
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_bits_are_those_of_a_request_alone(rng, model, options):  # noqa: F811
     requests = [Request(prompt, 14 - 2 * i) for i, prompt in enumerate(prompts(rng))]
     engine = Watched(model, static=True, **options)
@@ -208,6 +214,16 @@ def test_random_lengths_on_pages_of_nan(model, sizes, num_blocks, max_batch, mor
         assert result.tokens == (tokens[: len(result.tokens)] if result.error else tokens)
         assert not result.error or "pool" in result.error
     engine.check()
+
+
+@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(look_ahead=st.booleans())
+def test_the_level_fast_too(look_ahead):
+    half = float16_model(*random_model(3, **SMALL | {"d_model": 64}))
+    requests = [Request([7 * length % 61] * length, 12 - length % 9) for length in (3, 20, 9, 40, 1)]
+    options = {"level": "fast", "deterministic": True, "max_batch": 3, "look_ahead": look_ahead}
+    static, continuous = (Engine(half, static=static, **options).run(requests) for static in (True, False))
+    assert [result.tokens for result in static] == [result.tokens for result in continuous]
 
 
 def test_the_dict_device_is_the_one_of_the_continuous_scheduler():

@@ -1,0 +1,88 @@
+"""What `Few` and `Many` share: float16 between the kernels, the residual stream in float32, and the ends of a step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import common  # noqa: F401  (picks the backend, so before numba.cuda)
+
+# isort: split
+import numpy as np
+from numba import cuda
+
+from ch14_mini_llm.forward.batch import Batch, Shape
+from ch14_mini_llm.model.roles import Model
+from chapters.ch03_indexing.kernels import blocks_2d
+from chapters.ch09_gemm.gemv_tensor import gemv_tensor_launch
+from chapters.ch12_flash.paged_half import paged_parts_workspace
+from chapters.ch13_llm_ops.batch import embed_rows
+from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch, gemv_ln_logits, pick_best, pick_best_launch
+
+PROMPT_ROWS = 16  # of a prompt, whose logits may be asked for at a time
+
+
+class Buffers:
+    """Room for ``max_rows`` rows, of which ``max_few`` at a time go through `Few`, and ``max_logits`` rows of logits.
+
+    logits: (max_logits, vocab_size) float32, those of the last step in front. max_tokens: of a sequence.
+    """
+
+    def __init__(self, model: Model, max_rows: int, max_few: int, max_logits: int, max_tokens: int) -> None:
+        m, q_width = model, model.n_head * model.head_dim
+        self.max_rows, self.max_few, self.max_tokens = max_rows, max_few, max_tokens
+        self.x = cuda.device_array(max_rows * m.d_model, np.float32)
+        widths = {"h": m.d_model, "q": q_width, "qkv": (m.n_head + 2 * m.n_kv_head) * m.head_dim, "att": q_width}
+        self.half = {name: cuda.device_array(max_rows * n, np.float16) for name, n in (widths | {"ff": m.d_ff}).items()}
+        self.lse = cuda.device_array(m.n_head * max_rows, np.float32)
+        parts, lse = paged_parts_workspace(max_few, max_tokens, m.n_head, m.head_dim)
+        self.parts = cuda.device_array(parts, np.float16), cuda.to_device(np.zeros(lse, np.float32))
+        self.logits = cuda.device_array((max_logits, m.vocab_size), np.float32)
+        (blocks, _), _ = gemv_tensor_launch(m.vocab_size, m.d_model)
+        shape = max(max_logits, PROMPT_ROWS), blocks
+        self.best = cuda.device_array(shape, np.float32), cuda.device_array(shape, np.int32)
+
+
+class Half:
+    """The verbs that do not depend on the number of rows. ``b``: the buffers, cut to a step's rows by `cut`."""
+
+    def __init__(self, model: Model, buffers: Buffers) -> None:
+        self.model, self.buffers, self.b = model, buffers, SimpleNamespace(x=buffers.x)
+        self.logits, self.rows, self.n_logits = buffers.logits, 0, 0
+
+    def cut(self, shape: Shape) -> None:
+        """Cut the buffers to a step's rows."""
+        self.rows, self.n_logits, self.shape = shape.rows, shape.n_logits, shape
+
+    def embed(self, embedding: tuple, batch: Batch) -> None:
+        """x = token embedding + position embedding."""
+        n, d = self.rows, self.model.d_model
+        x = self.buffers.x[: n * d].reshape(n, d)
+        tokens = batch.tokens, batch.source, batch.chosen
+        embed_rows[blocks_2d(n, d)](*tokens, batch.positions, *embedding, x, n, d)
+
+    def head(self, model: Model, batch: Batch) -> None:
+        """logits[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
+        if self.n_logits:
+            self.logits_at(batch.logits_rows, self.n_logits, self.logits)
+
+    def logits_at(self, rows, n: int, out) -> None:
+        """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device. What `pick`
+        reads is of these rows afterwards."""
+        head = self.model.head
+        gemv_ln_logits[gemv_tensor_launch(head.n_out, head.n_in, n)](
+            self.b.x, rows, head.weight, head.row_sums, head.bias, out, *self.buffers.best, n, head.n_out, head.n_in,
+            np.float32(self.model.norm.eps),
+        )  # fmt: skip
+
+    def pick(self, model: Model, batch: Batch) -> None:
+        """The likeliest token of each row of logits, and the rows that have one are a token longer."""
+        best = self.buffers.best
+        pick_best[pick_best_launch(self.n_logits)](
+            *best, best[0].shape[1], model.vocab_size, *batch.ends, *model.embedding, self.b.x
+        )
+
+    def append(self, model: Model, batch: Batch) -> None:
+        """The chosen tokens become the rows' newest."""
+        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self.b.x)
+
+

@@ -1,0 +1,74 @@
+"""A model's weights on the device, as the levels want them: float32 for `Plain`, float16 for `Few` and `Many`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import common  # noqa: F401  (picks the backend, so before numba.cuda)
+
+# isort: split
+import numpy as np
+from numba import cuda
+
+from ch14_mini_llm.engine.request import RequestError
+from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.gpt2 import gpt2
+from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
+from chapters.ch09_gemm.gemv_tensor import fold_norm, fold_norm_launch
+from chapters.ch12_flash.decode_half import HEAD_DIMS
+from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX
+
+
+def float32_model(
+    config: GPT2Config, tensors: Mapping[str, np.ndarray], on_tensor: Callable[[str, int], None] | None = None
+) -> Model:
+    """The model as it is stored, in float32."""
+    upload = lambda array, kind: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
+    return gpt2(config, tensors, upload, on_tensor)
+
+
+def float16_model(
+    config: GPT2Config, tensors: Mapping[str, np.ndarray], on_tensor: Callable[[str, int], None] | None = None
+) -> Model:
+    """Matrices in float16, (n_out, n_in), with the layer norms moved into them; embeddings in float16, vectors in
+    float32. Raises `RequestError` for sizes that the kernels do not take."""
+    known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
+    if config.head_dim not in known:
+        sizes = ", ".join(map(str, known))
+        raise RequestError(f"head_dim is {config.head_dim}; engine fast has attention for {sizes}: use engine kv")
+    for field in ("d_model", "d_ff"):
+        if getattr(config, field) % 8:
+            raise RequestError(
+                f"{field} is {getattr(config, field)}; engine fast needs a multiple of 8 (16 bytes of float16): use "
+                "engine kv"
+            )
+
+    def upload(array, kind):
+        dtype = np.float32 if kind == "vector" else np.float16
+        return cuda.to_device(np.ascontiguousarray(array.T if kind == "matrix" else array, dtype=dtype))
+
+    model = gpt2(config, tensors, upload, on_tensor)
+    plain = cuda.to_device(np.ones(config.d_model, np.float32)), cuda.to_device(np.zeros(config.d_model, np.float32))
+    no_bias = cuda.to_device(np.zeros(config.vocab_size, np.float32))
+    head = cuda.device_array((config.vocab_size, config.d_model), np.float16)  # the embedding stays as it is
+    return replace(
+        model,
+        layers=tuple(_folded_layer(layer, plain) for layer in model.layers),
+        norm=replace(model.norm, weight=plain[0], bias=plain[1]),
+        head=_folded(model.norm, replace(model.head, bias=no_bias), into=head),
+    )
+
+
+def _folded_layer(layer: Layer, plain: tuple) -> Layer:
+    norms = {name: replace(getattr(layer, name), weight=plain[0], bias=plain[1]) for name in ("norm_1", "norm_2")}
+    return replace(layer, qkv=_folded(layer.norm_1, layer.qkv), up=_folded(layer.norm_2, layer.up), **norms)
+
+
+def _folded(norm: Norm, linear: Linear, into=None) -> Linear:
+    """The linear layer with weight and bias of the norm in front of it in its own."""
+    weight, n = linear.weight if into is None else into, linear.n_out
+    row_sums = cuda.device_array(n, np.float32)
+    source = linear.weight, linear.bias, norm.weight, norm.bias
+    fold_norm[fold_norm_launch(n)](*source, weight, row_sums, linear.bias, n, linear.n_in)
+    return replace(linear, weight=weight, row_sums=row_sums)
