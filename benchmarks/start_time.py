@@ -31,7 +31,7 @@ from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, save_weights  # noqa: E402
 from common import bench  # noqa: E402
 
-MODULES = {"naive": "naive.gpt2", "kv": "levels.kv", "fast": "levels.fast"}
+MODULES = {"naive": "naive.gpt2", "kv": "levels.single", "fast": "levels.single"}
 IMPORT = "import time; start = time.perf_counter(); import ch14_mini_llm.{}; print(time.perf_counter() - start)"
 
 

@@ -9,6 +9,7 @@ disagrees. On a GPU it takes half a minute, without one many.
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from ch14_mini_llm.engine.request import RequestError  # noqa: E402
 from ch14_mini_llm.levels import make_engine  # noqa: E402
 from ch14_mini_llm.levels.generate import generate  # noqa: E402
 from common.backend import describe  # noqa: E402
-from common.graph import Graph  # noqa: E402
 
 RELATIVE = 2e-2  # of the largest logit
 NEAR_TIE = 2e-2  # of the largest logit: two logits this close may be ranked either way
@@ -60,18 +60,14 @@ def check_length(naive, fast, tokens, new):
 
 def check_graph(fast, tokens, steps):
     """Whether replays leave the very bits that eager launches leave."""
-    found = []
-    fast.prefill(tokens)
-    graph = Graph(lambda: fast._step(None))
-    for step in (lambda: fast._step(None), graph.replay):
-        fast.prefill(tokens)
-        for _ in range(steps):
-            step()
-        graph.synchronize()
-        end = len(tokens) + steps
-        caches = [array.copy_to_host()[:, :end] for array in (*fast.k_cache, *fast.v_cache)]
-        found.append([fast._shown[len(tokens) : end + 1].copy(), fast.logits.copy_to_host(), *caches])
-    return all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+    runner, runs = fast.engine.runner, []
+    run = runner.run
+    for record in (False, True):
+        runner.run = functools.partial(run, record=record)
+        made = list(fast.stream(tokens, steps))
+        runs.append([made, fast.logits.copy_to_host()])
+    runner.run = run
+    return all(np.array_equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def main():

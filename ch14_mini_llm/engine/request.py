@@ -167,6 +167,22 @@ def check_tokens(tokens: Sequence[int], vocab_size: int, field: str = "tokens") 
             )
 
 
+def check_max_length(max_length: int | None, n_ctx: int) -> int:
+    """The longest sequence that a model is made for, by default its context. Raises `RequestError`."""
+    if max_length is None:
+        return n_ctx
+    if not 1 <= max_length <= n_ctx:
+        raise RequestError(f"max_length is {max_length}; this model's context is 1 to {n_ctx} tokens")
+    return max_length
+
+
+def check_length(length: int, max_length: int, n_ctx: int) -> None:
+    """Raises `RequestError` if a sequence of `length` tokens does not fit a model made for `max_length`."""
+    if length > max_length:
+        longer = f" or make the model with max_length up to {n_ctx}" if max_length < n_ctx else ""
+        raise RequestError(f"{length} tokens, but this model's buffers are for {max_length}: shorten the text{longer}")
+
+
 def check_request(
     config: GPT2Config, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None, least_new: int = 1
 ) -> None:

@@ -81,6 +81,7 @@ class Scheduler:
         for sequence in list(self.running):
             if sequence.state == RUNNING and sequence.left == 1 and self._has_room(sequence):
                 parts.append(self._part(sequence, 1))
+                self._reserve(sequence)
         budget = self.max_rows - len(parts)
         for sequence in self.running:
             if budget and sequence.left > 1:
@@ -144,6 +145,11 @@ class Scheduler:
             self._preempt(last)
             if last is sequence:
                 return False
+
+    def _reserve(self, sequence: Sequence) -> None:
+        """Take the block of the step after this one if there is a free one: then the device finds it by itself."""
+        if sequence.n_computed == len(sequence.blocks) * self.block_size and sequence.left and self.pool.free:
+            sequence.blocks += self.pool.take(1)
 
     def _take(self, n: int) -> list[int] | None:
         missing = n - self.pool.free

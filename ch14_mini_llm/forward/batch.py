@@ -83,7 +83,7 @@ class Batch:
                 source[row:end] = -1
             else:  # still on the device
                 tokens[row], source[row] = 0, self._chosen_at[sequence]
-            positions[row:end] = range(part.start, part.start + part.count)
+            positions[row:end] = np.arange(part.start, part.start + part.count)
             row_seq[row:end] = seq
             if part.samples:
                 logits_rows[n_logits], ring[n_logits] = end - 1, self._place
@@ -103,8 +103,10 @@ class Batch:
 
     def follow(self, plan: Plan) -> None:
         """Make ready for a plan of the same sequences as the last, a row each: the kernels have done the rest."""
-        if any(len(part.sequence.blocks) > n for part, n in zip(plan.parts, self._n_blocks)):
+        grown = [(part, n) for part, n in zip(plan.parts, self._n_blocks) if len(part.sequence.blocks) > n]
+        if grown:
             self._put_blocks(plan)
+        if any(part.start >= n * self.block_size for part, n in grown):  # the step before did not know this one's page
             n = len(plan.parts)
             slots = self.slot_mapping, self.block_table, self.positions, n, self.block_size
             place_rows[place_rows_launch(n)](*slots)

@@ -15,7 +15,7 @@ from numba import cuda
 
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.plan import Part, Plan
-from ch14_mini_llm.engine.request import Request, RequestError, Sampling, check_tokens
+from ch14_mini_llm.engine.request import Request, Sampling, check_length, check_max_length, check_tokens
 from ch14_mini_llm.engine.sequence import Sequence as Running
 from ch14_mini_llm.model.config import GPT2Config
 from common.trace import Launch, trace
@@ -41,9 +41,7 @@ class Single:
         level: str = "kv",
     ) -> None:
         self.config, self.level = config, level
-        self.max_length = config.n_ctx if max_length is None else max_length
-        if not 1 <= self.max_length <= config.n_ctx:
-            raise RequestError(f"max_length is {self.max_length}; this model's context is 1 to {config.n_ctx} tokens")
+        self.max_length = check_max_length(max_length, config.n_ctx)
         self.engine = Engine.of(
             config, tensors, level, on_tensor, num_blocks=-(-self.max_length // BLOCK_SIZE), block_size=BLOCK_SIZE,
             max_batch=1, max_rows=max(2, self.max_length), prefix_cache=False,
@@ -56,12 +54,7 @@ class Single:
 
     def check_length(self, length: int) -> None:
         """Raises `RequestError` if a sequence of `length` tokens does not fit the buffers."""
-        if length > self.max_length:
-            longer = f" or make the model with max_length up to {self.config.n_ctx}"
-            raise RequestError(
-                f"{length} tokens, but the buffers of this model are for {self.max_length}: shorten the sequence"
-                + (longer if self.max_length < self.config.n_ctx else "")
-            )
+        check_length(length, self.max_length, self.config.n_ctx)
 
     def prefill(self, tokens: Sequence[int]) -> int:
         """Run over a prompt and return the most likely token id after it; -1: all logits are NaN."""

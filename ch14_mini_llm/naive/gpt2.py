@@ -1,15 +1,14 @@
 """GPT-2, made of the kernels of chapters 3 to 13 and nothing else: this file defines no kernel.
 
 `GPT2.forward` is the whole network, one line a kernel. Each step runs it over the whole sequence again and keeps
-nothing but the last token's logits. That is the level ``naive`` of ``--engine``; `levels/kv.py` adds the cache, and
-`levels/fast.py` is what a GPU can do.
+nothing but the last token's logits: the level ``naive`` of ``--engine``, which the others are compared with.
 
 Source: Radford et al. 2019 (GPT-2); Vaswani et al. 2017 (the transformer block, here with layer norm in front).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
@@ -18,10 +17,8 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.engine.request import Sampling, check_tokens
-from ch14_mini_llm.levels.base import Model
-from ch14_mini_llm.levels.sampler import chooser
 from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.naive.base import Listing
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
@@ -30,16 +27,15 @@ from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.gemv import gemv_logits, gemv_logits_launch
 from chapters.ch11_attention.kernels import mha_naive
 from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
-from common.trace import Launch, trace
 
 EPS = np.float32(LAYER_NORM_EPS)
 
 
-class GPT2(Model):
+class GPT2(Listing):
     """A GPT-2 on the device, with every activation buffer allocated once.
 
-    Arguments, and the `RequestError` raised, are those of `Model`; weights are turned into float32. Attention scores
-    take n_head * max_length ** 2 * 4 bytes.
+    Arguments, and the `RequestError` raised, are those of `Listing`. Attention scores take n_head * max_length ** 2 * 4
+    bytes.
     """
 
     def __init__(
@@ -51,7 +47,6 @@ class GPT2(Model):
     ) -> None:
         super().__init__(config, tensors, max_length, on_tensor)
         T, d = self.max_length, config.d_model
-        self._tokens = cuda.device_array(T, np.int32)
         # one name a role in the forward pass; `views` cuts them to the length of the sequence
         widths = {"x": d, "h": d, "qkv": 3 * d, "q": d, "k": d, "v": d, "att": d, "ff": config.d_ff}
         self._flat = {name: cuda.device_array(T * width, np.float32) for name, width in widths.items()}
@@ -66,21 +61,18 @@ class GPT2(Model):
         float32 and write next_token (1,) int32, both on the device; None is `greedy_argmax`. Afterwards
         `self.logits` holds the logits of the last position. Raises `RequestError`.
         """
-        return self._run(self.put(tokens), 0, choose)
-
-    def _run(self, T: int, first: int, choose: Callable | None) -> int:
-        """The network over the T tokens in the buffer, which stand at positions first … first + T - 1."""
+        T = self.put(tokens)
         d, d_ff, vocab_size = self.config.d_model, self.config.d_ff, self.config.vocab_size
         n_head, head_dim = self.config.n_head, self.config.head_dim
         w, b = self.weights, self.views(T)
 
-        embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"][first:], b.x, T, d)
-        for layer, h in enumerate(self.layers):
+        embed[blocks_2d(T, d)](b.tokens, w["wte.weight"], w["wpe.weight"], b.x, T, d)
+        for h in self.layers:
             layernorm_row[layernorm_launch(T, d)](b.x, h["ln_1.weight"], h["ln_1.bias"], b.h, d, EPS)
             matmul_kernel[matmul_launch(T, 3 * d)](b.h, h["attn.c_attn.weight"], b.qkv, T, 3 * d, d)
             bias_add[blocks_2d(T, 3 * d)](b.qkv, h["attn.c_attn.bias"], b.qkv, T, 3 * d)
             split_qkv[split_qkv_launch(T, d)](b.qkv, b.q, b.k, b.v, T, n_head, head_dim)
-            self._attend(b, T, layer, first)
+            mha_naive(b.q, b.k, b.v, b.scores, b.att, T, n_head, head_dim)
             matmul_kernel[matmul_launch(T, d)](b.att, h["attn.c_proj.weight"], b.h, T, d, d)
             bias_add[blocks_2d(T, d)](b.h, h["attn.c_proj.bias"], b.h, T, d)
             residual_add[blocks_1d(T * d)](b.x_flat, b.h_flat, b.x_flat, T * d)
@@ -101,31 +93,6 @@ class GPT2(Model):
             choose(self.logits, self.next_token)
         return int(self.next_token.copy_to_host()[0])
 
-    def _attend(self, b: SimpleNamespace, T: int, layer: int, first: int) -> None:
-        """Attention among the T tokens: from the buffers q, k, v to att."""
-        mha_naive(b.q, b.k, b.v, b.scores, b.att, T, self.config.n_head, self.config.head_dim)
-
-    def prefill(self, tokens: Sequence[int]) -> int:
-        """The most likely token id after a prompt, like `forward`: the name that all levels have for it."""
-        return self.forward(tokens)
-
-    def stream(self, tokens: Sequence[int], max_new: int, sampling: Sampling | None = None) -> Iterator[int]:
-        """Yield `max_new` token ids that follow `tokens`, one step each; -1 where all logits are NaN.
-
-        What the levels of ``--engine`` differ in. It checks nothing: `ch14_mini_llm.levels.generate.generate` does.
-        """
-        tokens, choose = list(tokens), chooser(sampling, self.config.vocab_size)
-        for _ in range(max_new):
-            tokens.append(self.forward(tokens, choose))
-            yield tokens[-1]
-
-    def trace_step(self, tokens: Sequence[int], sampling: Sampling | None = None) -> list[Launch]:
-        """Every kernel launch of the step that follows `tokens`, in order, as `common.trace` records them."""
-        choose = chooser(sampling, self.config.vocab_size)
-        with trace() as launches:
-            self.forward(tokens, choose)
-        return launches
-
     def logits_all(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits at every position, (n_tokens, vocab_size) float32 on the host; for tests, one GEMV a position."""
         self.forward(tokens)
@@ -138,13 +105,6 @@ class GPT2(Model):
             )
             self.logits.copy_to_host(out[t])
         return out
-
-    def put(self, tokens: Sequence[int]) -> int:
-        """Check `tokens` and copy them to the device; returns how many there are."""
-        check_tokens(tokens, self.config.vocab_size)
-        self.check_length(len(tokens))
-        self._tokens[: len(tokens)].copy_to_device(np.asarray(tokens, np.int32))
-        return len(tokens)
 
     def views(self, T: int) -> SimpleNamespace:
         """The buffers cut to T tokens: views, made once a forward because a slice takes as long as a launch."""

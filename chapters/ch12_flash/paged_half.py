@@ -18,7 +18,7 @@ and prompts in one launch takes v5.
 
 **Look all pages up, then load.** A page is found by a shift, as ``block_size`` is a power of two; but its address is a
 read away, some 300 ns. A thread that goes from look-up to load to look-up waits for each; one that first looks up all
-that it needs waits once.
+that it needs waits once. v5 looks up a tile's pages while it multiplies the tile before, and does not wait at all.
 
 **A row's bits are its own.** Chunks and tiles of keys begin at the same tokens whoever else is in the launch, and a key
 that a row may not see adds an exact 0. So a prompt gives the same numbers in one piece or in many. v4 and v5 round
@@ -209,13 +209,18 @@ def load_queries(tile, count, q, head, row0, rows):
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_pages(
-    k_tiles, v_tiles, tile_row, count, k_cache, v_cache, kv_head, block_table, seq, token0, n_tokens, page_bits, pages
-):
-    """``load_rows`` of a sequence's tokens token0 … token0 + count - 1 from pages; 0 from token ``n_tokens`` on.
+def look_up(pages, tile, count, block_table, seq, token0, n_tokens, page_bits):
+    """pages[i] = the page of the i-th token that this thread loads of token0 … token0 + count - 1; (8,) int32."""
+    pieces = tile.shape[1] // 8
+    step = THREADS // pieces
+    for i in range(count // step):
+        token = token0 + cuda.threadIdx.x // pieces + i * step
+        pages[i] = block_table[seq, token >> page_bits] if token < n_tokens else 0
 
-    pages: (8,) int32, local.
-    """
+
+@cuda.jit(device=True, forceinline=True)
+def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, kv_head, pages, token0, n_tokens, page_bits):
+    """``load_rows`` of a sequence's tokens token0 … token0 + count - 1 from pages; 0 from token ``n_tokens`` on."""
     pieces = k_tiles.shape[1] // 8
     piece = cuda.threadIdx.x % pieces
     first = cuda.threadIdx.x // pieces
@@ -223,9 +228,6 @@ def load_pages(
     place = swizzle(first, piece)
     end = n_tokens if 8 * piece < k_cache.shape[3] else 0
     mask = (1 << page_bits) - 1
-    for i in range(count // step):
-        token = token0 + first + i * step
-        pages[i] = block_table[seq, token >> page_bits] if token < end else 0
     for i in range(count // step):
         row = first + i * step
         token = token0 + row
@@ -267,19 +269,19 @@ def attend_tile(
     cuda.syncthreads()
     read_queries(k_tiles, warp_row, q_pairs)
     cuda.syncthreads()  # all have read their queries
-    load_pages(
-        k_tiles, v_tiles, 0, keys, k_cache, v_cache, kv_head, block_table, seq, 0, n_keys, page_bits, pages
-    )
+    look_up(pages, k_tiles, keys, block_table, seq, 0, n_keys, page_bits)
+    load_pages(k_tiles, v_tiles, 0, keys, k_cache, v_cache, kv_head, pages, 0, n_keys, page_bits)
     cp_async_commit()
+    look_up(pages, k_tiles, keys, block_table, seq, keys, n_keys, page_bits)
     now = 0
     for key0 in range(0, n_keys, keys):
         cp_async_wait(0)  # my part of the tiles `now` is there
         cuda.syncthreads()  # everybody's part is, and all have left the others
         load_pages(
-            k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, kv_head, block_table, seq, key0 + keys, n_keys,
-            page_bits, pages,
-        )  # fmt: skip
+            k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, kv_head, pages, key0 + keys, n_keys, page_bits
+        )
         cp_async_commit()
+        look_up(pages, k_tiles, keys, block_table, seq, key0 + 2 * keys, n_keys, page_bits)  # there by the next tile
         multiply_keys(q_pairs, k_tiles, now, scores)
         if key0 + keys > position0 + 1:
             mask_scores(scores, position0 + warp_row, key0, n_keys, 1)

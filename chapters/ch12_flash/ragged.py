@@ -13,8 +13,8 @@ position. That is all a causal mask says, so a row of a prompt and a step's only
 ===================  =================================================  ===============================================
 kernel               what it does                                       blocks
 ===================  =================================================  ===============================================
-``split_qkv_pages``  cuts rows of qkv into heads; keys and values go    a thread an element
-                     to their pages
+``split_qkv_pages``  cuts rows of qkv into heads; keys and values go    a thread an element of a query, and of a key
+                     to their pages                                     and a value
 ``paged_v3_rows``    attention, one block a head of a row               n_head * rows
 ===================  =================================================  ===============================================
 
@@ -39,13 +39,13 @@ from chapters.ch12_flash.paged import attend_pages, require_block_size
 
 
 def split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim):
-    """Launch configuration of :func:`split_qkv_pages`: columns of qkv along x, rows along y: ``(grid, block)``.
+    """Launch configuration of :func:`split_qkv_pages`: elements of the queries along x, rows along y.
 
     Raises ValueError if a size is not positive, or n_head not a multiple of n_kv_head.
     """
     if n_kv_head <= 0 or n_head % n_kv_head:
         raise ValueError(f"{n_head} heads cannot share {n_kv_head} key heads evenly; n_head must be a multiple of it")
-    return blocks_2d(n_rows, (n_head + 2 * n_kv_head) * head_dim)
+    return blocks_2d(n_rows, n_head * head_dim)
 
 
 @cuda.jit
@@ -61,19 +61,16 @@ def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv
     col, r = cuda.grid(2)
     q_width = n_head * head_dim
     kv_width = n_kv_head * head_dim
-    if r < n_rows and col < q_width + 2 * kv_width:
-        value = qkv[r, col]
-        if col < q_width:
-            q[r, col // head_dim, col % head_dim] = value
-        elif slot_mapping[r] >= 0:
-            page = slot_mapping[r] // block_size
-            place = slot_mapping[r] % block_size
-            head = (col - q_width) % kv_width // head_dim
-            dim = col % head_dim
-            if col < q_width + kv_width:
-                k_cache[page, head, place, dim] = value
-            else:
-                v_cache[page, head, place, dim] = value
+    if r < n_rows and col < q_width:
+        head = col // head_dim  # two divisions, some forty instructions each, for up to three elements
+        dim = col - head * head_dim
+        q[r, head, dim] = qkv[r, col]
+        slot = slot_mapping[r]
+        if col < kv_width and slot >= 0:
+            page = slot // block_size
+            place = slot - page * block_size
+            k_cache[page, head, place, dim] = qkv[r, q_width + col]
+            v_cache[page, head, place, dim] = qkv[r, q_width + kv_width + col]
 
 
 def split_qkv_pages_reference(qkv, k_cache, v_cache, slot_mapping, n_head):

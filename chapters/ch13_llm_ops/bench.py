@@ -250,7 +250,7 @@ def _projection_inputs(rng, size):
     work = dict(zip(("pairs", "sums", "arrived"), map(np.zeros, shapes, (np.float32, np.float32, np.int32))))
     lengths = decode_half.parts_workspace(n_tokens, n_head, head_dim)
     work |= dict(zip(("parts", "lse"), map(np.zeros, lengths, (np.float16, np.float32))))
-    work |= {"attention": np.zeros(d_model, np.float16), "pos": np.array([n_tokens - 1], np.int32)}
+    work |= {"attention": np.zeros(d_model, np.float16), "pos": np.array([n_tokens - 1], np.int32)}  # of one row
     W, bias = (_normal(rng, d_model, d_model) / 32).astype(np.float16), _normal(rng, d_model)
     sizes = {"n_head": n_head, "n_tokens": n_tokens, "head_dim": head_dim, "scale": np.float32(head_dim**-0.5)}
     # both ways add to out, which is 0 when the result is looked at
@@ -268,8 +268,8 @@ def _combined_by_the_product(a):
     d_model, attend = a.n_head * a.head_dim, decode_half.chunks_launch(a.n_tokens, a.n_head, a.head_dim)
     decode_half.decode_v4_parts[attend](a.q, a.k, a.v, a.parts, a.lse, a.pos, a.head_dim, a.scale)
     kernel, stride = fused.gemv_parts_residual, decode_half.lse_stride_of(attend[0][0])
-    launch = gemv_residual_launch(d_model, d_model)
-    kernel[launch](a.parts, a.lse, a.W, a.bias, a.out, a.pos, d_model, a.head_dim, stride)
+    launch, sizes = gemv_residual_launch(d_model, d_model), (1, d_model, a.n_head, a.head_dim, attend[0][0], stride)
+    kernel[launch](a.parts, a.lse, a.W, a.bias, a.out, a.pos, *sizes)
 
 
 def _projection_expected(a):

@@ -65,9 +65,10 @@ def prompts(rng, lengths=PROMPTS):
     return [rng.integers(0, SMALL["vocab_size"], n).tolist() for n in lengths]
 
 
-def alone(model, request):
+def alone(model, request, **options):
     """``(tokens, logits)`` of a request alone in a new engine: no prefix cache, its prompt in one piece."""
-    engine = Watched(model, num_blocks=30, block_size=16, max_batch=1, max_rows=100, prefix_cache=False)
+    options = dict(num_blocks=30, block_size=16, max_batch=1, max_rows=100, prefix_cache=False) | options
+    engine = Watched(model, **options)
     (result,) = engine.run([request])
     assert result.error is None
     return result.tokens, engine.logits(result)
@@ -155,11 +156,17 @@ def test_a_prompt_that_is_known_gives_the_same(rng, model, n):
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=24), st.integers(2, 12), st.integers(1, 4), st.integers(1, 9))
-def test_random_schedules(model, actions, num_blocks, max_batch, more):
+@given(st.binary(max_size=24), st.integers(2, 12), st.integers(1, 4), st.integers(1, 9), st.booleans())
+def test_random_schedules(model, actions, num_blocks, max_batch, more, look_ahead):
     """Submits, steps and aborts in any order, on pages of NaN: what comes out is what would come out alone."""
-    engine = Watched(model, num_blocks=num_blocks, block_size=4, max_batch=max_batch, max_rows=max_batch + more)
+    sizes = dict(num_blocks=num_blocks, block_size=4, max_batch=max_batch, max_rows=max_batch + more)
+    run_schedule(Watched(model, look_ahead=look_ahead, **sizes), actions, lambda request: solo(model, request))
+
+
+def run_schedule(engine, actions, solo):
+    """A schedule from bytes, and what must hold. solo(request): its tokens and logits alone."""
     requests, got, ends = {}, {}, {}
+    num_blocks = engine.pool.n_blocks
 
     def step():
         for output in engine.step():
@@ -184,7 +191,7 @@ def test_random_schedules(model, actions, num_blocks, max_batch, more):
         step()
     assert engine.idle and ends.keys() == requests.keys()
     for id, request in requests.items():
-        tokens, _ = solo(model, request)
+        tokens, _ = solo(request)
         whole = ends[id].finish_reason == "length" and ends[id].error is None
         assert got[id] == (tokens if whole else tokens[: len(got[id])])
 
@@ -192,10 +199,10 @@ def test_random_schedules(model, actions, num_blocks, max_batch, more):
 _solo = {}
 
 
-def solo(model, request):
-    key = tuple(request.tokens), request.max_new
+def solo(model, request, **options):
+    key = tuple(request.tokens), request.max_new, *options.items()
     if key not in _solo:
-        _solo[key] = alone(model, request) if request.max_new else ([], None)
+        _solo[key] = alone(model, request, **options) if request.max_new else ([], None)
     return _solo[key]
 
 

@@ -181,7 +181,7 @@ def test_a_short_model():
     model = make_engine("fast", config, tensors, max_length=7)
     assert len(list(generate(model, [1, 2, 3, 4, 5, 6, 7], 1))) == 1
     assert len(list(generate(model, [1, 2, 3], 5))) == 5
-    with pytest.raises(RequestError, match="8 tokens, but the buffers of this model are for 7"):
+    with pytest.raises(RequestError, match="8 tokens, but this model's buffers are for 7"):
         generate(model, [1, 2, 3, 4], 5)
 
 

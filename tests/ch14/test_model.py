@@ -10,12 +10,12 @@ from make_models import make_hf_model
 
 from ch14_mini_llm.engine.request import RequestError, Sampling
 from ch14_mini_llm.levels.generate import generate
-from ch14_mini_llm.levels.sampler import Sampler
 from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.layout import WeightsError
 from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
 from ch14_mini_llm.naive import gpt2 as model_module
 from ch14_mini_llm.naive.gpt2 import GPT2
+from ch14_mini_llm.naive.sampler import Sampler
 from chapters.ch03_indexing.kernels import bias_add, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv
 from chapters.ch06_shared_tile.kernels import matmul_kernel
@@ -175,7 +175,7 @@ def test_max_length_bounds_the_buffers(tmp_path):
     tokens = random_prompt(whole.config, 9)
     np.testing.assert_array_equal(cut.logits_all(tokens), whole.logits_all(tokens))
     with pytest.raises(
-        RequestError, match=r"10 tokens, but the buffers of this model are for 9: .*max_length up to 40"
+        RequestError, match=r"10 tokens, but this model's buffers are for 9: .*max_length up to 40"
     ):
         cut.forward([*tokens, 1])
     with pytest.raises(RequestError, match="buffers"):

@@ -1,0 +1,118 @@
+"""Chapter 14: the engine in float16: against float32, and against itself in other company, with graphs and without."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_engine import SMALL, Watched, alone, prompts, run_schedule, solo
+from test_engines import RELATIVE, random_model
+
+from ch14_mini_llm.engine.engine import Engine
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.model.upload import float16_model, float32_model
+
+FAST = dict(level="fast", deterministic=True)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_model(3, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return float16_model(*weights)
+
+
+@pytest.fixture(scope="module")
+def plain(weights):
+    return float32_model(*weights)
+
+
+@pytest.mark.parametrize("options", [{"max_rows": 90}, {"max_rows": 100, "max_batch": 8}, FAST], ids=str)
+def test_logits_are_those_of_float32(rng, model, plain, options):
+    """Of prompts together in tiles or as rows, and of the steps behind them, as long as the tokens are the same."""
+    requests = [Request(prompt, 6) for prompt in prompts(rng)]
+    engine = Watched(model, **{"level": "fast", **options})
+    for request, result in zip(requests, engine.run(requests)):
+        tokens, wanted = alone(plain, request)
+        same = next((i for i, pair in enumerate(zip(result.tokens, tokens)) if pair[0] != pair[1]), len(tokens) - 1) + 1
+        found = engine.logits(result)[:same]
+        assert np.abs(found - wanted[:same]).max() <= RELATIVE * np.abs(wanted).max()
+        assert same == len(tokens) or np.ptp(np.sort(wanted[same - 1])[-2:]) <= 2 * RELATIVE * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"max_batch": 3, "max_rows": 9}, {"block_size": 64}, {"num_blocks": 9}, {"look_ahead": True},
+        {"num_blocks": 5, "max_batch": 4, "max_rows": 40, "look_ahead": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bits_do_not_depend_on_who_else_is_there(rng, model, options):
+    requests = [Request(prompt, 14) for prompt in prompts(rng)]
+    engine = Watched(model, **FAST, **options)
+    for _ in range(2):  # the second time, prompts are in the prefix cache, and steps are graphs
+        for request, result in zip(requests, engine.run(requests)):
+            tokens, logits = alone(model, request, **FAST)
+            assert result.tokens == tokens[: len(result.tokens)]
+            assert len(result.tokens) == 14 or "pool" in result.error
+            np.testing.assert_array_equal(engine.logits(result), logits[: len(result.tokens)])
+        engine.check()
+        engine.seen.clear()
+    assert any(engine.runner._graphs.values())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 17, 33])
+def test_every_size_of_a_batch_leaves_others_alone(rng, model, n):
+    """Buckets are padded: real rows have the same bits, and nothing but the sequences' blocks is written."""
+    engine = Watched(model, **FAST, max_batch=33, max_rows=64, num_blocks=120, prefix_cache=False)
+    requests = [Request(prompt, 5) for prompt in prompts(rng, [1 + i % 7 for i in range(n)])]
+    results = engine.run(requests)
+    for request, result in zip(requests[:3] + requests[-1:], results[:3] + results[-1:]):
+        tokens, logits = alone(model, request, **FAST)
+        assert result.tokens == tokens
+        np.testing.assert_array_equal(engine.logits(result), logits)
+    k, v = (pages.copy_to_host() for pages in engine.runner.cache.layers[0])
+    assert np.isnan(k[0]).all() and np.isnan(v[0]).all()  # padding writes nowhere
+    assert np.isnan(k).all(axis=(1, 2, 3)).sum() == 121 - n
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=16), st.integers(2, 12), st.integers(1, 4), st.integers(1, 9), st.booleans())
+def test_random_schedules(model, actions, num_blocks, max_batch, more, look_ahead):
+    sizes = dict(num_blocks=num_blocks, block_size=4, max_batch=max_batch, max_rows=max_batch + more)
+    engine = Watched(model, **FAST, look_ahead=look_ahead, **sizes)
+    run_schedule(engine, actions, lambda request: solo(model, request, **FAST))
+
+
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_draws_and_scores_are_the_same_in_a_batch(rng, model, look_ahead):
+    sampling = Sampling(0.9, top_k=20, seed=5, frequency_penalty=0.5)
+    prompt, *others = prompts(rng, [9, 1, 30, 17])
+    request = Request(prompt, 10, sampling, logprobs=2)
+    requests = [Request(other, 12, Sampling(1.1) if i else None) for i, other in enumerate(others)]
+    (wanted,) = Engine(model, **FAST, look_ahead=False).run([request])
+    for _ in range(2):
+        result = Engine(model, **FAST, look_ahead=look_ahead, max_rows=40).run([*requests, request])[-1]
+        assert result.tokens == wanted.tokens and result.logprobs == wanted.logprobs
+
+
+def test_a_prompts_scores_are_those_of_float32(rng, model, plain):
+    (prompt,) = prompts(rng, [33])
+    request = Request(prompt, 3, prompt_logprobs=0)
+    (wanted,) = Engine(plain).run([request])
+    for options in ({"max_rows": 90}, {"max_rows": 40, "max_batch": 4}, FAST):
+        (result,) = Engine(model, **{"level": "fast", **options}).run([request])
+        assert result.prompt_logprobs[0] is None and len(result.prompt_logprobs) == 33
+        pairs = zip(result.prompt_logprobs[1:], wanted.prompt_logprobs[1:])
+        assert max(abs(ours.logprob - theirs.logprob) for ours, theirs in pairs) < 0.1
+
+
+@pytest.mark.parametrize("options, named", [
+    ({"level": "quick"}, "level is 'quick'"), ({"level": "fast", "block_size": 12}, "block_size is 12"),
+])  # fmt: skip
+def test_what_the_level_does_not_take_is_refused(weights, options, named):
+    with pytest.raises(RequestError, match=named):
+        Engine.of(*weights, **options)
