@@ -72,7 +72,7 @@ class Engine:
         self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache and not static else None
         kind = StaticScheduler if static else Scheduler
         self.scheduler = kind(self.pool, self.prefix_cache, block_size, max_batch, sizes.max_rows)
-        parts = kind.PARTS * max_batch  # of a step
+        parts = 2 * max_batch if static else max_batch  # of a step
         self.runner = ModelRunner(model, replace(sizes, max_batch=parts), level, bool(deterministic))
         self.on_step: Callable[[Plan | None, list[Output]], None] | None = None  # called at the end of each step
         self.failure: Exception | None = None  # the last that a step has raised

@@ -41,8 +41,6 @@ class Scheduler:
     tokens a step runs over at most, more than max_batch.
     """
 
-    PARTS = 1  # of a plan, for each sequence that runs, at most
-
     def __init__(
         self, pool: BlockPool, cache: RadixCache | None, block_size: int, max_batch: int, max_rows: int
     ) -> None:
@@ -140,7 +138,8 @@ class Scheduler:
             last = self.running[-1]
             if last is sequence and len(self.running) == 1:
                 if sequence.n_pending == 0:
-                    self._end_outgrown(sequence)
+                    pool = f"the pool of {self.pool.n_blocks} blocks of {self.block_size} tokens is full"
+                    self._end(sequence, "length", f"{pool}, with {len(sequence.tokens)} of this request alone")
                 return False
             self._preempt(last)
             if last is sequence:
@@ -180,11 +179,6 @@ class Scheduler:
         self._release(sequence)
         sequence.state, sequence.finish_reason, sequence.error = ENDED, reason, error
         self.outputs.append(Output(sequence.id, (), reason, error))
-
-    def _end_outgrown(self, sequence: Sequence) -> None:
-        """End a sequence that has all blocks there are, and needs more."""
-        pool = f"the pool of {self.pool.n_blocks} blocks of {self.block_size} tokens is full"
-        self._end(sequence, "length", f"{pool}, with {len(sequence.tokens)} of this request alone")
 
     def _release(self, sequence: Sequence) -> None:
         """Give its blocks back; those that a step under way may write, once that has been read."""

@@ -40,9 +40,10 @@ class Place:
 
 
 class StaticScheduler(Scheduler):
-    """As `Scheduler`, but what begins together ends together. cache: not used; a batch leaves nothing behind."""
+    """As `Scheduler`, but what begins together ends together. cache: not used; a batch leaves nothing behind.
 
-    PARTS = 2  # of itself, and of padding
+    A plan has up to two parts for each sequence that runs: of itself, and of padding.
+    """
 
     def __init__(
         self, pool: BlockPool, cache: RadixCache | None, block_size: int, max_batch: int, max_rows: int
@@ -95,13 +96,8 @@ class StaticScheduler(Scheduler):
         return True
 
     def _goes_on(self, sequence: Sequence) -> bool:
-        """Whether there is something to run over, and a slot for it: not if even the whole pool is too small."""
-        if sequence.state != RUNNING or sequence.left == 0:
-            return False
-        has_room = sequence.n_computed < len(sequence.blocks) * self.block_size
-        if not has_room and sequence.n_pending == 0:
-            self._end_outgrown(sequence)
-        return has_room
+        """Whether there is something to run over, and a slot for it; one for which the whole pool is too small ends."""
+        return sequence.state == RUNNING and sequence.left > 0 and self._has_room(sequence)
 
     def _parts(self, place: Place, count: int, alive: bool) -> list[Part]:
         """What a place has in the next ``count`` columns: of its sequence, of padding, or one and then the other."""
