@@ -125,6 +125,7 @@ bench-gpt2: needs-dev setup ## measure the levels of the model beside transforme
 plots: needs-dev ## draw the plots of lessons and README and write their tables, from the committed figures
 	$(PY) benchmarks/plots.py
 	$(PY) benchmarks/gpt2_plot.py
+	$(PY) benchmarks/batching.py --plot
 	$(PY) benchmarks/readme.py
 	$(PY) -m chapters.lessons
 

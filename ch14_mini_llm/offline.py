@@ -15,21 +15,42 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 from ch14_mini_llm.engine.plan import Result
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling, check_whole
 from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.files import FileError, open_input
+from ch14_mini_llm.start import describe, pick_backend, say, shown
+from ch14_mini_llm.terminal import Terminal
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode
+from ch14_mini_llm.watch import Watch
 
 DRAWING = (
     "temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "logit_bias", "seed",
 )  # fmt: skip
+OPTIONS = ("temperature", "top_k", "top_p", "seed")  # those of `DRAWING` that ``run.py`` takes
+SIZES = ("max_batch", "num_blocks", "block_size")  # of the engine, as ``run.py`` takes them
 SCORES = ("logprobs", "prompt_logprobs")
 FIELDS = ("id", "prompt", "tokens", "max_new", "priority", "stop_tokens", "ignore_eos", *DRAWING, *SCORES)
 LARGEST = 2**53  # whole numbers that every reader of JSON has
 MOST_BYTES = 1 << 30
+
+
+def batch_lines(options) -> list[bytes] | None:
+    """The lines of the file that ``run.py --batch`` names, None without it; raises `RequestError`."""
+    if options.batch is None:
+        for name in ("static", "watch", *SIZES):
+            if getattr(options, name) not in (None, False):
+                raise RequestError(f"--{name} is given without --batch; name a file of requests with --batch=FILE")
+        return None
+    for name in ("tokens", "prompt", "trace", "stats", "json"):
+        if getattr(options, name) not in (None, False):
+            raise RequestError(f"--batch and --{name} are both given; with --batch, requests and results are in files")
+    if options.engine not in (None, "kv"):
+        raise RequestError(f"--batch and --engine={options.engine}: batches run on the level kv")
+    return read_lines(options.batch)
 
 
 def read_lines(path: str | os.PathLike) -> list[bytes]:
@@ -132,14 +153,36 @@ def as_json(score: Logprob | None) -> dict | None:
     return {"logprob": number(score.logprob), "rank": score.rank, "top": top}
 
 
-def run_batch(engine, lines: list[bytes], defaults: dict) -> int:
-    """Print a result a line, with progress on the standard error; returns the exit code, 1 if a request failed."""
+def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
+    """Run a file of requests on the engine, as ``run.py``'s options say; returns the exit code."""
+    defaults = {name: getattr(options, name) for name in ("max_new", *OPTIONS)}
+    defaults = {name: value for name, value in defaults.items() if value is not None}
+    backend, device, reason = pick_backend()
+    say(f"weights: {shown(path)} ({describe(config)})")
+    say(f"backend: {backend}, {device} ({reason})")
+    from ch14_mini_llm.engine.engine import Engine
+
+    sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
+    engine = Engine.of(config, tensors, static=options.static, **sizes)
+    return run_batch(engine, lines, defaults | {"ignore_eos": options.ignore_eos}, options.watch)
+
+
+def run_batch(engine, lines: list[bytes], defaults: dict, watched: bool = False) -> int:
+    """Print a result a line, with progress on the standard error; returns the exit code, 1 if a request failed.
+
+    watched: show what each sequence does in each step (`watch.Watch`) instead of a bar.
+    """
     from tqdm import tqdm
 
-    failed = 0
-    with tqdm(total=len(lines), unit=" requests", desc="running", leave=False, file=sys.stderr) as bar:
+    failed, terminal = 0, Terminal(sys.stderr)
+    watch = Watch(engine.scheduler, terminal) if watched else nullcontext()
+    if watched:
+        engine.on_step = watch.step
+    bar = tqdm(total=len(lines), unit=" requests", desc="running", leave=False, file=sys.stderr, disable=watched)
+    with watch, bar:
         for result in results(engine, lines, defaults, on_end=bar.update):
             failed += result["error"] is not None
+            terminal.clear()  # a picture in the way; the next step draws it again
             print(json.dumps(result, ensure_ascii=False), flush=True)
     if failed:
         print(f"{failed} of {len(lines)} requests have an error; see their results", file=sys.stderr)

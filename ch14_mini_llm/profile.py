@@ -34,7 +34,8 @@ from ch14_mini_llm.files import FileError, check_output  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
 from ch14_mini_llm.profiling import TOOLS, ToolError, measure, measure_with, pick_tool, write_child  # noqa: E402
-from ch14_mini_llm.run import BackendProblem, describe, pick_backend, prompt_tokens, say, shown, upload  # noqa: E402
+from ch14_mini_llm.run import prompt_tokens  # noqa: E402
+from ch14_mini_llm.start import BackendProblem, describe, pick_backend, say, shown, upload  # noqa: E402
 from ch14_mini_llm.timeline import draw, format_profile  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
 

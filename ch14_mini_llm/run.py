@@ -4,6 +4,7 @@
     python ch14_mini_llm/run.py --prompt "Once upon a time" --temperature 0.8 --top_k 40 --seed 1
     python ch14_mini_llm/run.py --max_new=1 --trace
     python ch14_mini_llm/run.py --engine=fast --stats
+    python ch14_mini_llm/run.py --batch requests.jsonl --watch
 
 The text appears token by token; the last two lines are the final list of token ids and its text. With --json the
 output is one JSON object. Everything else (progress, messages) goes to the standard error.
@@ -22,8 +23,6 @@ import argparse  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-import threading  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,20 +33,16 @@ elif str(ROOT) not in sys.path:
 
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
-from ch14_mini_llm.levels import ENGINES, make_engine  # noqa: E402
+from ch14_mini_llm.levels import ENGINES  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
-from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode  # noqa: E402
+from ch14_mini_llm.offline import OPTIONS, batch_lines, run_lines  # noqa: E402
+from ch14_mini_llm.show import Stream, notice_when_slow, print_stats, print_trace, rate  # noqa: E402
+from ch14_mini_llm.start import BackendProblem, describe, pick_backend, say, shown, upload  # noqa: E402
+from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode  # noqa: E402
 
 DEFAULT_TOKENS = (15496, 11, 612, 318)  # "Hello, there is"
 DEFAULT_MAX_NEW = 64
-DRAWING = ("temperature", "top_k", "top_p", "seed")  # options, and fields of Sampling
-SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
-SLOW = 1.5  # seconds without a first token until a message says what takes so long
-
-
-class BackendProblem(Exception):
-    """The backend asked for cannot be had."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +68,7 @@ def run(options: argparse.Namespace) -> int | None:
     say(f"weights: {shown(path)} ({describe(config)})")
     say(f"backend: {backend}, {device} ({reason})")
     if sampling is not None:
-        settings = ", ".join(f"{name} {vars(sampling)[name]}" for name in DRAWING if vars(sampling)[name] is not None)
+        settings = ", ".join(f"{name} {vars(sampling)[name]}" for name in OPTIONS if vars(sampling)[name] is not None)
         say(f"sampling: {settings}")
 
     from ch14_mini_llm.levels.generate import generate
@@ -137,34 +132,6 @@ def run(options: argparse.Namespace) -> int | None:
     print(f"text: {json.dumps(result['text'], ensure_ascii=False)}")
 
 
-def batch_lines(options: argparse.Namespace) -> list[bytes] | None:
-    """The lines of the file that --batch names, None without it; raises `RequestError`."""
-    if options.batch is None:
-        return None
-    for name in ("tokens", "prompt", "trace", "stats", "json"):
-        if getattr(options, name) not in (None, False):
-            raise RequestError(f"--batch and --{name} are both given; with --batch, requests and results are in files")
-    if options.engine not in (None, "kv"):
-        raise RequestError(f"--batch and --engine={options.engine}: batches run on the level kv")
-    from ch14_mini_llm.offline import read_lines
-
-    return read_lines(options.batch)
-
-
-def run_lines(options, lines, path, config, tensors) -> int:
-    """Run a file of requests on the engine; returns the exit code."""
-    defaults = {name: getattr(options, name) for name in ("max_new", *DRAWING)}
-    defaults = {name: value for name, value in defaults.items() if value is not None}
-    backend, device, reason = pick_backend()
-    say(f"weights: {shown(path)} ({describe(config)})")
-    say(f"backend: {backend}, {device} ({reason})")
-    from ch14_mini_llm.engine.engine import Engine
-    from ch14_mini_llm.offline import run_batch
-
-    engine = Engine.of(config, tensors)
-    return run_batch(engine, lines, defaults | {"ignore_eos": options.ignore_eos})
-
-
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
@@ -178,6 +145,11 @@ def build_parser() -> Parser:
     add("--tokens", metavar="IDS", help="the prompt as token ids, such as 15496,11,612,318 (that is the default)")
     add("--prompt", metavar="TEXT", help="the prompt as text, instead of --tokens")
     add("--batch", metavar="FILE", help="many requests, a JSON object a line (see ch14_mini_llm/offline.py)")
+    add("--max_batch", metavar="N", type=integer, help="with --batch: sequences that run at a time (default 32)")
+    add("--num_blocks", metavar="N", type=integer, help="with --batch: blocks of the KV cache (default: what fits)")
+    add("--block_size", metavar="N", type=integer, help="with --batch: tokens a block: 4, 8, 16 … 256 (default 16)")
+    add("--static", action="store_true", help="with --batch: padded batches that begin and end together, to compare")
+    add("--watch", action="store_true", help="with --batch: show what each sequence does in each step")
     add("--max_new", metavar="N", type=integer, default=DEFAULT_MAX_NEW, help="how many tokens to add (default 64)")
     add("--weights", metavar="FILE", help="a weight file (default: data/gpt2-small.bin if there, else the tiny model)")
     add("--temperature", metavar="T", type=number, help="draw with the logits divided by T (default 1)")
@@ -219,124 +191,12 @@ def prompt_tokens(options: argparse.Namespace) -> list[int]:
 
 def build_sampling(options: argparse.Namespace) -> Sampling | None:
     """The sampling settings, or None for the most likely token every time; raises `RequestError`."""
-    given = {name: getattr(options, name) for name in DRAWING}
+    given = {name: getattr(options, name) for name in OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return None
     given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))  # shown, so that the text can be had again
     return Sampling(**given).plain()
-
-
-def pick_backend() -> tuple[str, str, str]:
-    """(name, device, reason) of the backend; raises `BackendProblem`."""
-    try:
-        import common
-    except RuntimeError as error:  # its BackendError, whose class cannot be imported when the package cannot
-        raise BackendProblem(error) from None
-    from common.backend import describe
-
-    facts = describe(common.choice)
-    if facts["backend"] == "cpu":
-        from common.cpu.launch import workers
-
-        try:
-            workers()
-        except (ValueError, RuntimeError) as error:  # now, not at the first launch
-            named = "" if "MINI_THREADS" in str(error) else f"MINI_THREADS is {cut(os.environ['MINI_THREADS'])}: "
-            raise BackendProblem(f"{named}{error}") from None
-    return facts["backend"], facts["device"], facts["reason"]
-
-
-def upload(config, tensors, max_length, engine="naive"):
-    """The model on the device, with a progress bar if it is large."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=config.n_parameters, unit=" weights", unit_scale=True, desc="loading", leave=False, mininterval=0.3,
-        file=sys.stderr, disable=config.n_parameters < SHOW_UPLOAD,
-    ) as bar:  # fmt: skip
-        return make_engine(engine, config, tensors, max_length, on_tensor=lambda _, size: bar.update(size))
-
-
-@contextmanager
-def notice_when_slow(backend):
-    """Says what is going on if the first token is slow to come; gives the function to call when it is there."""
-    kept = "; they are kept for the next start" if backend == "cpu" else ""
-    timer = threading.Timer(SLOW, say, [f"the kernels are being compiled{kept} ..."])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield timer.cancel
-    finally:
-        timer.cancel()
-
-
-class Stream:
-    """Writes tokens to the standard output as text, whole characters at a time."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.enabled, self.decoder = enabled, StreamDecoder()
-
-    def write(self, tokens) -> None:
-        """Show the text of `tokens`."""
-        if self.enabled:
-            sys.stdout.write("".join(self.decoder.push(token) for token in tokens))
-            sys.stdout.flush()
-
-    def finish(self, tokens) -> None:
-        """Show `tokens`, what is left of a character cut off, and an empty line."""
-        self.write(tokens)
-        if self.enabled:
-            print(self.decoder.finish() + "\n", flush=True)
-
-
-def rate(start: float, times: list[float]) -> float:
-    """Tokens per second after the first one (whose time is told by itself); with one token only, 1 / its time."""
-    if len(times) > 1:
-        return (len(times) - 1) / (times[-1] - times[0])
-    return 1 / (times[0] - start) if times else 0.0
-
-
-def print_trace(launches, n_tokens: int, engine: str) -> None:
-    """Every launch of one step as a table, and the time of each kernel."""
-    from common.trace import format_table
-
-    over = f"{n_tokens} token{'' if n_tokens == 1 else 's'}"
-    print(f"kernel launches of one step over {over if engine == 'naive' else f'the last of {over}'}")
-    print(format_table(launches) + "\n")
-
-
-def print_stats(result: dict, n_new: int) -> None:
-    """Speed, backend and device."""
-    print(f"tokens made:   {n_new}, stopped by {result['stopped']}")
-    print(f"speed:         {result['tokens_per_s']:.2f} tokens/s after the first token")
-    print(
-        f"first token:   after {result['first_token_s']:.2f} s, "
-        f"{result['first_token_from_program_start_s']:.2f} s from the start of the program"
-    )
-    print(f"engine:        {result['engine']}")
-    print(f"backend:       {result['backend']}")
-    print(f"device:        {result['device']}\n")
-
-
-def describe(config) -> str:
-    """The sizes of a model in a few words."""
-    millions = config.n_parameters / 1e6
-    return (
-        f"{millions:.1f}M parameters, {config.n_layer} layers, {config.n_head} heads, d_model {config.d_model}, "
-        f"n_ctx {config.n_ctx}"
-    )
-
-
-def shown(path) -> str:
-    """A path for people: relative to the repository if it lies in it."""
-    path = Path(path)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def say(message: str) -> None:
-    """A message on the standard error."""
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

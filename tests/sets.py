@@ -10,7 +10,8 @@ NAMES = ("all", "quick", "rest")
 WHOLE = (  # files of which all tests are quick
     "tests/ch14/test_engines.py", "tests/ch14/test_run.py", "tests/ch14/test_model.py", "tests/ch14/test_weights.py",
     "tests/ch14/test_tokenizer.py", "tests/ch14/test_small_step.py", "tests/ch14/test_scheduler.py",
-    "tests/ch14/test_engine.py", "tests/ch14/test_sampler.py", "tests/cpu/test_cache.py",
+    "tests/ch14/test_engine.py", "tests/ch14/test_sampler.py", "tests/ch14/test_static.py",
+    "tests/ch14/test_watch.py", "tests/cpu/test_cache.py",
     "tests/cpu/test_compile.py", "tests/cpu/test_errors.py", "tests/cpu/test_numbers.py", "tests/cpu/test_rows.py",
     "tests/cpu/test_signatures.py", "tests/cpu/test_threads.py", "tests/cpu/test_device.py",
     "tests/test_imports.py", "tests/test_backend.py",

@@ -10,7 +10,7 @@ from common import BACKEND
 
 MODULES = {
     "gpt2": ["--levels=naive", "--peers=none"], "start_time": ["--engines=naive"], "ladders": ["03"],
-    "sanitizer_cost": [], "bench_cpu": [], "memory_model": ["predict"],
+    "sanitizer_cost": [], "bench_cpu": [], "memory_model": ["predict"], "batching": [],
 }  # fmt: skip
 if BACKEND == "gpu":
     del MODULES["bench_cpu"]  # it brings the CPU backend, which would teach Numba a second float16 in this process

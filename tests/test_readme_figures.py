@@ -1,8 +1,8 @@
-"""The README's figures are those of the committed files."""
+"""The figures of the README and of chapter 14's pages are those of the committed files."""
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import batching_plot, readme
 
 
 def test_readme_says_what_was_measured():
@@ -10,6 +10,13 @@ def test_readme_says_what_was_measured():
     block = readme.BLOCK.search(text)[0]
     expected = readme.render(readme.ROOT / "benchmarks" / "results" / "h100")
     assert block == f"<!-- measured -->\n{expected}<!-- end -->", "run make plots"
+
+
+@pytest.mark.parametrize("page", batching_plot.PAGES, ids=lambda page: page.name)
+def test_a_page_says_what_was_measured(page):
+    text = page.read_text(encoding="utf-8")
+    results = batching_plot.measured(readme.ROOT / "benchmarks" / "results")
+    assert batching_plot.BLOCK.search(text) and batching_plot.filled(text, results) == text, "run make plots"
 
 
 def test_only_the_block_is_written(tmp_path, capsys):

@@ -19,12 +19,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import common  # picks the backend, so before numba.cuda
 
 # isort: split
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
+from ch14_mini_llm.engine.counts import Counts
 from ch14_mini_llm.engine.plan import Output, Plan, Result
 from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
 from ch14_mini_llm.engine.runner import ModelRunner, Ticket
@@ -32,6 +34,7 @@ from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
 from ch14_mini_llm.engine.sizes import choose_sizes
+from ch14_mini_llm.engine.static import StaticScheduler
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.upload import float16_model, float32_model
 from ch14_mini_llm.model.weights import load_weights
@@ -47,6 +50,7 @@ class Engine:
     max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64, or + 1024 on the
     level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on the level
     ``kv``. look_ahead: launch the next step before the tokens of the last are read; by default on a GPU.
+    static: padded batches that begin and end together, to compare with (`engine.static`); without a prefix cache.
     """
 
     def __init__(
@@ -60,13 +64,17 @@ class Engine:
         prefix_cache: bool = True,
         deterministic: bool | None = None,
         look_ahead: bool | None = None,
+        static: bool = False,
     ) -> None:
         sizes = choose_sizes(model, level, num_blocks, block_size, max_batch, max_rows)
         self.model, self.level, self.sizes, self.block_size = model, level, sizes, block_size
         self.pool = BlockPool(sizes.num_blocks)
-        self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache else None
-        self.scheduler = Scheduler(self.pool, self.prefix_cache, block_size, max_batch, sizes.max_rows)
-        self.runner = ModelRunner(model, sizes, level, bool(deterministic))
+        self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache and not static else None
+        kind = StaticScheduler if static else Scheduler
+        self.scheduler = kind(self.pool, self.prefix_cache, block_size, max_batch, sizes.max_rows)
+        parts = 2 * max_batch if static else max_batch  # of a step
+        self.runner = ModelRunner(model, replace(sizes, max_batch=parts), level, bool(deterministic))
+        self.on_step: Callable[[Plan | None, list[Output]], None] | None = None  # called at the end of each step
         self.failure: Exception | None = None  # the last that a step has raised
         self._ahead = int(common.BACKEND == "gpu" if look_ahead is None else look_ahead)
         self._under_way: deque[Ticket] = deque()
@@ -75,8 +83,7 @@ class Engine:
         self._submitted: list[Running] = []
         self._aborted: list[int] = []
         self._alive: dict[int, Running] = {}
-        self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "preemptions"), 0)
-        self._counts |= dict.fromkeys(("prefix_cache_queries", "prefix_cache_hits"), 0)
+        self._counts = Counts()
 
     @classmethod
     def from_file(cls, path: str | os.PathLike, level: str = "kv", **options) -> Engine:
@@ -166,7 +173,7 @@ class Engine:
                 self.scheduler.abort(self._alive[id])
         plan = self.scheduler.next()
         if plan is not None:
-            self._count(plan)
+            self._counts.add(plan)
             self._launch(plan)
         while len(self._under_way) > (self._ahead if plan is not None else 0):
             self._read()
@@ -176,6 +183,8 @@ class Engine:
             for output in outputs:
                 if output.finish_reason is not None:
                     self._counts["preemptions"] += self._alive.pop(output.id).preemptions
+        if self.on_step is not None:
+            self.on_step(plan, outputs)
         return outputs
 
     def _launch(self, plan: Plan) -> None:
@@ -239,13 +248,3 @@ class Engine:
             "blocks_free": self.pool.free, "blocks_cached": self.pool.cached, "blocks_owned": owned, **self._counts,
             "corrupted_requests": self.scheduler.corrupted,
         }  # fmt: skip
-
-    def _count(self, plan) -> None:
-        self._counts["steps"] += 1
-        for part in plan.parts:
-            sequence = part.sequence
-            if part.start == sequence.n_cached and not sequence.preemptions:  # its first part
-                self._counts["prefix_cache_queries"] += sequence.n_prompt
-                self._counts["prefix_cache_hits"] += sequence.n_cached
-            self._counts["prompt_tokens"] += max(0, min(part.start + part.count, sequence.n_prompt) - part.start)
-

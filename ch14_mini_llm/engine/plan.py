@@ -11,7 +11,7 @@ from ch14_mini_llm.engine.sequence import Logprob, Sequence
 class Part:
     """``count`` tokens of a sequence from position ``start`` on; ``samples``: a new token follows the last of them.
 
-    life: the sequence's when this was planned.
+    life: the sequence's when this was planned. padding: rows that only fill a batch up (`engine.static`).
     """
 
     sequence: Sequence
@@ -19,6 +19,7 @@ class Part:
     count: int
     samples: bool
     life: int
+    padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Plan:
     @property
     def rows(self) -> int:
         return sum(part.count for part in self.parts)
+
+    @property
+    def padding_rows(self) -> int:
+        """How many of the rows only fill the batch up."""
+        return sum(part.count for part in self.parts if part.padding)
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,10 @@ class Device:
 class Run:
     """A scheduler, its device, and what has come out."""
 
-    def __init__(self, n_blocks, block_size, max_batch=4, max_rows=9, cache=True, ahead=2):
+    def __init__(self, n_blocks, block_size, max_batch=4, max_rows=9, cache=True, ahead=2, kind=Scheduler):
         self.pool = BlockPool(n_blocks)
         tree = RadixCache(self.pool, block_size) if cache else None
-        self.scheduler = Scheduler(self.pool, tree, block_size, max_batch, max_rows)
+        self.scheduler = kind(self.pool, tree, block_size, max_batch, max_rows)
         self.device, self.ahead = Device(self.scheduler), ahead
         self.sequences, self.ends = [], {}
 

@@ -1,0 +1,28 @@
+"""What an engine has done so far, in numbers."""
+
+from __future__ import annotations
+
+from ch14_mini_llm.engine.plan import Plan
+
+NAMES = (
+    "steps", "rows", "padding_rows", "prompt_tokens", "generation_tokens", "preemptions", "prefix_cache_queries",
+    "prefix_cache_hits",
+)  # fmt: skip
+
+
+class Counts(dict):
+    """{name of `NAMES`: how many so far}. rows: that steps ran over, of which padding_rows were a static batch's."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(NAMES, 0))
+
+    def add(self, plan: Plan) -> None:
+        """Count a step."""
+        for name, value in ("steps", 1), ("rows", plan.rows), ("padding_rows", plan.padding_rows):
+            self[name] += value
+        for part in plan.parts:
+            sequence = part.sequence
+            if part.start == sequence.n_cached and not sequence.preemptions:  # its first part
+                self["prefix_cache_queries"] += sequence.n_prompt
+                self["prefix_cache_hits"] += sequence.n_cached
+            self["prompt_tokens"] += max(0, min(part.start + part.count, sequence.n_prompt) - part.start)

@@ -1,0 +1,73 @@
+"""What `run.py` shows of a text that is being written: the text itself, and what it took."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import contextmanager
+
+from ch14_mini_llm.start import say
+from ch14_mini_llm.tokenizer.bpe import StreamDecoder
+
+SLOW = 1.5  # seconds without a first token until a message says what takes so long
+
+
+class Stream:
+    """Writes tokens to the standard output as text, whole characters at a time."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled, self.decoder = enabled, StreamDecoder()
+
+    def write(self, tokens) -> None:
+        """Show the text of `tokens`."""
+        if self.enabled:
+            sys.stdout.write("".join(self.decoder.push(token) for token in tokens))
+            sys.stdout.flush()
+
+    def finish(self, tokens) -> None:
+        """Show `tokens`, what is left of a character cut off, and an empty line."""
+        self.write(tokens)
+        if self.enabled:
+            print(self.decoder.finish() + "\n", flush=True)
+
+
+@contextmanager
+def notice_when_slow(backend):
+    """Says what is going on if the first token is slow to come; gives the function to call when it is there."""
+    kept = "; they are kept for the next start" if backend == "cpu" else ""
+    timer = threading.Timer(SLOW, say, [f"the kernels are being compiled{kept} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer.cancel
+    finally:
+        timer.cancel()
+
+
+def rate(start: float, times: list[float]) -> float:
+    """Tokens per second after the first one (whose time is shown by itself); with one token only, 1 / its time."""
+    if len(times) > 1:
+        return (len(times) - 1) / (times[-1] - times[0])
+    return 1 / (times[0] - start) if times else 0.0
+
+
+def print_trace(launches, n_tokens: int, engine: str) -> None:
+    """Every launch of one step as a table, and the time of each kernel."""
+    from common.trace import format_table
+
+    over = f"{n_tokens} token{'' if n_tokens == 1 else 's'}"
+    print(f"kernel launches of one step over {over if engine == 'naive' else f'the last of {over}'}")
+    print(format_table(launches) + "\n")
+
+
+def print_stats(result: dict, n_new: int) -> None:
+    """Speed, backend and device."""
+    print(f"tokens made:   {n_new}, stopped by {result['stopped']}")
+    print(f"speed:         {result['tokens_per_s']:.2f} tokens/s after the first token")
+    print(
+        f"first token:   after {result['first_token_s']:.2f} s, "
+        f"{result['first_token_from_program_start_s']:.2f} s from the start of the program"
+    )
+    print(f"engine:        {result['engine']}")
+    print(f"backend:       {result['backend']}")
+    print(f"device:        {result['device']}\n")

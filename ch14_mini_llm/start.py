@@ -1,0 +1,68 @@
+"""From a program's arguments to a model on a backend, with a word about each on the standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ch14_mini_llm.cli import cut
+from ch14_mini_llm.levels import make_engine
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
+
+
+class BackendProblem(Exception):
+    """The backend asked for cannot be had."""
+
+
+def pick_backend() -> tuple[str, str, str]:
+    """(name, device, reason) of the backend; raises `BackendProblem`."""
+    try:
+        import common
+    except RuntimeError as error:  # its BackendError, whose class cannot be imported when the package cannot
+        raise BackendProblem(error) from None
+    from common.backend import describe
+
+    facts = describe(common.choice)
+    if facts["backend"] == "cpu":
+        from common.cpu.launch import workers
+
+        try:
+            workers()
+        except (ValueError, RuntimeError) as error:  # now, not at the first launch
+            named = "" if "MINI_THREADS" in str(error) else f"MINI_THREADS is {cut(os.environ['MINI_THREADS'])}: "
+            raise BackendProblem(f"{named}{error}") from None
+    return facts["backend"], facts["device"], facts["reason"]
+
+
+def upload(config, tensors, max_length, engine="naive"):
+    """The model on the device, with a progress bar if it is large."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=config.n_parameters, unit=" weights", unit_scale=True, desc="loading", leave=False, mininterval=0.3,
+        file=sys.stderr, disable=config.n_parameters < SHOW_UPLOAD,
+    ) as bar:  # fmt: skip
+        return make_engine(engine, config, tensors, max_length, on_tensor=lambda _, size: bar.update(size))
+
+
+def describe(config) -> str:
+    """The sizes of a model in a few words."""
+    millions = config.n_parameters / 1e6
+    return (
+        f"{millions:.1f}M parameters, {config.n_layer} layers, {config.n_head} heads, d_model {config.d_model}, "
+        f"n_ctx {config.n_ctx}"
+    )
+
+
+def shown(path) -> str:
+    """A path for people: relative to the repository if it lies in it."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def say(message: str) -> None:
+    """A message on the standard error."""
+    print(message, file=sys.stderr, flush=True)
