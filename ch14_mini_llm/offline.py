@@ -21,7 +21,7 @@ from ch14_mini_llm.engine.plan import Result
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling, check_whole
 from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.files import FileError, open_input
-from ch14_mini_llm.start import describe, pick_backend, say, shown
+from ch14_mini_llm.start import describe, loading, pick_backend, say, shown
 from ch14_mini_llm.terminal import Terminal
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode
 from ch14_mini_llm.watch import Watch
@@ -48,8 +48,8 @@ def batch_lines(options) -> list[bytes] | None:
     for name in ("tokens", "prompt", "trace", "stats", "json"):
         if getattr(options, name) not in (None, False):
             raise RequestError(f"--batch and --{name} are both given; with --batch, requests and results are in files")
-    if options.engine not in (None, "kv"):
-        raise RequestError(f"--batch and --engine={options.engine}: batches run on the level kv")
+    if options.engine == "naive":
+        raise RequestError("--batch and --engine=naive: batches run on the levels kv (the default) and fast")
     return read_lines(options.batch)
 
 
@@ -163,7 +163,8 @@ def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
     from ch14_mini_llm.engine.engine import Engine
 
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
-    engine = Engine.of(config, tensors, static=options.static, **sizes)
+    with loading(config) as on_tensor:
+        engine = Engine.of(config, tensors, options.engine or "kv", on_tensor, static=options.static, **sizes)
     return run_batch(engine, lines, defaults | {"ignore_eos": options.ignore_eos}, options.watch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from ch14_mini_llm.cli import cut
@@ -37,15 +38,22 @@ def pick_backend() -> tuple[str, str, str]:
     return facts["backend"], facts["device"], facts["reason"]
 
 
-def upload(config, tensors, max_length, engine="naive"):
-    """The model on the device, with a progress bar if it is large."""
+@contextmanager
+def loading(config):
+    """A progress bar if a model is large; gives what is to be called with the name and size of each tensor."""
     from tqdm import tqdm
 
     with tqdm(
         total=config.n_parameters, unit=" weights", unit_scale=True, desc="loading", leave=False, mininterval=0.3,
         file=sys.stderr, disable=config.n_parameters < SHOW_UPLOAD,
     ) as bar:  # fmt: skip
-        return make_engine(engine, config, tensors, max_length, on_tensor=lambda _, size: bar.update(size))
+        yield lambda _, size: bar.update(size)
+
+
+def upload(config, tensors, max_length, engine="naive"):
+    """The model of a level on the device."""
+    with loading(config) as on_tensor:
+        return make_engine(engine, config, tensors, max_length, on_tensor)
 
 
 def describe(config) -> str:

@@ -15,11 +15,10 @@ back and is computed anew later. The first in line never gives way, so there is 
 
 The host plans ahead: a step may be planned before the tokens of the one before it have been read. So `next` counts on
 tokens that it does not know yet, and what it gives up while a step is under way stays owned until that step has been
-read (`BlockPool.drop`). `done` then finds out what the tokens were; those of a sequence that was given up meanwhile are
-left out, and are made again, the same.
+read (`BlockPool.drop`). `done` finds out what the tokens were; those of a sequence given up meanwhile are made again.
 
-Source: Yu et al. 2022, "Orca" (iteration-level scheduling); Kwon et al. 2023, "PagedAttention" (blocks, preemption by
-recomputing); Agrawal et al. 2024, "Sarathi-Serve" (chunked prompts beside decoding).
+Sources: Yu et al. 2022, "Orca" (iterations); Kwon et al. 2023, "PagedAttention" (blocks, preemption by recomputing);
+Agrawal et al. 2024, "Sarathi-Serve" (chunks).
 """
 
 from __future__ import annotations

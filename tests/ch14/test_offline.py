@@ -52,7 +52,8 @@ def test_exit_code_0_where_all_is_well(tmp_path):
     [
         (["--batch", "none.jsonl"], "there is no file"), (["--batch", "."], "cannot be read"),
         (["--batch", "empty"], "has no requests"), (["--batch", "empty", "--prompt=x"], "--batch and --prompt"),
-        (["--batch", "empty", "--engine=fast"], "level kv"), (["--batch", "empty", "--trace"], "--batch and --trace"),
+        (["--batch", "empty", "--engine=naive"], "levels kv (the default) and fast"),
+        (["--batch", "empty", "--trace"], "--batch and --trace"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_one_line(tmp_path, arguments, said):
