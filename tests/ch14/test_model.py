@@ -217,7 +217,7 @@ def test_a_sampled_step_ends_in_chapter_13(tmp_path):
 
 
 def test_forward_is_short_enough_to_read():
-    source = textwrap.dedent(inspect.getsource(GPT2._run))
+    source = textwrap.dedent(inspect.getsource(GPT2.forward))
     assert len(source.splitlines()) <= 60
     launches = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript)]
     assert launches and all(launch.lineno == launch.end_lineno for launch in launches), "one line a kernel"
