@@ -118,50 +118,56 @@ def gemv_logits_reference(x, wte):
 # --- several vectors -------------------------------------------------------------------------------------------------
 
 ROWS_AT_ONCE = 8  # vectors that share a read of the matrix
+SQUARE = 32  # rows and columns of the matrix that a warp has in shared memory
+PADDED = SQUARE + 1
 
 
 def gemv_rows_launch(n_rows, vocab_size):
-    """Launch configuration of :func:`gemv_rows`: rows of the matrix along x, `ROWS_AT_ONCE` vectors along y.
+    """Launch configuration of :func:`gemv_rows`: a warp for 32 rows of the matrix, along x, and 8 vectors, along y.
 
     Raises ValueError if a size is not positive.
     """
-    if n_rows <= 0:
-        raise ValueError(f"{n_rows} vectors: a product needs at least 1")
-    grid, block = gemv_logits_launch(vocab_size)
-    return (grid, (n_rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE), block
+    if n_rows <= 0 or vocab_size <= 0:
+        raise ValueError(f"{n_rows} vectors, {vocab_size} rows of the matrix: a product needs at least 1 of each")
+    return ((vocab_size + SQUARE - 1) // SQUARE, (n_rows + ROWS_AT_ONCE - 1) // ROWS_AT_ONCE), WARP
 
 
 @cuda.jit
 def gemv_rows(x, rows, wte, logits, n_rows, vocab_size, d_model):
-    """logits[i, v] = wte[v] · x[rows[i]]: rung 3 for several vectors, which share what is read of the matrix.
+    """logits[i, v] = wte[v] · x[rows[i]] for several vectors, which share what is read of the matrix.
 
-    A warp holds a sum for each of 8 vectors. The matrix, most of the bytes, is read once for all 8; each vector's sum
-    has the same order as if it were alone. x: (n, d_model) float32. rows: (n_rows,) int32, which rows of x. wte:
-    (vocab_size, d_model) float32. logits: (n_rows, vocab_size) float32. Sizes: int32. All C-contiguous.
-    Launch: ``gemv_rows[gemv_rows_launch(n_rows, vocab_size)](…)``. From some 16 vectors on a tiled product is faster.
+    With a warp a row, as in rung 3, each vector would take five shuffles a row to add up its lanes. Here a lane has a
+    row of the matrix to itself and adds it up alone, for 8 vectors at once: the warp reads a square of the matrix, row
+    by row, 32 neighbours at a time, into shared memory, where each lane finds its row. (Chapter 4's transpose: the odd
+    column keeps lanes apart.) A vector's sum has one order, however many there are. x: (n, d_model) float32. rows:
+    (n_rows,) int32, which rows of x. wte: (vocab_size, d_model) float32. logits: (n_rows, vocab_size) float32. Sizes:
+    int32. All C-contiguous. Launch: ``gemv_rows[gemv_rows_launch(n_rows, vocab_size)](…)``, 32 threads exactly. From
+    some 16 vectors on a tiled product is faster.
     """
+    square = cuda.shared.array((SQUARE, PADDED), float32)
+    part = cuda.shared.array((ROWS_AT_ONCE, SQUARE), float32)  # of the vectors, the same columns
     totals = cuda.local.array(ROWS_AT_ONCE, float32)
-    lane = cuda.threadIdx.x % WARP
-    v = cuda.grid(1) // WARP
+    lane = cuda.threadIdx.x
+    v0 = cuda.blockIdx.x * SQUARE
     first = cuda.blockIdx.y * ROWS_AT_ONCE
     count = min(n_rows - first, ROWS_AT_ONCE)
-    if v < vocab_size:
-        for j in range(ROWS_AT_ONCE):
-            totals[j] = float32(0)
-        if d_model % 4 == 0:
-            for c in range(4 * lane, d_model, 4 * WARP):
-                w0, w1, w2, w3 = load_float4(wte, (v, c))
-                for j in range(count):
-                    x0, x1, x2, x3 = load_float4(x, (rows[first + j], c))
-                    totals[j] += (w0 * x0 + w1 * x1) + (w2 * x2 + w3 * x3)
-        else:
-            for c in range(lane, d_model, WARP):
-                for j in range(count):
-                    totals[j] += wte[v, c] * x[rows[first + j], c]
+    for j in range(ROWS_AT_ONCE):
+        totals[j] = float32(0)
+    for col0 in range(0, d_model, SQUARE):
+        col = col0 + lane
+        for r in range(SQUARE):
+            square[r, lane] = wte[v0 + r, col] if v0 + r < vocab_size and col < d_model else float32(0)
         for j in range(count):
-            total = warp_sum(totals[j])
-            if lane == 0:
-                logits[first + j, v] = total
+            part[j, lane] = x[rows[first + j], col] if col < d_model else float32(0)
+        cuda.syncthreads()
+        for c in range(SQUARE):
+            w = square[lane, c]
+            for j in range(count):
+                totals[j] += w * part[j, c]
+        cuda.syncthreads()
+    if v0 + lane < vocab_size:
+        for j in range(count):
+            logits[first + j, v0 + lane] = totals[j]
 
 
 def gemv_rows_reference(x, rows, wte):
