@@ -12,7 +12,7 @@ from ch14_mini_llm.model.roles import Model
 
 
 class PagedCache:
-    """Pages 0 … n_blocks on the device; page 0 is for padding.
+    """Pages 0 … n_blocks on the device; page 0 belongs to no sequence.
 
     layers: (k, v) of each layer, (n_blocks + 1, n_kv_head, block_size, head_dim) of ``dtype``.
     """

@@ -8,7 +8,7 @@ owned     in the block table of one sequence or more: `uses` of it is how many
 cached    in no block table, but the prefix cache knows what tokens it holds, and may lend it again
 ========  ==========================================================================================
 
-Block 0 belongs to padding: rows of a batch that are there for the graph's sake write to it. It is in none of the three.
+Block 0 is in none of the three: a block table begins as zeros, and what was not filled in must lead to no one's block.
 
 A step may still be running when the host takes a block from a sequence (an abort, a stop token, a preemption). Such a
 block is dropped ``until`` that step's ticket: it stays owned until `retire` is called with the ticket.

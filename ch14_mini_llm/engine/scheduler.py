@@ -17,8 +17,7 @@ The host plans ahead: a step may be planned before the tokens of the one before 
 tokens that it does not know yet, and what it gives up while a step is under way stays owned until that step has been
 read (`BlockPool.drop`). `done` finds out what the tokens were; those of a sequence given up meanwhile are made again.
 
-Sources: Yu et al. 2022, "Orca" (iterations); Kwon et al. 2023, "PagedAttention" (blocks, preemption by recomputing);
-Agrawal et al. 2024, "Sarathi-Serve" (chunks).
+Sources: Yu et al. 2022, "Orca"; Kwon et al. 2023, "PagedAttention"; Agrawal et al. 2024, "Sarathi-Serve" (chunks).
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Logprob, Sequ
 class Scheduler:
     """Sequences that wait and run, over one `BlockPool`.
 
-    cache: the prefix cache, or None. block_size: tokens a block. max_batch: sequences that run at a time. max_rows:
-    tokens a step runs over at most, more than max_batch.
+    cache: or None. block_size: in tokens. max_batch: sequences that run at a time. max_rows: tokens of a step, more.
     """
 
     def __init__(
@@ -101,11 +99,10 @@ class Scheduler:
         return plan
 
     def _part(self, sequence: Sequence, count: int) -> Part:
-        start, samples = sequence.n_computed, False
+        start, length = sequence.n_computed, sequence.length
         sequence.n_computed += count
-        if sequence.n_computed == sequence.length and sequence.length - sequence.n_prompt < sequence.max_new:
-            sequence.n_pending += 1
-            samples = True
+        samples = sequence.n_computed == length and length - sequence.n_prompt < sequence.max_new
+        sequence.n_pending += samples
         return Part(sequence, start, count, samples, sequence.life)
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -186,6 +183,7 @@ class Scheduler:
         sequence.blocks = []
         sequence.n_computed = sequence.n_written = sequence.n_entered = sequence.n_pending = 0
         sequence.life += 1
+        self._last = ()
 
     # --- after a step ------------------------------------------------------------------------------------------------
 
@@ -224,8 +222,8 @@ class Scheduler:
             elif token is not None:
                 sequence.tokens.append(token)
                 self.outputs.append(Output(sequence.id, (token,), logprobs=(score,) if score else ()))
-        made = len(sequence.tokens) - sequence.n_prompt
-        if reason is None and made == sequence.max_new and sequence.n_written >= sequence.n_prompt:
+        whole = len(sequence.tokens) - sequence.n_prompt == sequence.max_new
+        if reason is None and whole and sequence.n_written >= sequence.n_prompt:
             reason = "length"
         if reason is not None:
             self._end(sequence, reason, error)

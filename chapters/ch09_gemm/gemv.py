@@ -12,7 +12,8 @@ kernel                      a warp's load of W                     when it loses
 ``gemv_v3_vector``          512 neighbouring bytes                 d_model below 128: some lanes have nothing to load
 ==========================  =====================================  ====================================================
 
-``gemv_logits`` is the last one. A row's result depends on that row and x alone, and is the same in every run.
+``gemv_logits`` is the last one. A row's result depends on that row and x alone, and is the same in every run. For
+several vectors at once, such as the last rows of several texts, there is ``gemv_rows``, which adds up in another way.
 """
 
 import numpy as np

@@ -72,7 +72,7 @@ class Run:
         tree = RadixCache(self.pool, block_size) if cache else None
         self.scheduler = kind(self.pool, tree, block_size, max_batch, max_rows)
         self.device, self.ahead = Device(self.scheduler), ahead
-        self.sequences, self.ends = [], {}
+        self.sequences, self.ends, self.last, self.sampled = [], {}, None, set()
 
     def submit(self, prompt, max_new, stop=(), priority=0):
         number = len(self.sequences)
@@ -87,6 +87,13 @@ class Run:
             self.device.launch(plan)
             assert plan.rows <= self.scheduler.max_rows
             assert len({id(part.sequence) for part in plan.parts}) == len(plan.parts)
+            rows = [(part.sequence, part.life, part.start) for part in plan.parts]
+            if plan.same_as_last:  # the device has moved these rows on by itself
+                assert self.last == [(sequence, life, start - 1) for sequence, life, start in rows]
+            self.last = rows if all(part.count == 1 and part.samples for part in plan.parts) else None
+            for part in plan.parts:  # with two steps under way, a token not known to the host is the last step's
+                assert part.start < len(part.sequence.tokens) or part.sequence in self.sampled or self.ahead > 2
+            self.sampled = {part.sequence for part in plan.parts if part.samples}
         elif self.device.under_way:
             self.device.finish_one()
         self.fetch()
