@@ -34,14 +34,15 @@ ONE_SHAPE = {
         "gemm_v1_register_tile", "gemm_v2_vector_loads", "gemm_v3_double_buffer", "gemm_v4_half_storage",
         "gemm_v5_tensor_core", "gemm_v6_pipeline", "gemm_v7_warpgroup", "gemm_v8_tma", "gemm_bias",
         "gemm_bias_residual", "gemm_bias_gelu", "flash_v2_shared_tiles", "flash_v3_register_tiles", "flash_v4_64",
-        "flash_v4_128",
+        "flash_v4_128", "flash_v5_pages_64", "flash_v5_pages_128",
     ],
     "so many warps share the rows or keys, and have room for their sums": [
         "gemv_v4_half", "gemv_v5_tensor_core", "gemv_bias_residual", "gemv_ln", "gemv_ln_gelu", "gemv_ln_qkv",
         "gemv_parts_residual", "gemv_ln_logits", "decode_v1_block_per_head", "decode_v2_split_k", "decode_v3_chunks",
         "decode_v4_parts", "paged_v1_block_per_head", "paged_v2_split_k", "scan_tile_offsets",
-        "paged_v3_rows",
+        "paged_v3_rows", "paged_v4_parts",
     ],
+    "a lane for each row of a square of the matrix": ["gemv_rows"],
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip

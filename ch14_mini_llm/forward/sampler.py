@@ -112,7 +112,7 @@ class RowSampler:
         if self._weights is None:
             self._weights = cuda.device_array(shape, np.int64)
         if self.draws == ADJUSTS and self._counts is None:
-            self._adjusted = cuda.device_array(shape, np.float32)
+            self._adjusted = cuda.to_device(np.zeros(shape, np.float32))  # padding's rows are read
             self._counts = cuda.to_device(np.zeros(shape, np.int32))
 
     def _slot(self, part: Part) -> int:

@@ -12,7 +12,7 @@ from chapters.ch12_flash import paged_half
 LENGTHS = [1, 5, 131, 64, 17]
 NEW = [1, 5, 3, 1, 17]
 HEADS = [(2, 2, 32), (6, 2, 64), (4, 1, 8), (3, 1, 128)]
-TILES = [(2, 2, 32), (6, 2, 64), (3, 1, 128), (2, 1, 24)]
+TILES = [(64, 2, 2, 32), (64, 6, 2, 64), (128, 3, 1, 128), (64, 2, 1, 24)]
 
 
 class Rows:
@@ -87,8 +87,11 @@ def test_parts_of_each_row_are_attention_over_its_own_sequence(rng, block_size, 
 
 
 @pytest.mark.parametrize("block_size", [4, 16, 256])
-@pytest.mark.parametrize("n_head, n_kv_head, head_dim", TILES)
-def test_tiles_of_queries_are_attention_over_their_own_sequences(rng, block_size, n_head, n_kv_head, head_dim):
+@pytest.mark.parametrize("version, n_head, n_kv_head, head_dim", TILES)
+def test_tiles_of_queries_are_attention_over_their_own_sequences(
+    rng, block_size, version, n_head, n_kv_head, head_dim
+):  # fmt: skip
+    assert paged_half.flash_v5_pages(head_dim) is getattr(paged_half, f"flash_v5_pages_{version}")
     rows = Rows(rng, n_head, n_kv_head, head_dim, block_size)
     np.testing.assert_allclose(rows.by_tiles(), rows.expected(), rtol=2e-3, atol=2e-3)
 
