@@ -33,7 +33,7 @@ from ch14_mini_llm.engine.runner import ModelRunner, Ticket
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
-from ch14_mini_llm.engine.sizes import choose_sizes
+from ch14_mini_llm.engine.sizes import check_level, choose_sizes
 from ch14_mini_llm.engine.static import StaticScheduler
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.upload import float16_model, float32_model
@@ -98,8 +98,7 @@ class Engine:
 
         on_tensor(name, n_values): called after each upload. Raises `RequestError`.
         """
-        if level not in UPLOADS:
-            raise RequestError(f"level is {level!r}; an engine's is one of {', '.join(UPLOADS)}")
+        check_level(level)
         return cls(UPLOADS[level](config, tensors, on_tensor), level, **options)
 
     # --- requests ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ch14_mini_llm.engine.sequence import Logprob, Sequence
 
@@ -30,6 +31,11 @@ class Plan:
     ticket: int
     parts: tuple[Part, ...]
     same_as_last: bool
+
+    @cached_property
+    def sampling(self) -> list[Part]:
+        """The parts behind which a new token follows."""
+        return [part for part in self.parts if part.samples]
 
     @property
     def rows(self) -> int:

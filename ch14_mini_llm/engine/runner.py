@@ -25,7 +25,7 @@ from ch14_mini_llm.forward.many import Many
 from ch14_mini_llm.forward.plain import Plain
 from ch14_mini_llm.forward.sampler import LIKELIEST, RowSampler
 from ch14_mini_llm.model.roles import Model
-from chapters.ch12_flash.paged_half import QUERIES_64, QUERIES_128
+from chapters.ch12_flash.tensor_core import queries_of
 from common.graph import Graph
 
 FEW_ROWS = 64  # up to so many rows, products read their weights again for each eight; above, tiles are faster
@@ -60,17 +60,19 @@ class ModelRunner:
         """Launch a step; returns at once on a GPU."""
         shape = self.prepare(plan)
         prompts = self.prompt_scores.wanted(plan)
-        replayed = not prompts and self.run(shape)
-        scored = self._run_and_score(plan, shape, prompts) if prompts else None
-        parts = [part for part in plan.parts if part.samples]
-        new = self.sampler.logprobs(self.ops[shape.ops].logits, self.batch.chosen, parts)
+        scored, replayed = None, False
+        if prompts:
+            scored = self._launches(shape, prompts)
+        else:
+            replayed = self.run(shape)
+        new = self.sampler.logprobs(self.ops[shape.ops].logits, self.batch.chosen, plan.sampling)
         place, count = self.batch.launched(plan)
         self._events[place].record(self.batch.stream if replayed and new is None else 0)
         return Ticket(plan, self.batch, place, count, self._events[place], new, scored)
 
     def prepare(self, plan: Plan) -> Shape:
         """Bring what the host knows of a plan's rows to the device."""
-        self.sampler.set([part for part in plan.parts if part.samples])
+        self.sampler.set(plan.sampling)
         shape = self._shape(plan)
         if plan.same_as_last:
             self.batch.follow(plan)
@@ -93,37 +95,27 @@ class ModelRunner:
         self._graphs[shape].replay()
         return True
 
-    def _launches(self, shape: Shape) -> None:
-        """Where each sequence has a row, the embeddings are there: the step before ends with them."""
-        ops = self._forward(shape)
-        if shape.n_logits and shape.draws == LIKELIEST:
-            ops.pick(self.model, self.batch)
-        elif shape.n_logits:
-            self._choose(ops)
+    def _launches(self, shape: Shape, prompts: tuple | None = None):
+        """A step's launches. Where each sequence has a row, the embeddings are there: the step before ends with them.
 
-    def _forward(self, shape: Shape):
+        prompts: of `PromptScores.wanted`; their log-probabilities are taken before the choice, which the rows do not
+        survive, and returned.
+        """
         ops = self.ops[shape.ops]
         ops.cut(shape)
         if not shape.single:
             ops.embed(self.model.embedding, self.batch)
         forward(self.model, self.batch, self.cache, ops)
-        return ops
-
-    def _choose(self, ops) -> None:
-        self.sampler.choose(ops.logits, self.batch.chosen, ops.n_logits)
-        ops.append(self.model, self.batch)
-
-    def _run_and_score(self, plan: Plan, shape: Shape, prompts):
-        """Run a step with log-probabilities of prompts: between the layers and the choice, which the rows do not
-        survive."""
-        ops = self._forward(shape)
-        scored = self.prompt_scores.launch(prompts, ops)
-        if shape.n_logits:
-            self._choose(ops)
+        scored = self.prompt_scores.launch(prompts, ops) if prompts else None
+        if shape.n_logits and shape.draws == LIKELIEST and not prompts:
+            ops.pick(self.model, self.batch)
+        elif shape.n_logits:
+            self.sampler.choose(ops.logits, self.batch.chosen, ops.n_logits)
+            ops.append(self.model, self.batch)
         return scored
 
     def _shape(self, plan: Plan) -> Shape:
-        rows, n_logits, draws = plan.rows, sum(part.samples for part in plan.parts), self.sampler.draws
+        rows, n_logits, draws = plan.rows, len(plan.sampling), self.sampler.draws
         single = n_logits == rows
         if "plain" in self.ops:
             return Shape("plain", rows, n_logits, single=single, draws=draws)
@@ -135,8 +127,7 @@ class ModelRunner:
             rows, n_logits = min(-(-rows // step) * step, most), self._bucket(n_logits)
         if few:
             return Shape("few", rows, n_logits, single=single, draws=draws)
-        queries = QUERIES_64 if self.model.head_dim <= 64 else QUERIES_128
-        n_tiles = min(rows // queries + self._bucket(len(plan.parts)), self.batch.max_tiles)
+        n_tiles = min(rows // queries_of(self.model.head_dim) + self._bucket(len(plan.parts)), self.batch.max_tiles)
         return Shape("many", rows, n_logits, n_tiles, single, draws)
 
     def _bucket(self, n: int) -> int:

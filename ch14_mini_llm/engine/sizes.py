@@ -34,12 +34,17 @@ class Sizes:
     max_blocks: int
 
 
+def check_level(level: str) -> None:
+    """Raises `RequestError` for another level than an engine's."""
+    if level not in LEVELS:
+        raise RequestError(f"level is {level!r}; an engine's is one of {', '.join(LEVELS)}")
+
+
 def choose_sizes(
     model: Model, level: str, num_blocks: int | None, block_size: int, max_batch: int, max_rows: int | None
 ) -> Sizes:
     """Sizes for an engine; None: as much as there is memory. Raises `RequestError`."""
-    if level not in LEVELS:
-        raise RequestError(f"level is {level!r}; an engine's is one of {', '.join(LEVELS)}")
+    check_level(level)
     for name, value, low in ("block_size", block_size, 4), ("max_batch", max_batch, 1):
         if value < low:
             raise RequestError(f"{name} is {value}; it must be at least {low}")

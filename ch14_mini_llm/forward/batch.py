@@ -19,7 +19,8 @@ from numba import cuda
 from ch14_mini_llm.engine.plan import Plan
 from ch14_mini_llm.engine.sequence import Sequence
 from chapters.ch12_flash.paged import paged_slots
-from chapters.ch12_flash.paged_half import QUERIES_128, TILE_FIELDS, query_tiles
+from chapters.ch12_flash.paged_half import TILE_FIELDS, query_tiles
+from chapters.ch12_flash.tensor_core import queries_of
 from chapters.ch13_llm_ops.batch import place_rows, place_rows_launch
 from common.staging import Staging
 
@@ -52,7 +53,7 @@ class Batch:
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:
-        self.max_tiles, self.head_dim = -(-max_rows // QUERIES_128) + max_seqs, head_dim
+        self.max_tiles, self.head_dim = -(-max_rows // queries_of(head_dim)) + max_seqs, head_dim
         self.block_size = block_size
         rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS)}
         self._rows = Staging(rows)
@@ -115,8 +116,7 @@ class Batch:
         """Note that the plan's step has been launched; returns where its tokens will be: ``(place, count)``."""
         place = self._place
         if not plan.same_as_last:
-            sampling = (part.sequence for part in plan.parts if part.samples)
-            self._chosen_at = {sequence: i for i, sequence in enumerate(sampling)}
+            self._chosen_at = {part.sequence: i for i, part in enumerate(plan.sampling)}
         if self._chosen_at:
             self._place = (place + 1) % PLACES
         return place, len(self._chosen_at)

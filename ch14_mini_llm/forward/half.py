@@ -85,5 +85,3 @@ class Half:
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""
         append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self.b.x)
-
-

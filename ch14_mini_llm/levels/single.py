@@ -116,9 +116,7 @@ class Single:
 
     def _end_all(self) -> None:
         """End what is still running, of a stream that was left."""
-        for sequence in list(self.engine.alive):
-            self.engine.abort(sequence)
+        for id in self.engine.alive:
+            self.engine.abort(id)
         while not self.engine.idle or self.engine.busy:
             self.engine.step()
-
-

@@ -17,7 +17,7 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.config import LAYER_NORM_EPS
 from ch14_mini_llm.naive.base import Listing
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, embed, residual_add
 from chapters.ch04_memory.kernels import split_qkv, split_qkv_launch
@@ -38,15 +38,9 @@ class GPT2(Listing):
     bytes.
     """
 
-    def __init__(
-        self,
-        config: GPT2Config,
-        tensors: dict[str, np.ndarray],
-        max_length: int | None = None,
-        on_tensor: Callable[[str, int], None] | None = None,
-    ) -> None:
-        super().__init__(config, tensors, max_length, on_tensor)
-        T, d = self.max_length, config.d_model
+    def __init__(self, *arguments, **options) -> None:
+        super().__init__(*arguments, **options)
+        config, T, d = self.config, self.max_length, self.config.d_model
         # one name a role in the forward pass; `views` cuts them to the length of the sequence
         widths = {"x": d, "h": d, "qkv": 3 * d, "q": d, "k": d, "v": d, "att": d, "ff": config.d_ff}
         self._flat = {name: cuda.device_array(T * width, np.float32) for name, width in widths.items()}

@@ -36,7 +36,6 @@ import numpy as np
 from numba import cuda, float32, int32, uint32
 from numba.types import float16
 
-from chapters.ch10_softmax.kernels import LOWEST
 from chapters.ch12_flash.decode import decode_reference
 from chapters.ch12_flash.decode_half import (
     FOUR_BLOCKS,
@@ -54,14 +53,14 @@ from chapters.ch12_flash.tensor_core import (
     GRID_Y_MAX,
     LOG2_E,
     MMA_M,
-    QUERIES_64,
-    QUERIES_128,
     THREADS,
     TWO_BLOCKS,
     add_values,
+    begin_rows,
     check_head_dim,
     mask_scores,
     multiply_keys,
+    queries_of,
     read_queries,
     softmax_step,
     store_rows,
@@ -173,7 +172,7 @@ def query_tiles(starts, counts, head_dim):
     starts, counts: of each sequence, the position of its first row and how many it has, rows being laid one sequence
     after the other. Tiles with the most keys come first, so that those that start last are small.
     """
-    queries = QUERIES_64 if head_dim <= 64 else QUERIES_128
+    queries = queries_of(head_dim)
     tiles, row0 = [], 0
     for seq, (start, count) in enumerate(zip(starts, counts)):
         for first in range(0, count, queries):
@@ -258,13 +257,7 @@ def attend_tile(
     factor = scale * LOG2_E
     load_queries(k_tiles, queries, q, head, row0, rows)
     cp_async_commit()
-    for m in range(acc.shape[0]):
-        for half in range(2):
-            largest[m, half] = LOWEST
-            total[m, half] = float32(0)
-        for n in range(acc.shape[1]):
-            for e in range(4):
-                acc[m, n, e] = float32(0)
+    begin_rows(acc, largest, total)
     cp_async_wait(0)
     cuda.syncthreads()
     read_queries(k_tiles, warp_row, q_pairs)
@@ -288,7 +281,7 @@ def attend_tile(
         softmax_step(scores, factor, largest, total, acc, p_pairs)
         add_values(p_pairs, v_tiles, now, acc)
         now = keys - now
-    cp_async_wait(0)  # the tiles after the last, which nobody reads
+    cp_async_wait(0)  # the tiles after the last, which are not read
     store_rows(acc, largest, total, out, lse, head, q.shape[2], row0 + warp_row, row0 + rows)
 
 

@@ -80,11 +80,16 @@ def flash_v4_launch(n_tokens, n_head, head_dim):
     if n_tokens <= 0 or n_head <= 0:
         raise ValueError(f"{n_tokens} tokens, {n_head} heads: attention needs at least 1 of each")
     check_head_dim(head_dim)
-    queries = QUERIES_64 if head_dim <= 64 else QUERIES_128
+    queries = queries_of(head_dim)
     if n_tokens > GRID_Y_MAX * queries:
         most = GRID_Y_MAX * queries
         raise ValueError(f"n_tokens = {n_tokens}: a launch takes at most {most}; launch parts, with ``start``")
     return (n_head, (n_tokens + queries - 1) // queries), THREADS
+
+
+def queries_of(head_dim):
+    """Queries of a block."""
+    return QUERIES_64 if head_dim <= 64 else QUERIES_128
 
 
 def check_head_dim(head_dim):
@@ -185,6 +190,18 @@ def mask_scores(scores, position0, key0, n_keys, causal):
 
 
 @cuda.jit(device=True, forceinline=True)
+def begin_rows(acc, largest, total):
+    """What the warp's queries begin with: no key yet."""
+    for m in range(acc.shape[0]):
+        for half in range(2):
+            largest[m, half] = LOWEST
+            total[m, half] = float32(0)
+        for n in range(acc.shape[1]):
+            for e in range(4):
+                acc[m, n, e] = float32(0)
+
+
+@cuda.jit(device=True, forceinline=True)
 def softmax_step(scores, factor, largest, total, acc, p_pairs):
     """The online softmax for a tile: p_pairs = probabilities, as left operands; total and acc shrink.
 
@@ -269,13 +286,7 @@ def attend(
     factor = scale * LOG2_E
     load_rows(k_tiles, 0, queries, q, head, query0, n_tokens)
     cp_async_commit()
-    for m in range(acc.shape[0]):
-        for half in range(2):
-            largest[m, half] = LOWEST
-            total[m, half] = float32(0)
-        for n in range(acc.shape[1]):
-            for e in range(4):
-                acc[m, n, e] = float32(0)
+    begin_rows(acc, largest, total)
     cp_async_wait(0)
     cuda.syncthreads()
     read_queries(k_tiles, warp_row, q_pairs)

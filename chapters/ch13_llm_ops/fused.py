@@ -138,8 +138,8 @@ def gemv_ln_qkv(
     slot_mapping[b] % block_size. x: (rows * d_model,) float32, flat. W: (N, d_model) float16 with as many rows as y.
     row_sums, bias: (N,) float32. q: float16, flat. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim)
     float16. slot_mapping: (rows,) int32; a row at -1 is padding, and no key of it is stored. In a graph of dependent
-    launches, no kernel in front of this one writes it. block_size: a power of two; all sizes int32. All else as chapter
-    9's ``gemv_ln``.
+    launches, no kernel in front of this one writes it. block_size: a power of two; all sizes int32. Otherwise as
+    chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_qkv[gemv_tensor_launch(N, d_model, rows)](…)``.
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
@@ -264,7 +264,7 @@ def gemv_ln_logits(
     x: float32, flat, rows of d_model. logits_rows: (n_logits,) int32. W: (vocab_size, d_model) float16, GPT-2's
     embedding with its last layer norm in it. logits: (n_logits, vocab_size) float32. best: float32, best_token: int32,
     both (n_logits, blocks along x of the launch); equal logits: the lowest token; a block of nothing but NaN: -inf and
-    vocab_size. All else as chapter 9's ``gemv_ln``.
+    vocab_size. Otherwise as chapter 9's ``gemv_ln``.
     Launch: ``gemv_ln_logits[gemv_tensor_launch(vocab_size, d_model, n_logits)](…)``.
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
@@ -341,7 +341,7 @@ def pick_best(
     best, best_token, n_blocks, vocab_size, chosen, positions, slot_mapping, block_table, block_size, ring, shown,
     wte, wpe, x,
 ):  # fmt: skip
-    """chosen[i] = the likeliest token of row i, from each block's best; all else as :func:`append_rows`.
+    """chosen[i] = the likeliest token of row i, from each block's best; otherwise as :func:`append_rows`.
 
     best, best_token: (n_rows, n_blocks) from :func:`gemv_ln_logits`. -1 if all logits are NaN. n_blocks, vocab_size:
     int32. A thread asks for four blocks' bests at once, and waits once.
@@ -376,9 +376,7 @@ def pick_best(
 
 def append_rows_launch(n_rows=1):
     """Launch configuration of :func:`append_rows`: ``(grid, block)``, a block a row. Raises ValueError if none."""
-    if n_rows <= 0:
-        raise ValueError(f"{n_rows} rows: a launch needs at least 1")
-    return n_rows, APPEND_THREADS
+    return pick_best_launch(n_rows)[0], APPEND_THREADS
 
 
 @cuda.jit

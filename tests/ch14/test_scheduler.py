@@ -106,6 +106,22 @@ class Run:
                 self.ends[output.id] = output
         self.scheduler.outputs.clear()
 
+    def act(self, actions):
+        """Submit, abort and step as some bytes say; the scheduler is checked each time."""
+        room = self.pool.n_blocks * self.scheduler.block_size
+        for action in actions:
+            kind, value = action % 4, action // 4
+            if kind == 0 and len(self.sequences) < 12:
+                stop = [value % VOCAB] if value % 3 == 0 else ()
+                self.submit([value % 2] * min(1 + value % 11, room), value // 8, stop, priority=value % 5 // 4)
+            elif kind == 1 and self.sequences:
+                self.scheduler.abort(self.sequences[value % len(self.sequences)])
+                self.fetch()
+            else:
+                self.step()
+            self.scheduler.check()
+        return self
+
     def finish(self):
         for _ in range(20_000):
             if self.scheduler.idle:
@@ -378,16 +394,4 @@ ACTIONS = st.binary(max_size=40)
 def test_random_schedules(actions, n_blocks, block_size, max_batch, more_rows, cache):
     """Submits, steps and aborts in any order: all requests end as they would alone, and no block is lost."""
     run = Run(n_blocks, block_size, max_batch, max_batch + more_rows, cache, ahead=1 + n_blocks % 3)
-    for action in actions:
-        kind, value = action % 4, action // 4
-        if kind == 0 and len(run.sequences) < 12:
-            length = min(1 + value % 11, n_blocks * block_size)
-            stop = [value % VOCAB] if value % 3 == 0 else ()
-            run.submit([value % 2] * length, value // 8, stop, priority=value % 5 // 4)
-        elif kind == 1 and run.sequences:
-            run.scheduler.abort(run.sequences[value % len(run.sequences)])
-            run.fetch()
-        else:
-            run.step()
-        run.scheduler.check()
-    run.finish()
+    run.act(actions).finish()

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_engine import SMALL, Watched, alone, model, prompts, weights  # noqa: F401  (model and weights: fixtures)
 from test_engines import random_model
-from test_scheduler import VOCAB, Run
+from test_scheduler import Run
 from test_scheduler import alone as alone_on_dict
 
 from ch14_mini_llm.engine.engine import Engine
@@ -129,19 +129,7 @@ def test_an_abort_in_any_state(when, ahead):
 def test_random_schedules(actions, n_blocks, block_size, max_batch, more_rows):
     """Submits, steps and aborts in any order: all requests end as they would alone, and no block is lost."""
     run = Run(n_blocks, block_size, max_batch, max_batch + more_rows, ahead=1 + n_blocks % 3, kind=StaticScheduler)
-    for action in actions:
-        kind, value = action % 4, action // 4
-        if kind == 0 and len(run.sequences) < 12:
-            length = min(1 + value % 11, n_blocks * block_size)
-            stop = [value % VOCAB] if value % 3 == 0 else ()
-            run.submit([value % 2] * length, value // 8, stop, priority=value % 5 // 4)
-        elif kind == 1 and run.sequences:
-            run.scheduler.abort(run.sequences[value % len(run.sequences)])
-            run.fetch()
-        else:
-            run.step()
-        run.scheduler.check()
-    run.finish()
+    run.act(actions).finish()
 
 
 # --- on the device ---------------------------------------------------------------------------------------------------
