@@ -12,6 +12,7 @@ from numba.core import ir, types
 from . import machine_code
 from .analysis import copy_expr
 from .resolve import HIDDEN
+from .tree import undecided
 
 _namespaces = {}  # name of a device module -> its namespace
 
@@ -109,6 +110,8 @@ def module_trees(program, entry):
         for node in ast.walk(tree):
             if isinstance(node, ast.Name):
                 node.id = names.get(node.id, node.id)
+            elif isinstance(node, ast.Compare):
+                undecided(node)
         tree.name, tree.filename = names[key], program.device[key].filename
         trees.append(tree)
     return trees, names

@@ -22,7 +22,7 @@ from .emit_lane import LaneLevel
 from .emit_memory import MemoryLevel, space_kind
 from .emit_warp import WarpLevel
 from .errors import CompileError
-from .tree import name
+from .tree import name, undecided
 
 ACCESS = {"READ": 0, "WRITE": 1, "ATOMIC": 2, "UPDATE": 3, "EXCHANGE": 4}  # as in shadow.py
 NARROW = {  # casts whose argument is looked at: does it fit? (A uint8 of a float only: to cut an integer is common.)
@@ -220,6 +220,9 @@ class _Writer(ast.NodeTransformer):
         self.generic_visit(node)
         node.right = self.e.divisor(node.op, node.right, node)
         return node
+
+    def visit_Compare(self, node):
+        return undecided(self.generic_visit(node))
 
     def visit_Call(self, node):
         if getattr(node.func, "id", "") == "len" and isinstance(node.args[0], ast.Subscript):

@@ -41,3 +41,13 @@ def strip_docstring(stmts):
     if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
         return stmts[1:]
     return stmts
+
+
+def undecided(node):
+    """A comparison of literals with a cast in it, in place: Numba decides it early otherwise, cuts off the branch that
+    is never taken, and then refuses what reads a variable that was set there."""
+    values = [getattr(n, "value", None) for n in (node.left, *node.comparators)]
+    if all(type(v) in (int, float) for v in values):
+        cast = ast.Attribute(name("np"), "int64" if type(values[0]) is int else "float64", ast.Load())
+        node.left = at(ast.Call(cast, [node.left], []), node)
+    return node

@@ -111,6 +111,9 @@ class _WriteOut:
                     return copy_expr(node)
                 part = self.part(node.id, busy) if node.id in self.definitions else None
                 return part and copy_expr(part)
+            if isinstance(node, ast.IfExp):
+                one, other = chain(node.body), chain(node.orelse)
+                return one and other and self.chosen(node.test, one, other)
             if not isinstance(node, ast.Subscript):
                 return None
             base = chain(node.value)
@@ -136,6 +139,22 @@ class _WriteOut:
         if part is not None:
             keep(part)
         return part, kept
+
+    def chosen(self, test, one, other):
+        """``t[i] if test else t[k]`` as ``t[i if test else k]``; None if the parts are not taken in the same way."""
+        if isinstance(one, ast.Name) or isinstance(other, ast.Name):
+            return one if ast.dump(one) == ast.dump(other) else None
+        base, pairs = self.chosen(test, one.value, other.value), (parts_of(one.slice), parts_of(other.slice))
+        if base is None or len(pairs[0]) != len(pairs[1]):
+            return None
+        parts = []
+        for a, b in zip(*pairs):
+            same = ast.dump(a) == ast.dump(b)
+            if not same and not (self.integer(a) and self.integer(b)):
+                return None
+            parts.append(a if same else at(ast.IfExp(copy_expr(test), a, b), test))
+        index = at(ast.Tuple(parts, ast.Load()), test) if isinstance(one.slice, ast.Tuple) else parts[0]
+        return at(ast.Subscript(base, index, ast.Load()), test)
 
     def block(self, stmts):
         """Replace the definitions of names by what keeps their indices."""
@@ -195,4 +214,6 @@ class _WriteOut:
             return isinstance(types.unliteral(kind), types.Integer)
         if isinstance(node, (ast.BinOp, ast.UnaryOp)):
             return all(self.integer(n) for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr))
+        if isinstance(node, ast.IfExp):
+            return self.integer(node.body) and self.integer(node.orelse)
         return False

@@ -1,5 +1,6 @@
 """Compilation: the disk cache, what it depends on, and what happens when LLVM aborts."""
 
+import enum
 import importlib.util
 import os
 
@@ -110,6 +111,43 @@ def hashes_by_overflow(out):
     out[tid, 0] = (np.int64(tid) * 6364136223846793005 + 1442695040888963407 >> 40) % 13
     out[tid, 1] = (tid + 9223372036854775800) // 1000
     out[tid, 2] = -9223372036854775807 - tid < 0
+
+
+class Mode(enum.Enum):
+    LOW, HIGH = 3, 0.5
+
+
+@cuda.jit(device=True)
+def never_set(x):
+    for _ in range(2):
+        if Mode.LOW.value % 3 < 2:
+            continue
+        y = x + 1
+        x += y
+    if x < 0:
+        x += y
+    return x
+
+
+@cuda.jit
+def decided_early(out):
+    i = cuda.threadIdx.x
+    taken = Mode.LOW.value % 5 < 1 and i > 2
+    if Mode.HIGH.value < 0.25 and i > 2:
+        y = i
+    cuda.syncthreads()
+    if taken:
+        out[i] = y
+    elif cuda.shfl_sync(-1, i, 0) > Mode.LOW.value:
+        out[i] = -1
+    else:
+        out[i] = never_set(i)
+
+
+def test_what_constants_decide_is_not_cut_off():
+    out = np.zeros(32, np.int64)
+    decided_early[1, 32](out)
+    assert out.tolist() == list(range(32))
 
 
 def test_signed_integers_wrap_round():

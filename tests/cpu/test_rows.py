@@ -83,6 +83,10 @@ LOCAL = {  # statements, and what the four threads store (t: the thread)
     "q[1, 0] = 8, 9; out[i] = q[1, 0, 1] + 10 * q[1, 1, 0]": 9 + 60 + 100 * T,
     "out[i] = sum_of_all(q[1])": 22 + 40 * T,
     "r = m[1]; cuda.syncthreads(); out[i] = r[2]": 12 + 100 * T,
+    "r = m[1] if i > 1 else m[0]; cuda.syncthreads(); out[i] = r[2]": [2, 102, 212, 312],
+    "r = m[:, 1] if i > 1 else m[:, 0]; cuda.syncthreads(); r[1] = 5; out[i] = m[1, 1] + m[1, 0]": [16, 116, 215, 315],
+    "r = q[1][0] if i > 1 else q[0][1]; cuda.syncthreads(); out[i] = r[1]": [3, 13, 25, 35],
+    "r = m[0, ::2] if i > 1 else m[0, ::2]; cuda.syncthreads(); r[1] = 5; out[i] = m[0, 2]": 5 + 0 * T,
 }  # fmt: skip
 
 
