@@ -14,13 +14,14 @@ from ch14_mini_llm.model.roles import Model
 class PagedCache:
     """Pages 0 … n_blocks on the device; page 0 belongs to no sequence.
 
-    layers: (k, v) of each layer, (n_blocks + 1, n_kv_head, block_size, head_dim) of ``dtype``.
+    layers: (k, v) of each layer, (n_blocks + 1, n_kv_head, block_size, head_dim) of ``dtype``. flat: the same memory.
     """
 
     def __init__(self, model: Model, n_blocks: int, block_size: int, dtype=np.float32) -> None:
         self.block_size = block_size
         shape = (n_blocks + 1, model.n_kv_head, block_size, model.head_dim)
         self.layers = [tuple(cuda.device_array(shape, dtype) for _ in range(2)) for _ in model.layers]
+        self.flat = [tuple(pages.reshape(pages.size) for pages in layer) for layer in self.layers]
 
 
 def block_bytes(model: Model, block_size: int, dtype=np.float32) -> int:

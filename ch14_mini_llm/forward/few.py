@@ -41,7 +41,7 @@ class Few(Half):
         m, b = self.model, self.b
         launch = paged_parts_launch(self.rows, self.buffers.max_tokens, m.n_head, m.head_dim, cache.block_size)
         paged_v4_parts[launch](
-            b.q, *cache.layers[layer.index], batch.block_table, batch.row_seq, batch.positions, *b.att, m.n_kv_head,
+            b.q, *cache.flat[layer.index], batch.block_table, batch.row_seq, batch.positions, *b.att, m.n_kv_head,
             m.head_dim, cache.block_size, np.float32(m.head_dim**-0.5), int(self.shape.single),
         )  # fmt: skip
         self._n_chunks = launch[0][0]

@@ -48,7 +48,7 @@ class Many(Half):
         m, b = self.model, self.b
         launch = flash_v5_launch(self.shape.n_tiles, m.n_head, m.head_dim, cache.block_size)
         flash_v5_pages(m.head_dim)[launch](
-            b.q_heads, *cache.layers[layer.index], batch.block_table, batch.tiles, b.att, b.lse, m.n_kv_head,
+            b.q_heads, *cache.flat[layer.index], batch.block_table, batch.tiles, b.att, b.lse, m.n_kv_head,
             cache.block_size, np.float32(m.head_dim**-0.5),
         )  # fmt: skip
 

@@ -360,9 +360,8 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K):
     row_bias = bias[min(row0 + r, N - 1)]  # asked for now, it is there when the sum is
     column = first_column() + group % 2 * SHORT_STRIDE
     at = (b0 + min(group // 2, left - 1)) * K + column
-    place = (b0 + b) * N + row0 + r
     griddep_wait()
-    before = x[place] if b < left and row0 + r < N else float32(0)
+    before = x[(b0 + b) * N + row0 + r] if b < left and row0 + r < N else float32(0)
     total = multiply_short_x(a, at, W, row0, N, K, w)
     if of_four < left:
         sums[warp, of_four, group] = total
@@ -373,7 +372,7 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K):
             sums[warp, 4 + of_four, group] = total
     cuda.syncthreads()
     if b < left and row0 + r < N:
-        x[place] = before + (sum_of_warps(sums, r, b) + row_bias)
+        x[(b0 + b) * N + row0 + r] = before + (sum_of_warps(sums, r, b) + row_bias)
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)

@@ -18,7 +18,9 @@ and prompts in one launch takes v5.
 
 **Look all pages up, then load.** A page is found by a shift, as ``block_size`` is a power of two; but its address is a
 read away, some 300 ns. A thread that goes from look-up to load to look-up waits for each; one that first looks up all
-that it needs waits once. v5 looks up a tile's pages while it multiplies the tile before, and does not wait at all.
+that it needs waits once. v5 looks up a tile's pages while it multiplies the tile before, and does not wait at all. What
+is kept of a look-up is one number, the token's *place* (:func:`place_of`), and the caches are passed flat: an index of
+four axes would be several 64-bit multiplications at each load, where a block has nothing else to do but wait for it.
 
 **A row's bits are its own.** Chunks and tiles of keys begin at the same tokens whoever else is in the launch, and a key
 that a row may not see adds an exact 0. So a prompt gives the same numbers in one piece or in many. v4 and v5 round
@@ -33,12 +35,11 @@ queries as a list of work).
 import math
 
 import numpy as np
-from numba import cuda, float32, int32, uint32
+from numba import cuda, float32, int32, int64, uint32
 from numba.types import float16
 
 from chapters.ch12_flash.decode import decode_reference
 from chapters.ch12_flash.decode_half import (
-    FOUR_BLOCKS,
     HEAD_DIM_MAX,
     PIECES,
     WARPS,
@@ -49,6 +50,7 @@ from chapters.ch12_flash.decode_half import (
     weigh_chunk,
     whole_fours,
 )
+from chapters.ch12_flash.decode_half import THREADS as PARTS_THREADS
 from chapters.ch12_flash.tensor_core import (
     GRID_Y_MAX,
     LOG2_E,
@@ -70,6 +72,7 @@ from chapters.ch12_flash.tensor_core import WARP as LANES
 from common.ptx import cp_async_commit, cp_async_half8, cp_async_wait, griddep_launch, griddep_wait, load_half8
 
 BLOCK_SIZES = (4, 8, 16, 32, 64, 128, 256)
+PARTS_BLOCKS = (PARTS_THREADS, 2)  # four, as decode_v4_parts has them, leave no registers for the tokens' places
 TILE_FIELDS = 4  # of a tile of queries: first row, rows, sequence, position of the first row
 
 
@@ -78,6 +81,13 @@ def check_block_size(block_size):
     if block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise ValueError(f"block_size = {block_size}: a page is found by a shift, so it must be one of {sizes}")
+
+
+@cuda.jit(device=True, forceinline=True)
+def place_of(block_table, seq, token, kv_head, n_kv_head, page_bits):
+    """Where a token's key of head ``kv_head`` is: so many times head_dim from the beginning of the cache on."""
+    page = block_table[seq, min(token >> page_bits, block_table.shape[1] - 1)]
+    return (page * n_kv_head + kv_head << page_bits) + (token & (1 << page_bits) - 1)
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -102,26 +112,27 @@ def paged_parts_workspace(n_rows, max_tokens, n_head, head_dim):
     return n_rows * n_chunks * n_head * head_dim, n_rows * n_head * lse_stride_of(n_chunks)
 
 
-@cuda.jit(launch_bounds=FOUR_BLOCKS)
+@cuda.jit(launch_bounds=PARTS_BLOCKS)
 def paged_v4_parts(
     q, k_cache, v_cache, block_table, row_seq, positions, parts, lse, n_kv_head, head_dim, block_size, scale, single
 ):
     """Attention of row blockIdx.z over each chunk of its sequence by itself, as ``decode_v4_parts`` leaves it.
 
     q: (n_rows * n_head * head_dim,) float16, flat. k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim)
-    float16. block_table: (num_seqs, max_blocks), row_seq, positions: (n_rows,) int32, as ``paged_v3_rows`` has them; -1
-    in positions is padding. parts, lse: of :func:`paged_parts_workspace`; row r's chunks are those from r * n_chunks
-    on, and its heads in lse those from r * n_head on: what ``load_combined`` wants. All C-contiguous, q and the caches
-    from a multiple of 16 bytes on. head_dim: one of HEAD_DIMS; block_size: a power of two; n_kv_head: all int32. scale:
-    float32. single: int32; 1 says that row r is the only one of sequence r, so that tokens before its own can be asked
-    for before the kernel in front has ended. In a graph of dependent launches none in front writes the int32 arrays.
+    float16, but flat; the first three below 2**31 in product. block_table: (num_seqs, max_blocks), row_seq, positions:
+    (n_rows,) int32, as ``paged_v3_rows`` has them; -1 in positions is padding. parts, lse: of
+    :func:`paged_parts_workspace`; row r's chunks are those from r * n_chunks on, and its heads in lse those from r *
+    n_head on: what ``load_combined`` wants. All C-contiguous, q and the caches from a multiple of 16 bytes on.
+    head_dim: one of HEAD_DIMS; block_size: a power of two; n_kv_head: all int32. scale: float32. single: int32; 1 says
+    that row r is the only one of sequence r, so that tokens before its own can be asked for before the kernel in front
+    has ended. In a graph of dependent launches none in front writes the int32 arrays.
     Launch: ``paged_v4_parts[paged_parts_launch(n_rows, max_tokens, n_head, head_dim, block_size)](…)``, 256 threads.
     """
     warp_pairs = cuda.shared.array((WARPS, 2), float32)
     warp_sums = cuda.shared.array((WARPS, HEAD_DIM_MAX), float32, alignment=16)
     k = cuda.local.array((PIECES, 4), uint32)
     v = cuda.local.array((PIECES, 4), uint32)
-    pages = cuda.local.array(PIECES, int32)
+    places = cuda.local.array(PIECES, int32)
     tid = cuda.threadIdx.x
     head = cuda.blockIdx.y
     row = cuda.blockIdx.z
@@ -130,18 +141,18 @@ def paged_v4_parts(
     seq = row if single else row_seq[row]
     page_bits = 31 - cuda.clz(int32(block_size))
     first, together, dim = chunk_share(head_dim)
+    kv_head = head * n_kv_head // cuda.gridDim.y
     for j in range(PIECES):  # asked for together with the position
-        pages[j] = block_table[seq, min(first + j * together >> page_bits, block_table.shape[1] - 1)]
+        places[j] = place_of(block_table, seq, first + j * together, kv_head, n_kv_head, page_bits)
     if cuda.blockIdx.x >= active_chunks(before, head_dim):
         return
-    kv_head = head * n_kv_head // cuda.gridDim.y
     early = before if single else 0  # tokens that are there already
     for j in range(PIECES):
         token = first + j * together
         if token < early:
-            place = token & (block_size - 1)
-            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (pages[j], kv_head, place, dim))
-            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (pages[j], kv_head, place, dim))
+            at = int64(places[j]) * head_dim + dim
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, at)
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, at)
         else:
             k[j, 0] = k[j, 1] = k[j, 2] = k[j, 3] = v[j, 0] = v[j, 1] = v[j, 2] = v[j, 3] = uint32(0)
     griddep_wait()
@@ -149,9 +160,9 @@ def paged_v4_parts(
     for j in range(PIECES):
         token = first + j * together
         if early <= token <= before:
-            place = token & (block_size - 1)
-            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, (pages[j], kv_head, place, dim))
-            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, (pages[j], kv_head, place, dim))
+            at = int64(places[j]) * head_dim + dim
+            k[j, 0], k[j, 1], k[j, 2], k[j, 3] = load_half8(k_cache, at)
+            v[j, 0], v[j, 1], v[j, 2], v[j, 3] = load_half8(v_cache, at)
     largest, total, share = weigh_chunk(
         k, v, q0, q1, q2, q3, first, before, head_dim, scale, warp_pairs, warp_sums
     )
@@ -159,8 +170,8 @@ def paged_v4_parts(
     if tid < head_dim:
         parts[(part * cuda.gridDim.y + head) * head_dim + tid] = share / total
     if tid == 0:
-        at = (row * cuda.gridDim.y + head) * whole_fours(cuda.gridDim.x) + cuda.blockIdx.x
-        lse[at] = largest + math.log2(total)
+        first_of_head = (row * cuda.gridDim.y + head) * whole_fours(cuda.gridDim.x)
+        lse[first_of_head + cuda.blockIdx.x] = largest + math.log2(total)
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -208,37 +219,36 @@ def load_queries(tile, count, q, head, row0, rows):
 
 
 @cuda.jit(device=True, forceinline=True)
-def look_up(pages, tile, count, block_table, seq, token0, n_tokens, page_bits):
-    """pages[i] = the page of the i-th token that this thread loads of token0 … token0 + count - 1; (8,) int32."""
+def look_up(places, tile, count, block_table, seq, token0, n_tokens, kv_head, n_kv_head, page_bits):
+    """places[i] = :func:`place_of` the i-th token that this thread loads of token0 … token0 + count - 1; (8,) int32."""
     pieces = tile.shape[1] // 8
     step = THREADS // pieces
     for i in range(count // step):
         token = token0 + cuda.threadIdx.x // pieces + i * step
-        pages[i] = block_table[seq, token >> page_bits] if token < n_tokens else 0
+        known = token < n_tokens
+        places[i] = place_of(block_table, seq, token, kv_head, n_kv_head, page_bits) if known else 0
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, kv_head, pages, token0, n_tokens, page_bits):
+def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, head_dim, places, token0, n_tokens):
     """``load_rows`` of a sequence's tokens token0 … token0 + count - 1 from pages; 0 from token ``n_tokens`` on."""
     pieces = k_tiles.shape[1] // 8
     piece = cuda.threadIdx.x % pieces
     first = cuda.threadIdx.x // pieces
     step = THREADS // pieces
     place = swizzle(first, piece)
-    end = n_tokens if 8 * piece < k_cache.shape[3] else 0
-    mask = (1 << page_bits) - 1
+    end = n_tokens if 8 * piece < head_dim else 0
     for i in range(count // step):
         row = first + i * step
-        token = token0 + row
-        at = token & mask
-        cp_async_half8(k_tiles, (tile_row + row, place), k_cache, (pages[i], kv_head, at, 8 * piece), token < end)
-        cp_async_half8(v_tiles, (tile_row + row, place), v_cache, (pages[i], kv_head, at, 8 * piece), token < end)
+        at = int64(places[i]) * head_dim + 8 * piece
+        cp_async_half8(k_tiles, (tile_row + row, place), k_cache, at, token0 + row < end)
+        cp_async_half8(v_tiles, (tile_row + row, place), v_cache, at, token0 + row < end)
 
 
 @cuda.jit(device=True, forceinline=True)
 def attend_tile(
     q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-    k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
+    k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, places,
 ):  # fmt: skip
     """The whole of v5, as ``attend`` in ``tensor_core.py`` is of v4: the tile of queries is number blockIdx.y."""
     keys = k_tiles.shape[0] // 2
@@ -262,19 +272,18 @@ def attend_tile(
     cuda.syncthreads()
     read_queries(k_tiles, warp_row, q_pairs)
     cuda.syncthreads()  # all have read their queries
-    look_up(pages, k_tiles, keys, block_table, seq, 0, n_keys, page_bits)
-    load_pages(k_tiles, v_tiles, 0, keys, k_cache, v_cache, kv_head, pages, 0, n_keys, page_bits)
+    head_dim = q.shape[2]
+    look_up(places, k_tiles, keys, block_table, seq, 0, n_keys, kv_head, n_kv_head, page_bits)
+    load_pages(k_tiles, v_tiles, 0, keys, k_cache, v_cache, head_dim, places, 0, n_keys)
     cp_async_commit()
-    look_up(pages, k_tiles, keys, block_table, seq, keys, n_keys, page_bits)
+    look_up(places, k_tiles, keys, block_table, seq, keys, n_keys, kv_head, n_kv_head, page_bits)
     now = 0
     for key0 in range(0, n_keys, keys):
         cp_async_wait(0)  # my part of the tiles `now` is there
         cuda.syncthreads()  # everybody's part is, and all have left the others
-        load_pages(
-            k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, kv_head, pages, key0 + keys, n_keys, page_bits
-        )
-        cp_async_commit()
-        look_up(pages, k_tiles, keys, block_table, seq, key0 + 2 * keys, n_keys, page_bits)  # there by the next tile
+        load_pages(k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, head_dim, places, key0 + keys, n_keys)
+        cp_async_commit()  # the places of the tile after it are there by its turn
+        look_up(places, k_tiles, keys, block_table, seq, key0 + 2 * keys, n_keys, kv_head, n_kv_head, page_bits)
         multiply_keys(q_pairs, k_tiles, now, scores)
         if key0 + keys > position0 + 1:
             mask_scores(scores, position0 + warp_row, key0, n_keys, 1)
@@ -282,18 +291,18 @@ def attend_tile(
         add_values(p_pairs, v_tiles, now, acc)
         now = keys - now
     cp_async_wait(0)  # the tiles after the last, which are not read
-    store_rows(acc, largest, total, out, lse, head, q.shape[2], row0 + warp_row, row0 + rows)
+    store_rows(acc, largest, total, out, lse, head, head_dim, row0 + warp_row, row0 + rows)
 
 
 @cuda.jit(launch_bounds=TWO_BLOCKS)
 def flash_v5_pages_64(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale):
     """out[r] = attention of row r over its own sequence up to its own position, for the rows of all tiles.
 
-    q: (n_rows, n_head, head_dim) float16, head_dim a multiple of 8 up to 64. k_cache, v_cache: (num_blocks, n_kv_head,
-    block_size, head_dim) float16, where the keys of all rows have been written. block_table: (num_seqs, max_blocks)
-    int32. tiles: (n_tiles, 4) int32, of :func:`query_tiles`; one with 0 rows does nothing. out: (n_rows, n_head *
-    head_dim) float16. lse: (n_head, n_rows) float32, as v4's. All C-contiguous, q and the caches from a multiple of 16
-    bytes on. n_kv_head, block_size: int32, block_size a power of two. scale: float32, above 0.
+    q: (n_rows, n_head, head_dim) float16, head_dim a multiple of 8 up to 64. k_cache, v_cache: as ``paged_v4_parts``
+    has them; the keys of all rows have been written. block_table: (num_seqs, max_blocks) int32. tiles: (n_tiles, 4)
+    int32, of :func:`query_tiles`; one with 0 rows does nothing. out: (n_rows, n_head * head_dim) float16. lse: (n_head,
+    n_rows) float32, as v4's. All C-contiguous, q and the caches from a multiple of 16 bytes on. n_kv_head, block_size:
+    int32, block_size a power of two. scale: float32, above 0.
     Launch: ``flash_v5_pages_64[flash_v5_launch(n_tiles, n_head, head_dim, block_size)](…)``, 128 threads; sm_75 or
     later.
     """
@@ -305,10 +314,10 @@ def flash_v5_pages_64(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_he
     acc = cuda.local.array((2, 8, 4), float32)  # 32 queries x 64 elements
     largest = cuda.local.array((2, 2), float32)
     total = cuda.local.array((2, 2), float32)
-    pages = cuda.local.array(8, int32)
+    places = cuda.local.array(8, int32)
     attend_tile(
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
+        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, places,
     )  # fmt: skip
 
 
@@ -327,10 +336,10 @@ def flash_v5_pages_128(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_h
     acc = cuda.local.array((1, 16, 4), float32)  # 16 queries x 128 elements
     largest = cuda.local.array((1, 2), float32)
     total = cuda.local.array((1, 2), float32)
-    pages = cuda.local.array(8, int32)
+    places = cuda.local.array(8, int32)
     attend_tile(
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
+        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, places,
     )  # fmt: skip
 
 

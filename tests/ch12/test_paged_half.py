@@ -45,7 +45,8 @@ class Rows:
         launch = paged_half.paged_parts_launch(*sizes, self.block_size)
         lengths = paged_half.paged_parts_workspace(*sizes)
         parts, lse = (cuda.to_device(np.full(n, np.nan, t)) for n, t in zip(lengths, (np.float16, np.float32)))
-        inputs = map(cuda.to_device, (self.q.ravel(), self.k, self.v, self.block_table, self.row_seq, self.positions))
+        flat = self.q.ravel(), self.k.ravel(), self.v.ravel()
+        inputs = map(cuda.to_device, (*flat, self.block_table, self.row_seq, self.positions))
         paged_half.paged_v4_parts[launch](
             *inputs, parts, lse, self.n_kv_head, head_dim, self.block_size, scale_of(head_dim), single
         )
@@ -71,7 +72,7 @@ class Rows:
         tiles = np.concatenate([tiles, np.zeros((more, 4), np.int32)])
         out = cuda.to_device(np.full((n_rows, n_head * head_dim), np.nan, np.float16))
         lse = cuda.to_device(np.full((n_head, n_rows), np.nan, np.float32))
-        inputs = map(cuda.to_device, (self.q, self.k, self.v, self.block_table, tiles))
+        inputs = map(cuda.to_device, (self.q, self.k.ravel(), self.v.ravel(), self.block_table, tiles))
         paged_half.flash_v5_pages(head_dim)[
             paged_half.flash_v5_launch(len(tiles), n_head, head_dim, self.block_size)
         ](*inputs, out, lse, self.n_kv_head, self.block_size, scale_of(head_dim))

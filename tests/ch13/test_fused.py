@@ -206,7 +206,7 @@ def projected(rng, n_head, head_dim, lengths, d_model=None):
         kernel = ch13.gemv_parts_residual[gemv_residual_launch(d_model, width, rows)]
         kernel(parts, lse, W, bias, x, positions, rows, d_model, n_head, head_dim, n_chunks, stride)
 
-    inputs = q.ravel(), k, v, block_table, row_seq, positions, W, bias
+    inputs = q.ravel(), k.ravel(), v.ravel(), block_table, row_seq, positions, W, bias
     (found,) = on_device(launch, inputs, [x.ravel()])
     real = positions >= 0
     inputs = k, v, block_table, row_seq[real], positions[real], scale

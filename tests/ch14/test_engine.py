@@ -13,7 +13,7 @@ from test_engines import random_model
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.levels.generate import generate
-from ch14_mini_llm.model.upload import float32_model
+from ch14_mini_llm.model.upload import float16_model, float32_model
 from ch14_mini_llm.naive.gpt2 import GPT2
 
 SMALL = dict(n_layer=2, n_head=2, d_model=32, d_ff=72, n_ctx=96, vocab_size=61)
@@ -153,6 +153,56 @@ def test_a_prompt_that_is_known_gives_the_same(rng, model, n):
             assert result.tokens == wanted
             np.testing.assert_array_equal(engine.logits(result), logits)
     assert result.cached_tokens == (n - 1) // 16 * 16
+
+
+LEVELS = [{}, dict(level="fast", deterministic=True)]
+
+
+@pytest.fixture(scope="module")
+def half_model(weights):
+    return float16_model(*weights)
+
+
+@pytest.mark.parametrize("options", LEVELS, ids=str)
+def test_equal_prompts_in_one_step_on_an_empty_cache(rng, model, half_model, options):
+    model = half_model if options else model
+    (prompt,) = prompts(rng, [33])
+    engine = Watched(model, max_rows=8 * 33, **options)
+    wanted, logits = alone(model, Request(prompt, 6), **options)
+    for result in engine.run([Request(prompt, 6)] * 8):
+        assert result.tokens == wanted and result.cached_tokens == 0
+        np.testing.assert_array_equal(engine.logits(result), logits)
+
+
+@pytest.mark.parametrize("options", LEVELS, ids=str)
+def test_a_prompt_may_take_up_where_another_request_decoded(rng, model, half_model, options):
+    model = half_model if options else model
+    (prompt,) = prompts(rng, [17])
+    engine = Watched(model, block_size=4, **options)
+    (first,) = engine.run([Request(prompt, 20)])
+    for end in (10, 18, 20):
+        longer = Request([*prompt, *first.tokens[:end], 5], 6)
+        (result,) = engine.run([longer])
+        wanted, logits = alone(model, longer, **options)
+        assert result.cached_tokens == (17 + min(end, 19)) // 4 * 4 and result.tokens == wanted
+        np.testing.assert_array_equal(engine.logits(result), logits)
+
+
+@pytest.mark.parametrize("options", LEVELS, ids=str)
+@pytest.mark.parametrize("n", range(1, 34))
+def test_every_size_of_a_batch_leaves_others_alone(rng, model, half_model, options, n):
+    """Buckets are padded: real rows have the same bits, and nothing but the sequences' blocks is written."""
+    model = half_model if options else model
+    engine = Watched(model, **options, max_batch=33, max_rows=264, num_blocks=120, prefix_cache=False)
+    requests = [Request([1 + i % 7] * (1 + i % 7), 5) for i in range(n)]
+    for request, result in zip(requests, engine.run(requests)):
+        tokens, logits = solo(model, request, **options)
+        assert result.tokens == tokens
+        np.testing.assert_array_equal(engine.logits(result), logits)
+    for layer in engine.runner.cache.layers:
+        for pages in layer:
+            unwritten = np.isnan(pages.copy_to_host()).all(axis=(1, 2, 3))
+            assert unwritten[0] and unwritten.sum() == 121 - n  # padding writes nowhere
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -64,21 +64,6 @@ def test_bits_do_not_depend_on_who_else_is_there(rng, model, options):
     assert any(engine.runner._graphs.values())
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 17, 33])
-def test_every_size_of_a_batch_leaves_others_alone(rng, model, n):
-    """Buckets are padded: real rows have the same bits, and nothing but the sequences' blocks is written."""
-    engine = Watched(model, **FAST, max_batch=33, max_rows=64, num_blocks=120, prefix_cache=False)
-    requests = [Request(prompt, 5) for prompt in prompts(rng, [1 + i % 7 for i in range(n)])]
-    results = engine.run(requests)
-    for request, result in zip(requests[:3] + requests[-1:], results[:3] + results[-1:]):
-        tokens, logits = alone(model, request, **FAST)
-        assert result.tokens == tokens
-        np.testing.assert_array_equal(engine.logits(result), logits)
-    k, v = (pages.copy_to_host() for pages in engine.runner.cache.layers[0])
-    assert np.isnan(k[0]).all() and np.isnan(v[0]).all()  # padding writes nowhere
-    assert np.isnan(k).all(axis=(1, 2, 3)).sum() == 121 - n
-
-
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=16), st.integers(2, 12), st.integers(1, 4), st.integers(1, 9), st.booleans())
 def test_random_schedules(model, actions, num_blocks, max_batch, more, look_ahead):
