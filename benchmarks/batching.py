@@ -13,8 +13,8 @@ Prints the figures and writes them to ``<out>/<device>/batching.json``. Three qu
   depend on a device is counted with the scheduler alone: places in owned blocks that hold no token, in the mean over
   the steps; sequences that run at once where a pool of the same bytes is all there is; tokens of the prompts that the
   prefix cache has, of requests that begin with the same 100 tokens.
-- *sequences*: 1 to 32 requests of one length at once: tokens a second, and the time a step spends in the scheduler and
-  in describing its rows to the device (launches not counted).
+- *sequences*: 1 to 32 requests of one length at once: tokens a second, and the time that the median step spends in the
+  scheduler and in describing its rows to the device (launches not counted).
 
 Figures of time are medians over the rounds, with the lowest and the highest. Exit codes: 0 all measured; 1 continuous
 and static batches disagree (nothing is written); 2 bad arguments.
@@ -61,7 +61,7 @@ POOL_TOKENS = 8192  # of the pool whose bytes are fixed
 COUNTED = 200  # requests that are counted with the scheduler alone
 PREFIX, TAIL, SHARING = 100, 8, 16  # tokens that requests share, tokens after them, requests
 AT_ONCE = (1, 2, 4, 8, 16, 32)
-LENGTH = (16, 32)  # of the requests that run at once: prompt, new tokens
+LENGTH = (16, 64)  # of the requests that run at once: prompt, new tokens
 DEFAULTS = {"cpu": ("kv", 32, 8), "gpu": ("fast", 256, 32)}  # level, requests, max_batch
 
 
@@ -214,33 +214,35 @@ def at_once(model, level, repeats, progress):
         for n in AT_ONCE:
             progress(f"{n} at once")
             engine = Engine(model, level, max_batch=n, prefix_cache=False)
-            spent = Stopwatch()
-            for owner, name in (engine.scheduler, "next"), (engine.scheduler, "done"), (engine.runner, "prepare"):
-                spent.around(owner, name)
+            work = HostWork(engine)
             start = time.perf_counter()
             results = engine.run(requests[:n])
             rates[n].append(sum(len(result.tokens) for result in results) / (time.perf_counter() - start))
-            host[n].append(1e6 * spent.seconds / engine.stats()["steps"])
+            host[n].append(1e6 * statistics.median(work.steps))
     rows = [{"sequences": n, "tokens_s": summary(rates[n]), "host_us": summary(host[n])} for n in AT_ONCE]
     return {"prompt_tokens": LENGTH[0], "new_tokens": LENGTH[1], "rows": rows}
 
 
-class Stopwatch:
-    """Adds up the time in methods of objects."""
+class HostWork:
+    """Seconds that each step of an engine spends in the scheduler and in describing its rows: ``steps``."""
 
-    def __init__(self):
-        self.seconds = 0.0
+    def __init__(self, engine):
+        self.steps = []
+        self._around(engine.scheduler, "next", begins=True)
+        self._around(engine.runner, "prepare")
+        self._around(engine.scheduler, "done")
 
-    def around(self, owner, name):
-        """Count the calls of ``owner.name`` from now on."""
+    def _around(self, owner, name, begins=False):
         method = getattr(owner, name)
 
         def counted(*arguments):
+            if begins:
+                self.steps.append(0.0)
             start = time.perf_counter()
             try:
                 return method(*arguments)
             finally:
-                self.seconds += time.perf_counter() - start
+                self.steps[-1] += time.perf_counter() - start
 
         setattr(owner, name, counted)
 

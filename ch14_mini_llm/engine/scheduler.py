@@ -147,8 +147,7 @@ class Scheduler:
             sequence.blocks += self.pool.take(1)
 
     def _take(self, n: int) -> list[int] | None:
-        missing = n - self.pool.free
-        if missing > 0:
+        if (missing := n - self.pool.free) > 0:
             if self.cache is None or self.pool.cached < missing:
                 return None
             self.cache.evict(missing)
@@ -204,14 +203,15 @@ class Scheduler:
 
     def _advance(self, part: Part, token: int | None, score: Logprob | None, prompt: list[Logprob]) -> None:
         sequence = part.sequence
-        sequence.prompt_scores[part.start + 1 : part.start + 1 + len(prompt)] = prompt
+        if prompt:
+            sequence.prompt_scores[part.start + 1 : part.start + 1 + len(prompt)] = prompt
         sequence.n_written = part.start + part.count
         if self.cache is not None and sequence.n_written // self.block_size > sequence.n_entered:
             sequence.n_entered = sequence.n_written // self.block_size
             self.cache.insert(sequence.tokens[: sequence.n_written], sequence.blocks)
         reason = error = None
         sequence.n_pending -= token is not None
-        if (token is not None and token < 0) or any(entry.logprob != entry.logprob for entry in prompt):
+        if (token is not None and token < 0) or prompt and any(entry.logprob != entry.logprob for entry in prompt):
             self.corrupted += 1
             n = min(len(sequence.tokens), sequence.n_written)
             reason, error = "error", f"after {n} tokens all logits are NaN: the weights overflow"

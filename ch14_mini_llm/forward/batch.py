@@ -76,29 +76,32 @@ class Batch:
         step's."""
         host = self._rows.next()
         tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles = host.values()
-        row = n_logits = 0
-        for seq, part in enumerate(plan.parts):
-            end, sequence = row + part.count, part.sequence
-            if part.start < len(sequence.tokens):
-                tokens[row:end] = sequence.tokens[part.start : part.start + part.count]
-                source[row:end] = -1
+        parts, known, last = plan.parts, [], []
+        source[: shape.rows] = -1
+        for seq, part in enumerate(parts):
+            text, row, end = part.sequence.tokens, len(known), part.start + part.count
+            if part.start < len(text):
+                known += text[part.start : end]
             else:  # still on the device
-                tokens[row], source[row] = 0, self._chosen_at[sequence]
-            positions[row:end] = np.arange(part.start, part.start + part.count)
-            row_seq[row:end] = seq
+                source[row] = self._chosen_at[part.sequence]
+                known.append(0)
+            if part.count == 1:  # which a slice would make slow, thirty times a step
+                positions[row], row_seq[row] = part.start, seq
+            else:
+                positions[row : len(known)], row_seq[row : len(known)] = np.arange(part.start, end), seq
             if part.samples:
-                logits_rows[n_logits], ring[n_logits] = end - 1, self._place
-                n_logits += 1
-            row = end
-        self._n_blocks = [0] * len(plan.parts)
+                last.append(len(known) - 1)
+        rows, n_logits = len(known), len(last)
+        tokens[:rows] = known
+        self._n_blocks = [0] * len(parts)
         self._put_blocks(plan)
-        slot_mapping[:row] = paged_slots(self._table, row_seq[:row], positions[:row], self.block_size)
-        tokens[row : shape.rows], source[row : shape.rows], row_seq[row : shape.rows] = 0, -1, 0
-        positions[row : shape.rows] = slot_mapping[row : shape.rows] = -1
+        slot_mapping[:rows] = paged_slots(self._table, row_seq[:rows], positions[:rows], self.block_size)
+        logits_rows[:n_logits], ring[:n_logits] = last, self._place
+        tokens[rows : shape.rows] = row_seq[rows : shape.rows] = 0
+        positions[rows : shape.rows] = slot_mapping[rows : shape.rows] = -1
         logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
         if shape.n_tiles:
-            starts, counts = zip(*((part.start, part.count) for part in plan.parts))
-            work = query_tiles(starts, counts, self.head_dim)
+            work = query_tiles(*zip(*((part.start, part.count) for part in parts)), self.head_dim)
             tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
         self._rows.upload(self.stream)
 

@@ -83,19 +83,20 @@ def decode_workspace(n_rows, n_split, head_dim):
 
 
 @cuda.jit(device=True)
-def attend_group(q_lane, keys, values, n_keys, largest, total, acc):
+def attend_group(q_lane, keys, values, n_keys, head_dim, largest, total, acc):
     """Take the first ``n_keys`` of 4 keys into a warp's running attention: returns ``(largest, total)``, updates acc.
 
     Local arrays hold elements lane, lane + 32, … : q_lane, acc (4,), of the scaled query and the weighted sum; keys,
-    values (4, 4), a row a key. One new maximum and one shrinking serve 4 keys, and their 4 sums by shuffles do not
-    wait for each other. All 32 lanes must call it.
+    values (4, 4), a row a key; those from element head_dim on are not looked at. One new maximum and one shrinking
+    serve 4 keys, and their 4 sums by shuffles do not wait for each other. All 32 lanes must call it.
     """
     scores = cuda.local.array(GROUP, float32)
     new_largest = largest
     for j in range(GROUP):
         score = float32(0)
         for i in range(PER_LANE):
-            score += q_lane[i] * keys[j, i]
+            if WARP * i < head_dim:
+                score += q_lane[i] * keys[j, i]
         score = warp_sum(score)
         scores[j] = score if j < n_keys else float32(-math.inf)
         new_largest = max(new_largest, scores[j])
@@ -107,7 +108,8 @@ def attend_group(q_lane, keys, values, n_keys, largest, total, acc):
         p = math.exp(scores[j] - new_largest)
         total += p
         for i in range(PER_LANE):
-            acc[i] += p * values[j, i]
+            if WARP * i < head_dim:
+                acc[i] += p * values[j, i]
     return new_largest, total
 
 
@@ -122,23 +124,26 @@ def attend_tokens(q_lane, k, v, head, start, end, head_dim, acc):
     values = cuda.local.array((GROUP, PER_LANE), float32)
     largest = LOWEST
     total = float32(0)
-    for first in range(start + cuda.threadIdx.x // WARP * GROUP, end, WARPS * GROUP):
+    for of_block in range(start, end, WARPS * GROUP):  # all warps go round as often, at the end with no key
+        first = of_block + cuda.threadIdx.x // WARP * GROUP
         for j in range(GROUP):
             for i in range(PER_LANE):  # keys and values are asked for together, before anyone waits for one of them
                 dim = cuda.threadIdx.x % WARP + WARP * i
-                inside = first + j < end and dim < head_dim
-                keys[j, i] = k[head, first + j, dim] if inside else float32(0)
-                values[j, i] = v[head, first + j, dim] if inside else float32(0)
-        largest, total = attend_group(q_lane, keys, values, end - first, largest, total, acc)
+                if WARP * i < head_dim:
+                    inside = first + j < end and dim < head_dim
+                    keys[j, i] = k[head, first + j, dim] if inside else float32(0)
+                    values[j, i] = v[head, first + j, dim] if inside else float32(0)
+        largest, total = attend_group(q_lane, keys, values, end - first, head_dim, largest, total, acc)
     return largest, total
 
 
 @cuda.jit(device=True)
-def combine_warps(largest, total, acc, warp_pairs, warp_sums):
+def combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums):
     """The running attention of a block's 8 warps as one: ``(largest, total, sum)``, the sum of element threadIdx.x.
 
     acc: local array as in :func:`attend_group`. warp_pairs: (8, 2), warp_sums: (8, 128), float32 in shared memory;
-    their contents do not matter. All 256 threads must call it. A warp that saw no key brings (LOWEST, 0) and zeros.
+    their contents do not matter. All 256 threads must call it; only the first ``head_dim`` get total and sum. A warp
+    that saw no key brings (LOWEST, 0) and zeros.
     """
     lane = cuda.threadIdx.x % WARP
     warp = cuda.threadIdx.x // WARP
@@ -153,10 +158,11 @@ def combine_warps(largest, total, acc, warp_pairs, warp_sums):
         largest = max(largest, warp_pairs[w, 0])
     total = float32(0)
     acc_sum = float32(0)
-    for w in range(WARPS):
-        weight = math.exp(warp_pairs[w, 0] - largest)
-        total += weight * warp_pairs[w, 1]
-        acc_sum += weight * warp_sums[w, cuda.threadIdx.x % HEAD_DIM_MAX]
+    if cuda.threadIdx.x < head_dim:
+        for w in range(WARPS):
+            weight = math.exp(warp_pairs[w, 0] - largest)
+            total += weight * warp_pairs[w, 1]
+            acc_sum += weight * warp_sums[w, cuda.threadIdx.x]
     return largest, total, acc_sum
 
 
@@ -182,7 +188,7 @@ def decode_v1_block_per_head(q, k, v, out, n_tokens, head_dim, scale):
         q_lane[i] = q[head, dim] * scale if dim < head_dim else float32(0)
         acc[i] = float32(0)
     largest, total = attend_tokens(q_lane, k, v, head, 0, n_tokens, head_dim, acc)
-    largest, total, acc_sum = combine_warps(largest, total, acc, warp_pairs, warp_sums)
+    largest, total, acc_sum = combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums)
     if cuda.threadIdx.x < head_dim:
         out[head, cuda.threadIdx.x] = acc_sum / total
 
@@ -210,7 +216,7 @@ def decode_v2_split_k(q, k, v, pairs, sums, n_tokens, head_dim, scale):
     part = (n_tokens + cuda.gridDim.x - 1) // cuda.gridDim.x
     end = min((split + 1) * part, n_tokens)
     largest, total = attend_tokens(q_lane, k, v, head, split * part, end, head_dim, acc)
-    largest, total, acc_sum = combine_warps(largest, total, acc, warp_pairs, warp_sums)
+    largest, total, acc_sum = combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums)
     if cuda.threadIdx.x < head_dim:
         sums[head, split, cuda.threadIdx.x] = acc_sum
     if cuda.threadIdx.x == 0:

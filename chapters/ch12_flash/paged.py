@@ -138,16 +138,18 @@ def attend_pages(q_lane, k_cache, v_cache, block_table, seq, head, start, end, h
     values = cuda.local.array((GROUP, PER_LANE), float32)
     largest = LOWEST
     total = float32(0)
-    for first in range(start + cuda.threadIdx.x // WARP * GROUP, end, WARPS * GROUP):
-        page = block_table[seq, first // block_size]
+    for of_block in range(start, end, WARPS * GROUP):  # all warps go round as often, at the end with no key
+        first = of_block + cuda.threadIdx.x // WARP * GROUP
+        page = block_table[seq, min(first, end - 1) // block_size]
         row = first % block_size
         for j in range(GROUP):
             for i in range(PER_LANE):
                 dim = cuda.threadIdx.x % WARP + WARP * i
-                inside = first + j < end and dim < head_dim
-                keys[j, i] = k_cache[page, head, row + j, dim] if inside else float32(0)
-                values[j, i] = v_cache[page, head, row + j, dim] if inside else float32(0)
-        largest, total = attend_group(q_lane, keys, values, end - first, largest, total, acc)
+                if WARP * i < head_dim:
+                    inside = first + j < end and dim < head_dim
+                    keys[j, i] = k_cache[page, head, row + j, dim] if inside else float32(0)
+                    values[j, i] = v_cache[page, head, row + j, dim] if inside else float32(0)
+        largest, total = attend_group(q_lane, keys, values, end - first, head_dim, largest, total, acc)
     return largest, total
 
 
@@ -175,7 +177,7 @@ def paged_v1_block_per_head(q, k_cache, v_cache, block_table, context_lens, out,
     largest, total = attend_pages(
         q_lane, k_cache, v_cache, block_table, seq, head, 0, context_lens[seq], head_dim, block_size, acc
     )
-    largest, total, acc_sum = combine_warps(largest, total, acc, warp_pairs, warp_sums)
+    largest, total, acc_sum = combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums)
     if cuda.threadIdx.x < head_dim:
         out[seq, head, cuda.threadIdx.x] = acc_sum / total if total != float32(0) else float32(0)
 
@@ -207,7 +209,7 @@ def paged_v2_split_k(q, k_cache, v_cache, block_table, context_lens, pairs, sums
     largest, total = attend_pages(
         q_lane, k_cache, v_cache, block_table, seq, head, split * part, end, head_dim, block_size, acc
     )
-    largest, total, acc_sum = combine_warps(largest, total, acc, warp_pairs, warp_sums)
+    largest, total, acc_sum = combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums)
     row = seq * cuda.gridDim.y + head
     if cuda.threadIdx.x < head_dim:
         sums[row, split, cuda.threadIdx.x] = acc_sum

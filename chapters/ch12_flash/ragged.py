@@ -127,7 +127,7 @@ def paged_v3_rows(q, k_cache, v_cache, block_table, row_seq, positions, out, n_k
     largest, total = attend_pages(
         q_lane, k_cache, v_cache, block_table, row_seq[row], kv_head, 0, end, head_dim, block_size, acc
     )
-    largest, total, acc_sum = combine_warps(largest, total, acc, warp_pairs, warp_sums)
+    largest, total, acc_sum = combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums)
     if cuda.threadIdx.x < head_dim:
         out[row, head, cuda.threadIdx.x] = acc_sum / total if total != float32(0) else float32(0)
 
