@@ -88,7 +88,7 @@ def measure(model, level, name, requests, max_batch, repeats, progress=lambda te
         "blocks": blocks(model, level, requests, max_batch, repeats, progress),
         "sequences": at_once(model, level, repeats, progress),
     }  # fmt: skip
-    return result | {"load": load and [*load, digits(os.getloadavg()[0])]}
+    return result | {"load": load and [*load, digits(os.getloadavg()[0])], "cores": os.cpu_count()}
 
 
 def rounds(repeats):
@@ -96,17 +96,28 @@ def rounds(repeats):
     return 1 + repeats * (2 + len(BLOCK_SIZES) + len(AT_ONCE))
 
 
-def timed(model, requests, **options):
-    """``(seconds, results, engine)`` of a new engine that runs ``requests``."""
+def ready(model, requests, **options):
+    """A new engine; one with graphs has recorded those that ``requests`` need."""
     engine = Engine(model, prefix_cache=False, **options)
+    if options["level"] == "fast":
+        engine.run(requests)
     cuda.synchronize()
+    return engine
+
+
+def timed(model, requests, **options):
+    """``(seconds, results, counts)`` of an engine that runs ``requests``; counts: of what `Engine.stats` counts."""
+    engine = ready(model, requests, **options)
+    before = engine.stats()
     start = time.perf_counter()
     results = engine.run(requests)  # whose last token the host has, so the device is done
     seconds = time.perf_counter() - start
+    after = engine.stats()
+    counts = {name: after[name] - before[name] for name in ("steps", "rows", "padding_rows")}
     errors = [result.error for result in results if result.error]
     if errors:
         raise RuntimeError(f"a request failed: {errors[0]}")
-    return seconds, results, engine
+    return seconds, results, counts | {"max_rows": engine.scheduler.max_rows}
 
 
 def compare(model, level, requests, max_batch, repeats, progress):
@@ -117,11 +128,11 @@ def compare(model, level, requests, max_batch, repeats, progress):
         for kind, row in kinds.items():
             progress(kind)
             options = {"level": level, "max_batch": max_batch, "static": kind == "static"}
-            seconds, results, engine = timed(model, requests, **options)
+            seconds, results, counts = timed(model, requests, **options)
             times[kind].append(seconds)
             tokens[kind] = [result.tokens for result in results]
-            stats = engine.stats()
-            row |= {name: stats[name] for name in ("steps", "rows", "padding_rows")}
+            max_rows = counts.pop("max_rows")
+            row |= counts
     if level == "fast":
         for kind in kinds:
             options = {"level": level, "max_batch": max_batch, "static": kind == "static", "deterministic": True}
@@ -134,7 +145,7 @@ def compare(model, level, requests, max_batch, repeats, progress):
         row["padding_share"] = digits(row["padding_rows"] / row["rows"])
     ratios = [slow / fast for fast, slow in zip(times["continuous"], times["static"])]
     return {
-        "requests": len(requests), "max_batch": max_batch, "max_rows": engine.scheduler.max_rows,
+        "requests": len(requests), "max_batch": max_batch, "max_rows": max_rows,
         "prompt_tokens": sum(len(request.tokens) for request in requests), "new_tokens": n_new,
         "rows": [{"name": kind, **row} for kind, row in kinds.items()], "ratio": summary(ratios),
     }  # fmt: skip
@@ -213,7 +224,7 @@ def at_once(model, level, repeats, progress):
     for _ in range(repeats):
         for n in AT_ONCE:
             progress(f"{n} at once")
-            engine = Engine(model, level, max_batch=n, prefix_cache=False)
+            engine = ready(model, requests[:n], level=level, max_batch=n)
             work = HostWork(engine)
             start = time.perf_counter()
             results = engine.run(requests[:n])

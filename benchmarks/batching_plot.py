@@ -25,7 +25,7 @@ PICTURE = re.compile(
     r"(```\npython (ch14_mini_llm/run\.py [^\n]*--watch[^\n]*)\n```\n\n<!-- picture -->\n).*?(<!-- end -->)", re.DOTALL
 )
 COLUMNS = 92
-QUIET = 0.5  # load average before a measurement
+QUIET = 0.25  # load average a core before a measurement
 PADDING_COLOUR, OURS = "#d8c7cf", COLOURS[2]
 
 
@@ -44,7 +44,8 @@ def name_of(result):
 def how(result):
     """Where and how it was measured, in words."""
     load = result["load"][0] if result.get("load") else 0
-    busy = f", on a machine that had other work (load average {load:.1f})" if load > QUIET else ""
+    quiet = load <= QUIET * result.get("cores", 2)
+    busy = "" if quiet else f", on a machine that had other work (load average {load:.1f})"
     model = f"{result['model']}, level `{result['level']}`"
     return f"{name_of(result)}, {model}, medians of {result['repeats']} rounds{busy}"
 

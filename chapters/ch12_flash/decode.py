@@ -124,16 +124,15 @@ def attend_tokens(q_lane, k, v, head, start, end, head_dim, acc):
     values = cuda.local.array((GROUP, PER_LANE), float32)
     largest = LOWEST
     total = float32(0)
-    for of_block in range(start, end, WARPS * GROUP):  # all warps go round as often, at the end with no key
-        first = of_block + cuda.threadIdx.x // WARP * GROUP
+    for first in range(start + cuda.threadIdx.x // WARP * GROUP, end, WARPS * GROUP):
         for j in range(GROUP):
             for i in range(PER_LANE):  # keys and values are asked for together, before anyone waits for one of them
                 dim = cuda.threadIdx.x % WARP + WARP * i
-                if WARP * i < head_dim:
-                    inside = first + j < end and dim < head_dim
-                    keys[j, i] = k[head, first + j, dim] if inside else float32(0)
-                    values[j, i] = v[head, first + j, dim] if inside else float32(0)
-        largest, total = attend_group(q_lane, keys, values, end - first, head_dim, largest, total, acc)
+                inside = first + j < end and dim < head_dim
+                keys[j, i] = k[head, first + j, dim] if inside else float32(0)
+                values[j, i] = v[head, first + j, dim] if inside else float32(0)
+        # all elements that there is room for, 0 behind head_dim: no branch
+        largest, total = attend_group(q_lane, keys, values, end - first, HEAD_DIM_MAX, largest, total, acc)
     return largest, total
 
 
