@@ -39,7 +39,7 @@ class Many(Half):
         sizes = n, linear.n_out, linear.n_in
         gemm_bias[gemm_bias_launch(n, linear.n_out)](b.h, linear.weight, linear.bias, b.qkv, *sizes)
         split_qkv_pages[split_qkv_pages_launch(n, m.n_head, m.n_kv_head, m.head_dim)](
-            b.qkv, b.q_heads, *cache.layers[layer.index], batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim,
+            b.qkv, b.q, *cache.flat[layer.index], batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim,
             cache.block_size,
         )  # fmt: skip
 

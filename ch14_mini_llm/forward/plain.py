@@ -72,10 +72,10 @@ class Plain:
         n, m = self.rows, self.model
         self._norm(layer.norm_1)
         self._product(self.b.h, layer.qkv, self.b.qkv)
-        k, v, q = *cache.layers[layer.index], self.b.q.reshape(n, m.n_head, m.head_dim)
         split_qkv_pages[split_qkv_pages_launch(n, m.n_head, m.n_kv_head, m.head_dim)](
-            self.b.qkv, q, k, v, batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim, cache.block_size
-        )
+            self.b.qkv, self.b.q, *cache.flat[layer.index], batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim,
+            cache.block_size,
+        )  # fmt: skip
 
     def attend(self, layer: Layer, cache, batch: Batch) -> None:
         """att = attention of each row over its own sequence up to its own position."""

@@ -18,9 +18,9 @@ and prompts in one launch takes v5.
 
 **Look all pages up, then load.** A page is found by a shift, as ``block_size`` is a power of two; but its address is a
 read away, some 300 ns. A thread that goes from look-up to load to look-up waits for each; one that first looks up all
-that it needs waits once. v5 looks up a tile's pages while it multiplies the tile before, and does not wait at all. What
-is kept of a look-up is one number, the token's *place* (:func:`place_of`), and the caches are passed flat: an index of
-four axes would be several 64-bit multiplications at each load, where a block has nothing else to do but wait for it.
+that it needs waits once. v5 looks up a tile's pages while it multiplies the tile before, and does not wait at all. The
+caches are passed flat, and a token's *place* there (:func:`place_in`) is a number of 32 bits: an index of four axes
+would be several 64-bit multiplications at each load, where a block has nothing else to do but wait for it.
 
 **A row's bits are its own.** Chunks and tiles of keys begin at the same tokens whoever else is in the launch, and a key
 that a row may not see adds an exact 0. So a prompt gives the same numbers in one piece or in many. v4 and v5 round
@@ -84,10 +84,9 @@ def check_block_size(block_size):
 
 
 @cuda.jit(device=True, forceinline=True)
-def place_of(block_table, seq, token, kv_head, n_kv_head, page_bits):
+def place_in(page, token, kv_head, n_kv_head, page_bits):
     """Where a token's key of head ``kv_head`` is: so many times head_dim from the beginning of the cache on."""
-    page = block_table[seq, min(token >> page_bits, block_table.shape[1] - 1)]
-    return (page * n_kv_head + kv_head << page_bits) + (token & (1 << page_bits) - 1)
+    return int32((page * n_kv_head + kv_head << page_bits) + (token & (1 << page_bits) - 1))
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -143,7 +142,9 @@ def paged_v4_parts(
     first, together, dim = chunk_share(head_dim)
     kv_head = head * n_kv_head // cuda.gridDim.y
     for j in range(PIECES):  # asked for together with the position
-        places[j] = place_of(block_table, seq, first + j * together, kv_head, n_kv_head, page_bits)
+        token = first + j * together
+        page = block_table[seq, min(token >> page_bits, block_table.shape[1] - 1)]
+        places[j] = place_in(page, token, kv_head, n_kv_head, page_bits)
     if cuda.blockIdx.x >= active_chunks(before, head_dim):
         return
     early = before if single else 0  # tokens that are there already
@@ -219,18 +220,23 @@ def load_queries(tile, count, q, head, row0, rows):
 
 
 @cuda.jit(device=True, forceinline=True)
-def look_up(places, tile, count, block_table, seq, token0, n_tokens, kv_head, n_kv_head, page_bits):
-    """places[i] = :func:`place_of` the i-th token that this thread loads of token0 … token0 + count - 1; (8,) int32."""
+def look_up(pages, tile, count, block_table, seq, token0, n_tokens, page_bits):
+    """pages[i] = the page of the i-th token that this thread loads of token0 … token0 + count - 1; (8,) int32.
+
+    Behind the text it is the last token's: a branch would wait for each page before it asks for the next.
+    """
     pieces = tile.shape[1] // 8
     step = THREADS // pieces
     for i in range(count // step):
-        token = token0 + cuda.threadIdx.x // pieces + i * step
-        known = token < n_tokens
-        places[i] = place_of(block_table, seq, token, kv_head, n_kv_head, page_bits) if known else 0
+        token = min(token0 + cuda.threadIdx.x // pieces + i * step, n_tokens - 1)
+        pages[i] = block_table[seq, token >> page_bits]
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, head_dim, places, token0, n_tokens):
+def load_pages(
+    k_tiles, v_tiles, tile_row, count, k_cache, v_cache, head_dim, pages, token0, n_tokens,
+    kv_head, n_kv_head, page_bits,
+):  # fmt: skip
     """``load_rows`` of a sequence's tokens token0 … token0 + count - 1 from pages; 0 from token ``n_tokens`` on."""
     pieces = k_tiles.shape[1] // 8
     piece = cuda.threadIdx.x % pieces
@@ -240,7 +246,7 @@ def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, head_dim, pl
     end = n_tokens if 8 * piece < head_dim else 0
     for i in range(count // step):
         row = first + i * step
-        at = int64(places[i]) * head_dim + 8 * piece
+        at = int64(place_in(pages[i], token0 + row, kv_head, n_kv_head, page_bits)) * head_dim + 8 * piece
         cp_async_half8(k_tiles, (tile_row + row, place), k_cache, at, token0 + row < end)
         cp_async_half8(v_tiles, (tile_row + row, place), v_cache, at, token0 + row < end)
 
@@ -248,14 +254,14 @@ def load_pages(k_tiles, v_tiles, tile_row, count, k_cache, v_cache, head_dim, pl
 @cuda.jit(device=True, forceinline=True)
 def attend_tile(
     q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-    k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, places,
+    k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
 ):  # fmt: skip
     """The whole of v5, as ``attend`` in ``tensor_core.py`` is of v4: the tile of queries is number blockIdx.y."""
     keys = k_tiles.shape[0] // 2
     warp_queries = MMA_M * q_pairs.shape[0]
     queries = (THREADS // LANES) * warp_queries
     head = cuda.blockIdx.x
-    kv_head = head * n_kv_head // cuda.gridDim.x
+    kv_head = int32(head * n_kv_head // cuda.gridDim.x)
     row0, rows, seq, position0 = (
         tiles[cuda.blockIdx.y, 0], tiles[cuda.blockIdx.y, 1], tiles[cuda.blockIdx.y, 2], tiles[cuda.blockIdx.y, 3],
     )  # fmt: skip
@@ -264,7 +270,9 @@ def attend_tile(
     page_bits = 31 - cuda.clz(int32(block_size))
     warp_row = cuda.threadIdx.x // LANES * warp_queries
     n_keys = position0 + rows
+    n_kv_head, head_dim = int32(n_kv_head), int32(q.shape[2])
     factor = scale * LOG2_E
+    look_up(pages, k_tiles, keys, block_table, seq, 0, n_keys, page_bits)  # there by the time the queries are
     load_queries(k_tiles, queries, q, head, row0, rows)
     cp_async_commit()
     begin_rows(acc, largest, total)
@@ -272,18 +280,21 @@ def attend_tile(
     cuda.syncthreads()
     read_queries(k_tiles, warp_row, q_pairs)
     cuda.syncthreads()  # all have read their queries
-    head_dim = q.shape[2]
-    look_up(places, k_tiles, keys, block_table, seq, 0, n_keys, kv_head, n_kv_head, page_bits)
-    load_pages(k_tiles, v_tiles, 0, keys, k_cache, v_cache, head_dim, places, 0, n_keys)
+    load_pages(
+        k_tiles, v_tiles, 0, keys, k_cache, v_cache, head_dim, pages, 0, n_keys, kv_head, n_kv_head, page_bits
+    )
     cp_async_commit()
-    look_up(places, k_tiles, keys, block_table, seq, keys, n_keys, kv_head, n_kv_head, page_bits)
+    look_up(pages, k_tiles, keys, block_table, seq, keys, n_keys, page_bits)
     now = 0
     for key0 in range(0, n_keys, keys):
         cp_async_wait(0)  # my part of the tiles `now` is there
         cuda.syncthreads()  # everybody's part is, and all have left the others
-        load_pages(k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, head_dim, places, key0 + keys, n_keys)
-        cp_async_commit()  # the places of the tile after it are there by its turn
-        look_up(places, k_tiles, keys, block_table, seq, key0 + 2 * keys, n_keys, kv_head, n_kv_head, page_bits)
+        load_pages(
+            k_tiles, v_tiles, keys - now, keys, k_cache, v_cache, head_dim, pages, key0 + keys, n_keys,
+            kv_head, n_kv_head, page_bits,
+        )  # fmt: skip
+        cp_async_commit()
+        look_up(pages, k_tiles, keys, block_table, seq, key0 + 2 * keys, n_keys, page_bits)  # there by the next tile
         multiply_keys(q_pairs, k_tiles, now, scores)
         if key0 + keys > position0 + 1:
             mask_scores(scores, position0 + warp_row, key0, n_keys, 1)
@@ -314,10 +325,10 @@ def flash_v5_pages_64(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_he
     acc = cuda.local.array((2, 8, 4), float32)  # 32 queries x 64 elements
     largest = cuda.local.array((2, 2), float32)
     total = cuda.local.array((2, 2), float32)
-    places = cuda.local.array(8, int32)
+    pages = cuda.local.array(8, int32)
     attend_tile(
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, places,
+        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
     )  # fmt: skip
 
 
@@ -336,10 +347,10 @@ def flash_v5_pages_128(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_h
     acc = cuda.local.array((1, 16, 4), float32)  # 16 queries x 128 elements
     largest = cuda.local.array((1, 2), float32)
     total = cuda.local.array((1, 2), float32)
-    places = cuda.local.array(8, int32)
+    pages = cuda.local.array(8, int32)
     attend_tile(
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
-        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, places,
+        k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ Source: Kwon et al. 2023 (pages); Yu et al. 2022, "Orca" (rows without padding);
 """
 
 import numpy as np
-from numba import cuda, float32
+from numba import cuda, float32, int32, uint32
 
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch12_flash.decode import THREADS, WARPS, combine_warps, decode_reference
@@ -50,38 +50,38 @@ def split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim):
 
 @cuda.jit
 def split_qkv_pages(qkv, q, k_cache, v_cache, slot_mapping, n_rows, n_head, n_kv_head, head_dim, block_size):
-    """q[r, head] = row r's queries; its keys and values go to slot ``slot_mapping[r]`` of the pages.
+    """q[r] = row r's queries, head by head; its keys and values go to slot ``slot_mapping[r]`` of the pages.
 
-    qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim), each row its queries, keys, values. q: (n_rows, n_head,
-    head_dim). k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim), only the rows' slots are written. All
-    four float32, or all float16. slot_mapping: (n_rows,) int32, page * block_size + place in it, no two alike; -1 is
-    padding, whose key and value are not stored. All C-contiguous. Sizes: int32.
+    qkv: (n_rows, (n_head + 2 * n_kv_head) * head_dim), each row its queries, keys, values. q: (n_rows, n_head *
+    head_dim). k_cache, v_cache: (num_blocks, n_kv_head, block_size, head_dim), but flat; only the rows' slots are
+    written. All four float32, or all float16. slot_mapping: (n_rows,) int32, page * block_size + row in it, no two
+    alike; -1 is padding, whose key and value are not stored. All C-contiguous. Sizes: int32.
     Launch: ``split_qkv_pages[split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)](…)``.
     """
     col, r = cuda.grid(2)
     q_width = n_head * head_dim
     kv_width = n_kv_head * head_dim
     if r < n_rows and col < q_width:
-        head = col // head_dim  # two divisions, some forty instructions each, for up to three elements
-        dim = col - head * head_dim
-        q[r, head, dim] = qkv[r, col]
+        q[r, col] = qkv[r, col]
         slot = slot_mapping[r]
         if col < kv_width and slot >= 0:
-            page = slot // block_size
-            place = slot - page * block_size
-            k_cache[page, head, place, dim] = qkv[r, q_width + col]
-            v_cache[page, head, place, dim] = qkv[r, q_width + kv_width + col]
+            head = int32(uint32(col) // uint32(head_dim))  # signed, or of 64 bits, a division is several times as long
+            page = int32(uint32(slot) // uint32(block_size))
+            place = (page * n_kv_head + head) * block_size + (slot - page * block_size)
+            at = place * head_dim + (col - head * head_dim)
+            k_cache[at] = qkv[r, q_width + col]
+            v_cache[at] = qkv[r, q_width + kv_width + col]
 
 
 def split_qkv_pages_reference(qkv, k_cache, v_cache, slot_mapping, n_head):
-    """NumPy reference of :func:`split_qkv_pages`: writes to the caches, returns q."""
+    """NumPy reference of :func:`split_qkv_pages`: writes to the caches, of four axes here, and returns q."""
     _, n_kv_head, block_size, head_dim = k_cache.shape
     q, k, v = np.split(qkv, [n_head * head_dim, (n_head + n_kv_head) * head_dim], axis=1)
     for r, slot in enumerate(slot_mapping):
         if slot >= 0:
             k_cache[slot // block_size, :, slot % block_size] = k[r].reshape(n_kv_head, head_dim)
             v_cache[slot // block_size, :, slot % block_size] = v[r].reshape(n_kv_head, head_dim)
-    return q.reshape(len(qkv), n_head, head_dim)
+    return q
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -84,14 +84,15 @@ def test_keys_and_values_go_to_their_places_and_nowhere_else(rng, n_head, n_kv_h
     slots[4] = -1  # padding
     qkv = rng.standard_normal((n_rows, (n_head + 2 * n_kv_head) * head_dim)).astype(dtype)
     k, v = np.full((2, n_pages, n_kv_head, block_size, head_dim), np.nan, dtype)
-    q, device_k, device_v = cuda.device_array((n_rows, n_head, head_dim), dtype), *map(cuda.to_device, (k, v))
+    q = cuda.device_array((n_rows, n_head * head_dim), dtype)
+    device_k, device_v = (cuda.to_device(cache.ravel()) for cache in (k, v))
     launch = ragged.split_qkv_pages_launch(n_rows, n_head, n_kv_head, head_dim)
     ragged.split_qkv_pages[launch](
         cuda.to_device(qkv), q, device_k, device_v, cuda.to_device(slots), n_rows, n_head, n_kv_head, head_dim,
         block_size,
     )  # fmt: skip
     expected = ragged.split_qkv_pages_reference(qkv, k, v, slots, n_head)
-    for got, wanted in ((q, expected), (device_k, k), (device_v, v)):
+    for got, wanted in ((q, expected), (device_k, k.ravel()), (device_v, v.ravel())):
         np.testing.assert_array_equal(got.copy_to_host(), wanted)
 
 
