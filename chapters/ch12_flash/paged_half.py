@@ -84,6 +84,12 @@ def check_block_size(block_size):
 
 
 @cuda.jit(device=True, forceinline=True)
+def kv_head_of(head, n_kv_head, n_head):
+    """The key head that a head reads. Signed and of 64 bits, the division would take a hundred instructions."""
+    return int32(uint32(head * n_kv_head) // uint32(n_head))
+
+
+@cuda.jit(device=True, forceinline=True)
 def place_in(page, token, kv_head, n_kv_head, page_bits):
     """Where a token's key of head ``kv_head`` is: so many times head_dim from the beginning of the cache on."""
     return int32((page * n_kv_head + kv_head << page_bits) + (token & (1 << page_bits) - 1))
@@ -136,15 +142,15 @@ def paged_v4_parts(
     head = cuda.blockIdx.y
     row = cuda.blockIdx.z
     before = positions[row]
-    griddep_launch()
     seq = row if single else row_seq[row]
     page_bits = 31 - cuda.clz(int32(block_size))
     first, together, dim = chunk_share(head_dim)
-    kv_head = head * n_kv_head // cuda.gridDim.y
-    for j in range(PIECES):  # asked for together with the position
-        token = first + j * together
-        page = block_table[seq, min(token >> page_bits, block_table.shape[1] - 1)]
-        places[j] = place_in(page, token, kv_head, n_kv_head, page_bits)
+    for j in range(PIECES):  # the pages, asked for together with the position
+        places[j] = block_table[seq, min(first + j * together >> page_bits, block_table.shape[1] - 1)]
+    griddep_launch()  # which no load moves across: the compiler would ask for pages once the position is there
+    kv_head = kv_head_of(head, n_kv_head, cuda.gridDim.y)  # while they are on their way
+    for j in range(PIECES):
+        places[j] = place_in(places[j], first + j * together, kv_head, n_kv_head, page_bits)
     if cuda.blockIdx.x >= active_chunks(before, head_dim):
         return
     early = before if single else 0  # tokens that are there already
@@ -261,7 +267,7 @@ def attend_tile(
     warp_queries = MMA_M * q_pairs.shape[0]
     queries = (THREADS // LANES) * warp_queries
     head = cuda.blockIdx.x
-    kv_head = int32(head * n_kv_head // cuda.gridDim.x)
+    kv_head = kv_head_of(head, n_kv_head, cuda.gridDim.x)
     row0, rows, seq, position0 = (
         tiles[cuda.blockIdx.y, 0], tiles[cuda.blockIdx.y, 1], tiles[cuda.blockIdx.y, 2], tiles[cuda.blockIdx.y, 3],
     )  # fmt: skip

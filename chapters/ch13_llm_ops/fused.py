@@ -154,13 +154,13 @@ def gemv_ln_qkv(
     griddep_launch()
     load_weights(W, row0, first_column(), N, d_model, w)
     row_sum, row_bias = row_sums[min(col, N - 1)], bias[min(col, N - 1)]
-    row = min(b0 + b, rows - 1)  # divisions: while the weights are on their way
+    row = min(b0 + b, rows - 1)  # a division: while the weights are on their way
     slot = slot_mapping[row]
     page_bits = 31 - cuda.clz(int32(block_size))
     behind_q = max(col - q_width, 0)
     is_value = behind_q >= kv_width
     inner = behind_q - kv_width if is_value else behind_q
-    head = inner // head_dim
+    head = int32(uint32(inner) // uint32(head_dim))
     dim = inner - head * head_dim
     at = x_row(rows) * d_model + first_column()
     griddep_wait()
@@ -325,8 +325,10 @@ def append_and_embed(
             ring[row] = place + 1 if place + 1 < shown.shape[0] else 0
     if place >= 0 and position < wpe.shape[0]:  # a next step has a place
         d_model = wpe.shape[1]
-        for c in range(cuda.threadIdx.x, d_model, cuda.blockDim.x):
+        c = cuda.threadIdx.x
+        while c < d_model:  # a range would divide by the step, to know how often
             x[row * d_model + c] = float32(wte[max(token, 0), c]) + float32(wpe[position, c])
+            c += cuda.blockDim.x
 
 
 def pick_best_launch(n_rows=1):
@@ -359,7 +361,8 @@ def pick_best(
     griddep_wait()
     largest = float32(-np.inf)
     token = int32(vocab_size)
-    for first in range(cuda.threadIdx.x, n_blocks, AT_ONCE * cuda.blockDim.x):
+    first = cuda.threadIdx.x
+    while first < n_blocks:
         for i in range(AT_ONCE):
             block = min(first + i * cuda.blockDim.x, n_blocks - 1)
             values[i], tokens[i] = best[row, block], best_token[row, block]
@@ -367,6 +370,7 @@ def pick_best(
             if values[i] > largest or (values[i] == largest and tokens[i] < token):
                 largest = values[i]
                 token = tokens[i]
+        first += AT_ONCE * cuda.blockDim.x
     largest, token = block_argmax(largest, token, partial, partial_token)
     token = token if token < vocab_size else int32(-1)
     append_and_embed(
