@@ -106,7 +106,7 @@ def ready(model, requests, **options):
 
 
 def timed(model, requests, **options):
-    """``(seconds, results, counts)`` of an engine that runs ``requests``; counts: of what `Engine.stats` counts."""
+    """``(seconds, results, engine, counts)`` of an engine that runs ``requests``; counts: this run's steps and rows."""
     engine = ready(model, requests, **options)
     before = engine.stats()
     start = time.perf_counter()
@@ -117,7 +117,7 @@ def timed(model, requests, **options):
     errors = [result.error for result in results if result.error]
     if errors:
         raise RuntimeError(f"a request failed: {errors[0]}")
-    return seconds, results, counts | {"max_rows": engine.scheduler.max_rows}
+    return seconds, results, engine, counts
 
 
 def compare(model, level, requests, max_batch, repeats, progress):
@@ -128,10 +128,9 @@ def compare(model, level, requests, max_batch, repeats, progress):
         for kind, row in kinds.items():
             progress(kind)
             options = {"level": level, "max_batch": max_batch, "static": kind == "static"}
-            seconds, results, counts = timed(model, requests, **options)
+            seconds, results, engine, counts = timed(model, requests, **options)
             times[kind].append(seconds)
             tokens[kind] = [result.tokens for result in results]
-            max_rows = counts.pop("max_rows")
             row |= counts
     if level == "fast":
         for kind in kinds:
@@ -145,7 +144,7 @@ def compare(model, level, requests, max_batch, repeats, progress):
         row["padding_share"] = digits(row["padding_rows"] / row["rows"])
     ratios = [slow / fast for fast, slow in zip(times["continuous"], times["static"])]
     return {
-        "requests": len(requests), "max_batch": max_batch, "max_rows": max_rows,
+        "requests": len(requests), "max_batch": max_batch, "max_rows": engine.scheduler.max_rows,
         "prompt_tokens": sum(len(request.tokens) for request in requests), "new_tokens": n_new,
         "rows": [{"name": kind, **row} for kind, row in kinds.items()], "ratio": summary(ratios),
     }  # fmt: skip

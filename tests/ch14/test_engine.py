@@ -155,7 +155,8 @@ def test_a_prompt_that_is_known_gives_the_same(rng, model, n):
     assert result.cached_tokens == (n - 1) // 16 * 16
 
 
-LEVELS = [{}, dict(level="fast", deterministic=True)]
+FAST = dict(level="fast", deterministic=True)
+LEVELS = [{}, FAST]
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +195,8 @@ def test_every_size_of_a_batch_leaves_others_alone(rng, model, half_model, optio
     """Buckets are padded: real rows have the same bits, and nothing but the sequences' blocks is written."""
     model = half_model if options else model
     engine = Watched(model, **options, max_batch=33, max_rows=264, num_blocks=120, prefix_cache=False)
-    requests = [Request([1 + i % 7] * (1 + i % 7), 5) for i in range(n)]
+    texts = [[(3 * i + j) % SMALL["vocab_size"] for j in range(1 + i % 7)] for i in range(11)]  # 8 rows apart: another
+    requests = [Request(texts[i % 11], 5) for i in range(n)]
     for request, result in zip(requests, engine.run(requests)):
         tokens, logits = solo(model, request, **options)
         assert result.tokens == tokens

@@ -4,14 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_engine import SMALL, Watched, alone, prompts, run_schedule, solo
+from test_engine import FAST, SMALL, Watched, alone, prompts, run_schedule, solo
 from test_engines import RELATIVE, random_model
 
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.model.upload import float16_model, float32_model
-
-FAST = dict(level="fast", deterministic=True)
 
 
 @pytest.fixture(scope="module")
