@@ -189,12 +189,18 @@ def test_paged_attention(rng, block_size, n_head, head_dim):
     np.testing.assert_array_equal(paged.paged_reference(q, *host, block_table, LENGTHS, scale_of(q)), expected)
 
 
-def test_pages_in_any_place_give_the_bits_of_one_piece(rng):
+@pytest.mark.parametrize("n_split", [0, 3])
+def test_pages_in_any_place_give_the_same_bits(rng, n_split):
     """The same groups of tokens meet in the same warps: where they lie changes nothing."""
     k_cache, v_cache, block_table, [(k, v)] = filled_caches(rng, [200], 2, 64, 16)
     q = rng.standard_normal((1, 2, 64), dtype=np.float32)
-    got = paged_attention(q, k_cache, v_cache, block_table, [200], 0)[0]
-    np.testing.assert_array_equal(got, decode(q[0], np.ascontiguousarray(k), np.ascontiguousarray(v), 0))
+    got = paged_attention(q, k_cache, v_cache, block_table, [200], n_split)
+    order = rng.permutation(len(k_cache))  # page p moves to order[p]
+    moved = (cuda.to_device(cache.copy_to_host()[np.argsort(order)]) for cache in (k_cache, v_cache))
+    elsewhere = np.where(block_table < 0, -1, order[block_table]).astype(np.int32)
+    np.testing.assert_array_equal(paged_attention(q, *moved, elsewhere, [200], n_split), got)
+    in_one_piece = decode(q[0], np.ascontiguousarray(k), np.ascontiguousarray(v), 0)
+    np.testing.assert_allclose(got[0], in_one_piece, **TOLERANCE)
 
 
 def test_append_writes_its_slots_and_nothing_else(rng):
