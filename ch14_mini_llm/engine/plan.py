@@ -41,6 +41,11 @@ class Plan:
     def rows(self) -> int:
         return sum(part.count for part in self.parts)
 
+    @cached_property
+    def n_steps(self) -> int:
+        """How many parts in front are a row each."""
+        return next((i for i, part in enumerate(self.parts) if part.count > 1), len(self.parts))
+
     @property
     def padding_rows(self) -> int:
         """How many of the rows only fill the batch up."""

@@ -25,10 +25,11 @@ from ch14_mini_llm.forward.many import Many
 from ch14_mini_llm.forward.plain import Plain
 from ch14_mini_llm.forward.sampler import LIKELIEST, RowSampler
 from ch14_mini_llm.model.roles import Model
+from chapters.ch12_flash.paged_steps import segment_tokens
 from chapters.ch12_flash.tensor_core import queries_of
 from common.graph import Graph
 
-FEW_ROWS = 64  # up to so many rows, products read their weights again for each eight; above, tiles are faster
+FEW_ROWS = 8  # of a group, whose weights `Few` reads once
 GROUP, TILE = 8, 64  # rows that a mixed step is padded to a multiple of
 
 
@@ -42,11 +43,12 @@ class ModelRunner:
     def __init__(self, model: Model, sizes: Sizes, level: str = "kv", deterministic: bool = False) -> None:
         max_batch, max_rows = sizes.max_batch, sizes.max_rows
         self.model, self.max_batch, self.max_rows = model, max_batch, max_rows
+        self.max_tokens = sizes.max_blocks * sizes.block_size
         self.batch = Batch(max_rows, max_batch, sizes.max_blocks, sizes.block_size, model.head_dim)
         self.max_few = 0
         if level == "fast":
             self.max_few = max_rows if deterministic else min(FEW_ROWS, max_rows)
-            buffers = Buffers(model, max_rows, self.max_few, max_batch, sizes.max_blocks * sizes.block_size)
+            buffers = Buffers(model, max_rows, self.max_few, max_batch, self.max_tokens)
             self.ops = {"few": Few(model, buffers), "many": Many(model, buffers)}
         else:
             self.ops = {"plain": Plain(model, max_rows, max_batch)}
@@ -127,8 +129,14 @@ class ModelRunner:
             rows, n_logits = min(-(-rows // step) * step, most), self._bucket(n_logits)
         if few:
             return Shape("few", rows, n_logits, single=single, draws=draws)
-        n_tiles = min(rows // queries_of(self.model.head_dim) + self._bucket(len(plan.parts)), self.batch.max_tiles)
-        return Shape("many", rows, n_logits, n_tiles, single, draws)
+        n_steps, n_tiles, n_tokens = self._bucket(plan.n_steps), 0, 0
+        if n_steps:
+            segment, longest = segment_tokens(self.model.head_dim), max(part.start for part in plan.parts[: plan.n_steps]) + 1
+            n_tokens = min(segment << (-(-longest // segment) - 1).bit_length(), self.max_tokens)
+        if plan.n_steps < len(plan.parts):
+            n_prompts = self._bucket(len(plan.parts) - plan.n_steps)
+            n_tiles = min(rows // queries_of(self.model.head_dim) + n_prompts, self.batch.max_tiles)
+        return Shape("many", rows, n_logits, n_tiles, n_steps, n_tokens, single, draws)
 
     def _bucket(self, n: int) -> int:
         """The next power of two, but no more than there can be."""

@@ -32,13 +32,17 @@ PLACES = 4  # steps whose tokens the host may not have read yet, and some more
 class Shape:
     """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
 
-    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`.
+    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`. For `Many`:
+    n_tiles, of queries of prompts; n_steps, rows in front that may be the only ones of their sequences, of texts of up
+    to n_tokens tokens.
     """
 
     ops: str
     rows: int
     n_logits: int
     n_tiles: int = 0
+    n_steps: int = 0
+    n_tokens: int = 0
     single: bool = False
     draws: int = 0
 
@@ -48,14 +52,14 @@ class Batch:
 
     On the device, int32, after `fill`: tokens, source, positions, row_seq, slot_mapping (rows,) and logits_rows, ring
     (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks);
-    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; chosen (n_logits,), each step's new tokens. shown: (4,
+    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; n_steps (1,), rows in front that are a sequence each; chosen (n_logits,), each step's new tokens. shown: (4,
     max_seqs), in the host's memory: the tokens of the last steps.
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:
         self.max_tiles, self.head_dim = -(-max_rows // queries_of(head_dim)) + max_seqs, head_dim
         self.block_size = block_size
-        rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS)}
+        rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS), "n_steps": 1}
         self._rows = Staging(rows)
         for name, array in self._rows.device.items():
             setattr(self, name, array)
@@ -75,7 +79,7 @@ class Batch:
         """Describe a plan's rows, and padding up to the shape. Tokens that the host does not know yet must be the last
         step's."""
         host = self._rows.next()
-        tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles = host.values()
+        tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles, n_steps = host.values()
         parts, known, last = plan.parts, [], []
         source[: shape.rows] = -1
         for seq, part in enumerate(parts):
@@ -102,7 +106,9 @@ class Batch:
         logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
         if shape.n_tiles:
             work = query_tiles(*zip(*((part.start, part.count) for part in parts)), self.head_dim)
+            work = work[work[:, 2] >= plan.n_steps]
             tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
+        n_steps[0] = plan.n_steps
         self._rows.upload(self.stream)
 
     def follow(self, plan: Plan) -> None:

@@ -14,7 +14,9 @@ from ch14_mini_llm.forward.batch import Batch, Shape
 from ch14_mini_llm.model.roles import Model
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch09_gemm.gemv_tensor import gemv_tensor_launch
+from chapters.ch09_gemm.skinny import parts_of
 from chapters.ch12_flash.paged_half import paged_parts_workspace
+from chapters.ch12_flash.paged_steps import segments_workspace
 from chapters.ch13_llm_ops.batch import embed_rows
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch, gemv_ln_logits, pick_best, pick_best_launch
 
@@ -24,22 +26,30 @@ PROMPT_ROWS = 16  # of a prompt, whose logits may be asked for at a time
 class Buffers:
     """Room for ``max_rows`` rows, of which ``max_few`` at a time go through `Few`, and ``max_logits`` rows of logits.
 
-    logits: (max_logits, vocab_size) float32, those of the last step in front. max_tokens: of a sequence.
+    logits: (max_logits, vocab_size) float32, those of the last step in front. max_tokens: of a sequence. parts: of
+    `Few`'s attention. segments, sums: of `Many`'s attention, and its products that end in the residual stream.
     """
 
     def __init__(self, model: Model, max_rows: int, max_few: int, max_logits: int, max_tokens: int) -> None:
         m, q_width = model, model.n_head * model.head_dim
         self.max_rows, self.max_few, self.max_tokens = max_rows, max_few, max_tokens
         self.x = cuda.device_array(max_rows * m.d_model, np.float32)
-        widths = {"h": m.d_model, "q": q_width, "qkv": (m.n_head + 2 * m.n_kv_head) * m.head_dim, "att": q_width}
+        widths = {"h": m.d_model, "q": q_width, "att": q_width, "ff": m.d_ff}
         zeros = lambda n: cuda.to_device(np.zeros(n, np.float16))  # padding's rows are multiplied, if read by no one
-        self.half = {name: zeros(max_rows * n) for name, n in (widths | {"ff": m.d_ff}).items()}
+        self.half = {name: zeros(max_rows * n) for name, n in widths.items()}
         self.lse = cuda.device_array(m.n_head * max_rows, np.float32)
         parts, lse = paged_parts_workspace(max_few, max_tokens, m.n_head, m.head_dim)
         self.parts = cuda.device_array(parts, np.float16), cuda.to_device(np.zeros(lse, np.float32))
+        n_pairs, n_sums, n_arrived = segments_workspace(max_logits, max_tokens, m.n_head, m.head_dim)
+        self.segments = (
+            cuda.device_array(n_pairs, np.float32), cuda.device_array(n_sums, np.float32),
+            cuda.to_device(np.zeros(n_arrived, np.int32)),
+        )  # fmt: skip
+        sums = max(rows * parts_of(m.d_model, K, rows) for rows in range(1, max_rows + 1) for K in (q_width, m.d_ff))
+        self.sums = cuda.device_array(sums * m.d_model, np.float32)
         self.logits = cuda.device_array((max_logits, m.vocab_size), np.float32)
         (blocks, _), _ = gemv_tensor_launch(m.vocab_size, m.d_model)
-        shape = max(max_logits, PROMPT_ROWS), blocks
+        shape = max(max_logits, PROMPT_ROWS), blocks + 2  # tiles of 32 columns leave two each
         self.best = cuda.device_array(shape, np.float32), cuda.device_array(shape, np.int32)
 
 
@@ -48,7 +58,7 @@ class Half:
 
     def __init__(self, model: Model, buffers: Buffers) -> None:
         self.model, self.buffers, self.b = model, buffers, SimpleNamespace(x=buffers.x)
-        self.logits, self.rows, self.n_logits = buffers.logits, 0, 0
+        self.logits, self.rows, self.n_logits, self.n_best = buffers.logits, 0, 0, 0
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""
@@ -70,16 +80,17 @@ class Half:
         """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device. What `pick`
         reads is of these rows afterwards."""
         head = self.model.head
-        gemv_ln_logits[gemv_tensor_launch(head.n_out, head.n_in, n)](
+        launch = gemv_tensor_launch(head.n_out, head.n_in, n)
+        self.n_best = launch[0][0]
+        gemv_ln_logits[launch](
             self.b.x, rows, head.weight, head.row_sums, head.bias, out, *self.buffers.best, n, head.n_out, head.n_in,
             np.float32(self.model.norm.eps),
         )  # fmt: skip
 
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""
-        best = self.buffers.best
         pick_best[pick_best_launch(self.n_logits)](
-            *best, best[0].shape[1], model.vocab_size, *batch.ends, *model.embedding, self.b.x
+            *self.buffers.best, self.n_best, model.vocab_size, *batch.ends, *model.embedding, self.b.x
         )
 
     def append(self, model: Model, batch: Batch) -> None:

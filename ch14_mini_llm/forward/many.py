@@ -1,4 +1,8 @@
-"""The verbs for many rows, prompts above all: tiles of products and of attention on tensor cores."""
+"""The verbs for more than a few rows: prompts, and batches of sequences. Products and prompts' attention in tiles.
+
+Seven launches a layer. A product that ends in the residual stream leaves its sums in parts, and the norm behind it adds
+them: so each verb but the first begins by finishing the one before.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,28 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 
 from ch14_mini_llm.forward.batch import Batch, Shape
-from ch14_mini_llm.forward.half import Half
-from ch14_mini_llm.model.roles import Layer, Linear, Norm
-from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
-from chapters.ch09_gemm.pipeline import gemm_bias, gemm_bias_launch, gemm_bias_residual
+from ch14_mini_llm.forward.half import Buffers, Half
+from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
+from chapters.ch09_gemm.gemv_tensor import ROWS_MAX
+from chapters.ch09_gemm.skinny import gemm_parts, parts_of, skinny_launch, tile_of
 from chapters.ch12_flash.paged_half import flash_v5_launch, flash_v5_pages
-from chapters.ch12_flash.ragged import split_qkv_pages, split_qkv_pages_launch
-from chapters.ch13_llm_ops.fused import gemm_bias_gelu
+from chapters.ch12_flash.paged_steps import paged_v6_segments, segments_launch
+from chapters.ch13_llm_ops.fused_rows import (
+    gemm_gelu,
+    gemm_logits,
+    gemm_qkv_pages,
+    parts_norm,
+    parts_norm_launch,
+    parts_norm_of,
+)
 
 
 class Many(Half):
-    """`Half` for many rows, of any sequences."""
+    """`Half` for many rows, of any sequences: those that decode in front, the parts of prompts behind them."""
+
+    def __init__(self, model: Model, buffers: Buffers) -> None:
+        super().__init__(model, buffers)
+        self._parts = 0, model.norm.bias  # that x still lacks: how many, and the bias that belongs to them
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""
@@ -28,7 +43,6 @@ class Many(Half):
                 width = buffer.size // self.buffers.max_rows
                 setattr(b, name, buffer[: n * width].reshape(n, width))
             b.q_heads = b.q.reshape(n, m.n_head, m.head_dim)
-            b.rows = b.x[: n * m.d_model].reshape(n, m.d_model)
             b.lse = self.buffers.lse[: m.n_head * n].reshape(m.n_head, n)
         super().cut(shape)
 
@@ -36,36 +50,68 @@ class Many(Half):
         """q = queries of norm(x); keys and values go to the rows' places."""
         m, n, b, linear = self.model, self.rows, self.b, layer.qkv
         self._norm(layer.norm_1)
-        sizes = n, linear.n_out, linear.n_in
-        gemm_bias[gemm_bias_launch(n, linear.n_out)](b.h, linear.weight, linear.bias, b.qkv, *sizes)
-        split_qkv_pages[split_qkv_pages_launch(n, m.n_head, m.n_kv_head, m.head_dim)](
-            b.qkv, b.q, *cache.flat[layer.index], batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim,
-            cache.block_size,
+        gemm_qkv_pages(n)[skinny_launch(n, linear.n_out, tile_of(n))](
+            b.h, linear.weight, linear.bias, self.buffers.half["q"], *cache.flat[layer.index], batch.slot_mapping,
+            n, linear.n_in, m.n_head, m.n_kv_head, m.head_dim, cache.block_size,
         )  # fmt: skip
 
     def attend(self, layer: Layer, cache, batch: Batch) -> None:
         """att = attention of each row over its own sequence up to its own position."""
-        m, b = self.model, self.b
-        launch = flash_v5_launch(self.shape.n_tiles, m.n_head, m.head_dim, cache.block_size)
-        flash_v5_pages(m.head_dim)[launch](
-            b.q_heads, *cache.flat[layer.index], batch.block_table, batch.tiles, b.att, b.lse, m.n_kv_head,
-            cache.block_size, np.float32(m.head_dim**-0.5),
-        )  # fmt: skip
+        m, b, half, shape = self.model, self.b, self.buffers.half, self.shape
+        scale = np.float32(m.head_dim**-0.5)
+        if shape.n_steps:
+            launch = segments_launch(shape.n_steps, shape.n_tokens, m.n_head, m.head_dim, cache.block_size)
+            paged_v6_segments[launch](
+                half["q"], *cache.flat[layer.index], batch.block_table, batch.row_seq, batch.positions, batch.n_steps,
+                half["att"], *self.buffers.segments, m.n_kv_head, m.head_dim, cache.block_size, scale,
+            )  # fmt: skip
+        if shape.n_tiles:  # afterwards: it writes rows that the other may have taken for steps
+            launch = flash_v5_launch(shape.n_tiles, m.n_head, m.head_dim, cache.block_size)
+            flash_v5_pages(m.head_dim)[launch](
+                b.q_heads, *cache.flat[layer.index], batch.block_table, batch.tiles, b.att, b.lse, m.n_kv_head,
+                cache.block_size, scale,
+            )  # fmt: skip
 
     def residual(self, linear: Linear, inputs, batch: Batch) -> None:
-        """x += inputs @ weight + bias."""
-        sizes = self.rows, linear.n_out, linear.n_in
-        launch = gemm_bias_launch(self.rows, linear.n_out)
-        gemm_bias_residual[launch](inputs, linear.weight, linear.bias, self.b.rows, *sizes)
+        """x += inputs @ weight + bias, once the next norm has added the parts up."""
+        n, N, K = self.rows, linear.n_out, linear.n_in
+        n_parts = parts_of(N, K, n)
+        gemm_parts(n)[skinny_launch(n, N, tile_of(n), n_parts)](inputs, linear.weight, self.buffers.sums, n, N, K)
+        self._parts = n_parts, linear.bias
 
     def up(self, layer: Layer, batch: Batch) -> None:
         """ff = gelu(norm(x) @ weight + bias)."""
         n, b, linear = self.rows, self.b, layer.up
         self._norm(layer.norm_2)
-        sizes = n, linear.n_out, linear.n_in
-        gemm_bias_gelu[gemm_bias_launch(n, linear.n_out)](b.h, linear.weight, linear.bias, b.ff, *sizes)
+        gemm_gelu(n)[skinny_launch(n, linear.n_out, tile_of(n))](
+            b.h, linear.weight, linear.bias, self.buffers.half["ff"], n, linear.n_out, linear.n_in
+        )
+
+    def logits_at(self, rows, n: int, out) -> None:
+        """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device. What `pick`
+        reads is of these rows afterwards."""
+        m, head = self.model, self.model.head
+        if n <= ROWS_MAX:
+            self._norm(m.norm)
+            super().logits_at(rows, n, out)
+            return
+        n_parts, bias = self._parts
+        h = self.buffers.half["h"]
+        parts_norm_of[parts_norm_launch(n, m.d_model)](
+            self.b.x, self.buffers.sums, n_parts, bias, rows, h, self.rows, m.d_model, np.float32(m.norm.eps)
+        )
+        launch = skinny_launch(n, head.n_out, tile_of(n))
+        self.n_best = 2 * launch[0][0]
+        gemm_logits(n)[launch](
+            h[: n * m.d_model].reshape(n, m.d_model), head.weight, head.bias, out, *self.buffers.best, n, head.n_out,
+            head.n_in,
+        )  # fmt: skip
 
     def _norm(self, norm: Norm) -> None:
+        """h = norm(x), when x has got the parts that it lacks."""
+        n_parts, bias = self._parts
         n, d = self.rows, self.model.d_model
-        launch, eps = layernorm_launch(n, d), np.float32(norm.eps)
-        layernorm_row[launch](self.b.rows, norm.weight, norm.bias, self.b.h, d, eps)
+        parts_norm[parts_norm_launch(n, d)](
+            self.b.x, self.buffers.sums, n_parts, bias, self.buffers.half["h"], n, d, np.float32(norm.eps)
+        )
+        self._parts = 0, bias

@@ -33,7 +33,7 @@ class Rows:
 
     def only(self, rows):
         """The same with some of the rows."""
-        one = object.__new__(Rows)
+        one = object.__new__(type(self))
         one.__dict__.update(self.__dict__)
         one.q, one.row_seq, one.positions = self.q[rows], self.row_seq[rows], self.positions[rows]
         return one
