@@ -59,13 +59,13 @@ class BatchedGPT2(peers.TorchGPT2):
         device, dtype = self.wte.weight.device, self.wte.weight.dtype
         cache = (n, self.config.n_head, length, self.config.head_dim)
         buffers = [(block.attn, name, cache, dtype) for block in self.h for name in ("keys", "values")]
-        for name, shape in (("token", (n, 1)), ("position", (1,)), ("made", (n, length))):
+        for name, shape in (("token", (n, 1)), ("position", (1,)), ("made", (n, length)), ("columns", (length,))):
             buffers.append((self, name, shape, torch.int64))
         for module, name, shape, kind in buffers:
             value = torch.zeros(shape, dtype=kind, device=device)
             torch._dynamo.mark_static_address(value)  # a CUDA graph may use it where it lies, and write to it
             module.register_buffer(name, value, persistent=False)
-        self.register_buffer("columns", torch.arange(length, device=device), persistent=False)
+        self.columns.copy_(torch.arange(length))
 
 
 def decode_batch(model):
@@ -212,7 +212,8 @@ PEERS = (*SETTINGS, "transformers")
 def static_row(b, prompts, new):
     """The rate of decoding of a static batch with each of the settings asked for; the figure is the faster one's."""
     found, n, length = {}, len(prompts), len(prompts[0]) + new
-    for setting in [name for name in SETTINGS if name in b.peers]:
+    wanted = [name for name in SETTINGS if name in b.peers]
+    for setting in wanted if b.device == "cuda" else wanted[:1]:  # nothing is compiled on a CPU: they are the same
         b.progress(f"{n} at once, {StaticBatch.name}, {setting}")
         torch.compiler.reset()  # of one function it keeps a few versions only, and complains about the next
         batch = StaticBatch(b.config, b.tensors, n, length, SETTINGS[setting], b.device)
@@ -222,7 +223,8 @@ def static_row(b, prompts, new):
         found[setting] = {"tokens_s": rates, "note": batch.note, "worst_gap": b.check(prompts, runs[-1][1])}
         del batch  # its memory, before the next one needs it
     best = max(found, key=lambda setting: found[setting]["tokens_s"][0])
-    return found[best] | {"setting": best, "settings": {name: row["tokens_s"] for name, row in found.items()}}
+    compiled = {"setting": best, "settings": {name: row["tokens_s"] for name, row in found.items()}}
+    return found[best] | (compiled if b.device == "cuda" else {})
 
 
 def paged_row(b, requests, decoding=False):

@@ -4,26 +4,26 @@
                                 [--peers compiled,tuned,transformers] [--engine kv|fast] [--weights FILE]
                                 [--repeats 3] [--out benchmarks/results]
 
-Prints the figures and writes them to ``<out>/<device>/engine.json``. On a GPU it is the level ``fast`` and GPT-2's size
-(124M) with random weights, on which the time does not depend; without one the level ``kv``, the tiny model, and sizes
-that show that it works. `SIZES` has all numbers of a question:
+Prints the figures and writes them to ``<out>/<device>/engine.json``. On a GPU it takes the level ``fast`` and GPT-2's
+size (124M) with random weights, on which the time does not depend; without one the level ``kv``, the tiny model, and
+sizes that only show that it works. `SIZES` has the numbers of each question:
 
 - *decode*: tokens a second while n sequences decode, and the share of the floor: the time that the device's own copy
-  would take for the bytes of a step, weights once and each sequence's keys and values, all in float16.
-- *requests*: many requests at once, of mixed prompts. The same number of new tokens for each: how much of the rate of
-  decoding is left; different numbers: how many times the tokens a second of static batches.
-- *sampling*: the rate of decoding with top-k and top-p over that of the most likely token.
-- *prefix*: requests that begin alike: time to the first token and tokens a second with the prefix cache over without.
+  takes for the bytes of a step, the weights once and each sequence's keys and values, all in float16.
+- *requests*: prompts of mixed lengths, all at once. With equally many new tokens: what is left of the rate of decoding;
+  with different numbers: how many times the rate of static batches.
+- *sampling*: the rate of decoding with top-k and with top-p over that with the most likely token.
+- *prefix*: requests that begin alike: time to the first token, and rate, with the prefix cache over without.
 - *gap*: a long prompt arrives while others decode: the longest time between two tokens of theirs over the median.
 - *deterministic*: the rate of decoding with ``deterministic=True`` over that without.
 - *run*: what ``run.py`` says of itself, in a process of its own, over decoding one sequence here.
 
-How a time is taken: what is timed has run before until all its graphs are recorded, which a step's is the second time
-it occurs. Decoding is timed from the moment that the host has a token of every sequence to the last at which all still
-go on, so prompts are not in it. Figures are medians over the repeats, with the lowest and the highest. Afterwards a few
-sequences of each are looked up in a float32 forward pass of torch: their tokens must be those that it would take.
+How a time is taken: what is timed has run before, until the graphs of its steps are recorded, the second time that each
+occurs. The clock of decoding runs from the moment at which the host has a token of every sequence to the last at which
+all still go on; prompts are not in it. Figures are medians over the repeats, with the lowest and the highest.
+Afterwards some sequences are looked up in a float32 forward pass of torch: it must take the same tokens.
 
-Exit codes: 0 all measured; 1 something failed or made wrong tokens (its error stands in the table and in the file, the
+Exit codes: 0 all measured; 1 something failed, or made wrong tokens (its error stands in the table and in the file, the
 rest is measured); 2 bad arguments.
 """
 
@@ -46,12 +46,15 @@ import common  # noqa: E402  (before numba.cuda)
 
 # isort: split
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from numba import cuda  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from benchmarks import batched_peers, peers, start_time  # noqa: E402
+from benchmarks import batched_peers as batched  # noqa: E402
+from benchmarks import start_time  # noqa: E402
 from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _packages, _summary, weight_bytes  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
+from benchmarks.peers import random_weights  # noqa: E402
 from ch14_mini_llm.engine.engine import UPLOADS, Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
 from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402
@@ -61,9 +64,9 @@ from ch14_mini_llm.model.weights import DATA_DIR, load_weights, save_weights  # 
 from common import bench  # noqa: E402
 
 SEED = 14
-SIZES = {
+SIZES = {  # of the questions; prompt, new: tokens, or from … to
     "gpu": {
-        "decode": {"sequences": (1, 8, 32, 64, 128, 256), "prompt": 128, "new": 200, "idle": 32},
+        "decode": {"sequences": (1, 8, 32, 64, 128, 256), "prompt": 128, "new": 200, "idle_at": 32},
         "requests": {"requests": 256, "prompt": (16, 256), "new": 128, "mixed": (16, 256)},
         "sampling": {"sequences": (1, 32)},
         "prefix": {"requests": 64, "shared": 512, "own": 16, "new": 32},
@@ -72,18 +75,18 @@ SIZES = {
         "run": {"new": 512},
     },
     "cpu": {
-        "decode": {"sequences": (1, 4), "prompt": 16, "new": 12, "idle": 4},
-        "requests": {"requests": 8, "prompt": (4, 16), "new": 8, "mixed": (2, 12)},
-        "sampling": {"sequences": (1, 4)},
-        "prefix": {"requests": 4, "shared": 64, "own": 4, "new": 4},
-        "gap": {"sequences": 4, "prompt": 100, "new": 4},
+        "decode": {"sequences": (1, 4), "prompt": 16, "new": 10, "idle_at": 4},
+        "requests": {"requests": 6, "prompt": (4, 16), "new": 6, "mixed": (2, 12)},
+        "sampling": {"sequences": (4,)},
+        "prefix": {"requests": 4, "shared": 64, "own": 4, "new": 2},
+        "gap": {"sequences": 4, "prompt": 100, "new": 2},
         "deterministic": {},
-        "run": {"new": 32},
+        "run": {"new": 16},
     },
 }  # fmt: skip
 DRAWS = {"top_k": {"temperature": 1.0, "top_k": 40}, "top_p": {"temperature": 1.0, "top_p": 0.95}}
 CHECKED = 4  # sequences of each figure whose tokens are judged
-GAP = 0.1  # how far the logit of a chosen token may be from the largest: float16 rounds, and a wrong token is far off
+GAP = 0.1  # how far the logit of a chosen token may be below the largest: float16 rounds, a wrong token is far off
 WARM = {"kv": 1, "fast": 2}  # runs before those that are timed
 
 
@@ -92,9 +95,10 @@ class Wrong(Exception):
 
 
 class Run:
-    """What became of requests on an engine: of each, in order, ``tokens`` and the time at which each one came.
+    """What became of requests on an engine: of each, in order, ``tokens`` and ``stamps``, the times at which they came.
 
-    start: when they were submitted; end: the last token. later: (steps, a request submitted when so many have run).
+    start: the time at which they were submitted. rate: tokens a second from then to the last token. later: (number of
+    steps, a request that is submitted when so many have run). Raises RuntimeError if a request fails.
     """
 
     def __init__(self, engine, requests, later=None):
@@ -113,19 +117,22 @@ class Run:
                     raise RuntimeError(f"a request ended with {output.finish_reason!r}: {output.error}")
                 self.tokens[places[output.id]] += output.tokens
                 self.stamps[places[output.id]] += [stamp] * len(output.tokens)
-        self.end = max(stamps[-1] for stamps in self.stamps)
-        self.rate = sum(map(len, self.tokens)) / (self.end - self.start)  # prompts included
+        self.rate = sum(map(len, self.tokens)) / (max(stamps[-1] for stamps in self.stamps) - self.start)
 
 
 class Bench:
-    """A model on the device, and what the questions share. progress(text): called before each measurement."""
+    """A model on the device, and what the questions share.
+
+    sizes: of each question, as in `SIZES`. peers: of `batched_peers.PEERS`. weights: the model's file, None if there is
+    none. progress(text): called before each measurement.
+    """
 
     def __init__(self, config, tensors, level, sizes, repeats=3, peers=(), weights=None, progress=lambda text: None):
         self.config, self.tensors, self.level, self.sizes = config, tensors, level, sizes
         self.repeats, self.peers, self.weights, self.progress = repeats, peers, weights, progress
         self.device = "cuda" if common.BACKEND == "gpu" else "cpu"
         self.copy, self.model = bench.copy_bandwidth(), UPLOADS[level](config, tensors)
-        self.judge, self._rates = batched_peers.Judge(config, tensors, self.device), {}
+        self.judge, self._rates = batched.Judge(config, tensors, self.device), {}
 
     def engine(self, **options):
         """A new engine; without a prefix cache, so that the same requests take the same time again."""
@@ -133,56 +140,49 @@ class Bench:
         return Engine(self.model, level=self.level, **{"prefix_cache": False, **options})
 
     def prompt(self, length, *seed):
-        """``length`` random tokens, the same for the same numbers ``seed``."""
+        """``length`` random tokens; for the same numbers ``seed`` the same."""
         return np.random.default_rng([SEED, *seed]).integers(0, self.config.vocab_size, length).tolist()
 
+    def requests(self, n, draw=None):
+        """``n`` requests of the question *decode*; draw: of `DRAWS`, or None for the most likely token."""
+        size = self.sizes["decode"]
+        draws = [Sampling(seed=i, **DRAWS[draw]) if draw else None for i in range(n)]
+        return [Request(self.prompt(size["prompt"], i), size["new"], sampling) for i, sampling in enumerate(draws)]
+
     def timed(self, engine, requests):
-        """`Run`s of the same ``requests``, after some that are not counted."""
-        for _ in range(WARM[self.level]):
-            Run(engine, requests)
-        return [Run(engine, requests) for _ in range(self.repeats)]
+        """The `Run`s of the same ``requests`` that count, after some that do not."""
+        return [Run(engine, requests) for _ in range(WARM[self.level] + self.repeats)][WARM[self.level] :]
 
     def check(self, prompts, tokens, among=1):
-        """The largest gap of a few of these sequences, see `Judge`. Raises `Wrong` if rounding does not explain it."""
+        """The largest gap of some of these sequences, see `Judge`. Raises `Wrong` if it is more than rounding."""
         chosen = sorted({round(i) for i in np.linspace(0, len(prompts) - 1, CHECKED)})
         gap = max(self.judge.gap(prompts[i], tokens[i], among) for i in chosen)
         if not gap <= GAP:
-            raise Wrong(f"wrong tokens: a logit is {gap:.3g} below the one that float32 takes; {GAP} is rounding")
+            raise Wrong(f"wrong tokens: a logit is {gap:.3g} below that of float32's token; rounding is {GAP} at most")
         return _digits(gap)
 
-    def requests(self, n, draw=None):
-        """``n`` requests of the question *decode*."""
-        size = self.sizes["decode"]
-        prompts = [self.prompt(size["prompt"], i) for i in range(n)]
-        draws = [draw and Sampling(seed=i, **DRAWS[draw]) for i in range(n)]
-        return [Request(prompt, size["new"], sampling) for prompt, sampling in zip(prompts, draws)]
-
     def rate(self, n, draw=None, deterministic=False):
-        """The rate of decoding ``n`` sequences, measured once: ``tokens_s``, ``context`` (keys of a row, in the mean) and
-        ``worst_gap``. Raises `Wrong`."""
+        """How fast ``n`` sequences decode, measured once: ``tokens_s``, ``context`` (keys that a row sees, in the mean)
+        and ``worst_gap``. Raises `Wrong`."""
         key = n, draw, deterministic
         if key not in self._rates:
-            self.progress(" ".join([f"{n} at once", draw or "", "deterministic" if deterministic else ""]).strip())
+            self.progress(" ".join(filter(None, [f"{n} at once", draw, deterministic and "deterministic"])))
             requests = self.requests(n, draw)
+            prompts = [request.tokens for request in requests]
             runs = self.timed(self.engine(max_batch=n, deterministic=deterministic), requests)
-            if draw and any(run.tokens != runs[0].tokens for run in runs):
-                raise Wrong(f"wrong tokens: with {draw} and the same seeds, {n} sequences are not the same again")
-            rates, made = zip(*(batched_peers.steady(run.stamps) for run in runs))
-            found = {"tokens_s": _summary(rates), "context": _digits(len(requests[0].tokens) + made[0])}
-            if draw != "top_p":  # of which the cut is a matter of rounding
+            if (draw or deterministic) and any(run.tokens != runs[0].tokens for run in runs):
+                raise Wrong(f"wrong tokens: {n} sequences, {draw or 'deterministic'}, are not the same again")
+            rates, made = zip(*(batched.steady(run.stamps) for run in runs))
+            self._rates[key] = {"tokens_s": _summary(rates), "context": _digits(len(prompts[0]) + made[0])}
+            if draw != "top_p":  # with random weights it leaves most of the vocabulary
                 among = DRAWS[draw]["top_k"] if draw else 1
-                found["worst_gap"] = self.check([one.tokens for one in requests], runs[0].tokens, among)
-            self._rates[key] = found
+                self._rates[key]["worst_gap"] = self.check(prompts, runs[0].tokens, among)
         return self._rates[key]
 
     def share(self, n, context, tokens_s):
-        """Which share of a step's time the device's own copy would take for its bytes."""
-        head = self.model.n_kv_head * self.model.head_dim
-        n_bytes = weight_bytes(self.config) + n * context * 2 * self.config.n_layer * head * 2
-        return _digits(n_bytes / (self.copy * 1e9) * tokens_s / n)
-
-
-# --- the questions ---------------------------------------------------------------------------------------------------
+        """The share of a step's time that the device's own copy takes for its bytes."""
+        cached = context * 2 * self.config.n_layer * self.model.n_kv_head * self.model.head_dim * 2
+        return _digits((weight_bytes(self.config) + n * cached) / (self.copy * 1e9) * tokens_s / n)
 
 
 def attempt(row, work):
@@ -196,49 +196,52 @@ def attempt(row, work):
         _free()
 
 
-def decode(b, sequences, prompt, new, idle):
+# --- the questions ---------------------------------------------------------------------------------------------------
+
+
+def decode(b, sequences, prompt, new, idle_at):
     """How fast n sequences decode: ours, then the peers."""
     rows = [{"name": "engine", "sequences": n, "error": None, **b.rate(n)} for n in sequences]
     theirs = {}
-    if set(b.peers) & set(batched_peers.SETTINGS):
-        theirs[batched_peers.StaticBatch.name] = lambda prompts: batched_peers.static_row(b, prompts, new)
+    if set(b.peers) & set(batched.SETTINGS):
+        theirs[batched.StaticBatch.name] = lambda prompts: batched.static_row(b, prompts, new)
     if "transformers" in b.peers:
         pairs = lambda prompts: [(tokens, new) for tokens in prompts]
-        theirs[batched_peers.PagedTransformers.name] = lambda prompts: batched_peers.paged_row(b, pairs(prompts), True)
-    for name, measure_row in theirs.items():
+        theirs[batched.PagedTransformers.name] = lambda prompts: batched.paged_row(b, pairs(prompts), decoding=True)
+    for name, work in theirs.items():
         for n in sequences:
             prompts = [request.tokens for request in b.requests(n)]
             row = {"name": name, "sequences": n, "context": prompt + new / 2}
-            rows.append(attempt(row, lambda prompts=prompts, measure_row=measure_row: measure_row(prompts)))
+            rows.append(attempt(row, lambda work=work, prompts=prompts: work(prompts)))
     for row in rows:
         if not row["error"]:
             row["share"] = b.share(row["sequences"], row["context"], row["tokens_s"][0])
-    return {"rows": rows, "idle": idle_share(b, idle)}
+    return {"rows": rows, "idle": idle(b, idle_at)}
 
 
-def idle_share(b, n):
-    """The share of a step of ``n`` sequences in which the device has nothing to do; None where steps are no graphs."""
-    if common.BACKEND != "gpu" or b.level != "fast":
+def idle(b, n):
+    """For which share of a step of ``n`` sequences the device has nothing to do; None where a step is no graph."""
+    if b.level != "fast":
         return None
-    engine, requests = b.engine(max_batch=n), b.requests(n)
-    b.progress(f"{n} at once, a step's graph")
+    step = n / b.rate(n)["tokens_s"][0]
+    b.progress(f"{n} at once, the graph of a step")
+    engine, requests, made = b.engine(max_batch=n), b.requests(n), 0
     b.timed(engine, requests)
     for request in requests:
         engine.submit(request)
-    made = 0
-    while made < n * requests[0].max_new // 2:  # half-way, as in the mean of what the rate is taken of
+    while made < n * requests[0].max_new // 2:  # half-way: as many keys as in the mean
         made += sum(len(output.tokens) for output in engine.step())
     cuda.synchronize()
     graphs = {shape.rows: graph for shape, graph in engine.runner._graphs.items() if shape.single and graph is not None}
-    device = statistics.median(graphs[max(graphs)].seconds() for _ in range(5))  # moves rows on: this engine has had it
-    step = n / b.rate(n)["tokens_s"][0]
-    return {"sequences": n, "device_ms": _digits(1e3 * device), "step_ms": _digits(1e3 * step), "share": _digits(1 - device / step)}
+    device = statistics.median(graphs[max(graphs)].seconds() for _ in range(5))  # it moves the rows on: nobody goes on
+    times = {"step_ms": _digits(1e3 * step), "graph_ms": _digits(1e3 * device), "share": _digits(1 - device / step)}
+    return {"sequences": n, **times}
 
 
 def requests(b, requests, prompt, new, mixed):
-    """Requests of mixed lengths, submitted at once, all of which may run at once."""
+    """Prompts of mixed lengths, submitted at once; all may run at once."""
     rng = np.random.default_rng(SEED)
-    draw = lambda low, high: [int(value) for value in rng.integers(low, high + 1, requests)]
+    draw = lambda low, high: rng.integers(low, high + 1, requests).tolist()
     prompts = [b.prompt(length, 1, i) for i, length in enumerate(draw(*prompt))]
     alike, others = ([Request(*one) for one in zip(prompts, news)] for news in ([new] * requests, draw(*mixed)))
     rates, rows = {}, []
@@ -246,15 +249,13 @@ def requests(b, requests, prompt, new, mixed):
         b.progress(f"{requests} requests, {name}")
         runs = b.timed(b.engine(max_batch=requests, static=static), asked)
         rates[name] = [run.rate for run in runs]
-        gap = b.check(prompts, runs[0].tokens)
+        gap = b.check(prompts, runs[-1].tokens)
         rows.append({"name": name, "error": None, "tokens_s": _summary(rates[name]), "worst_gap": gap})
     if "transformers" in b.peers:
         pairs = [(one.tokens, one.max_new) for one in others]
-        row = {"name": batched_peers.PagedTransformers.name}
-        rows.append(attempt(row, lambda: batched_peers.paged_row(b, pairs)))
-    decoding = b.rate(requests)["tokens_s"][0]
+        rows.append(attempt({"name": batched.PagedTransformers.name}, lambda: batched.paged_row(b, pairs)))
     return {
-        "max_batch": requests, "rows": rows, "over_decode": _digits(rows[0]["tokens_s"][0] / decoding),
+        "rows": rows, "over_decode": _digits(rows[0]["tokens_s"][0] / b.rate(requests)["tokens_s"][0]),
         "over_static": _summary([ours / theirs for ours, theirs in zip(rates["continuous"], rates["static"])]),
     }  # fmt: skip
 
@@ -272,56 +273,57 @@ def sampling(b, sequences):
 
 def prefix(b, requests, shared, own, new):
     """Requests that begin alike, behind one that has left its keys and values in the cache."""
-    rows, common_part = [], b.prompt(shared, 2)
+    rows, alike = [], b.prompt(shared, 2)
     for cached in True, False:
         b.progress(f"{requests} requests that begin alike, {'with' if cached else 'without'} the prefix cache")
         engine, runs = b.engine(max_batch=requests, prefix_cache=cached), []
-        Run(engine, [Request(common_part, 1)])
-        for number in range(WARM[b.level] + b.repeats):  # each with new ends, or the cache would have them as well
-            asked = [Request(common_part + b.prompt(own, 3, number, i), new) for i in range(requests)]
-            hits = engine.stats()["prefix_cache_hits"]
+        Run(engine, [Request(alike, 1)])
+        for number in range(WARM[b.level] + b.repeats):  # each time with other ends, or the cache would have them too
+            asked = [Request(alike + b.prompt(own, 3, number, i), new) for i in range(requests)]
+            before = engine.stats()["prefix_cache_hits"]
             runs.append(Run(engine, asked))
-            hits = (engine.stats()["prefix_cache_hits"] - hits) / requests
+        hits = _digits((engine.stats()["prefix_cache_hits"] - before) / requests)
         runs = runs[WARM[b.level] :]
-        first = [1e3 * statistics.mean(stamps[0] - run.start for stamps in run.stamps) for run in runs]
-        gap = b.check([one.tokens for one in asked], runs[-1].tokens)
-        rows.append({"prefix_cache": cached, "cached_tokens": _digits(hits), "first_token_ms": _summary(first),
-                     "tokens_s": _summary([run.rate for run in runs]), "worst_gap": gap})  # fmt: skip
+        first = _summary([1e3 * statistics.mean(times[0] - run.start for times in run.stamps) for run in runs])
+        rates, gap = _summary([run.rate for run in runs]), b.check([one.tokens for one in asked], runs[-1].tokens)
+        row = {"name": "with the cache" if cached else "without", "cached_tokens": hits, "worst_gap": gap}
+        rows.append(row | {"tokens_s": rates, "first_token_ms": first})
     ratios = {f"{key}_ratio": _digits(rows[0][key][0] / rows[1][key][0]) for key in ("first_token_ms", "tokens_s")}
     return {"rows": rows, **ratios}
 
 
 def gap(b, sequences, prompt, new):
-    """A long prompt that arrives when sequences have made half of their tokens. timeline: of the last run, a step each."""
+    """A long prompt that arrives when the others have made half of their tokens. timeline: of the last run's steps."""
     b.progress("a long prompt in between")
     asked, late = b.requests(sequences), Request(b.prompt(prompt, 4), new)
-    engine, worst, median = b.engine(max_batch=sequences + 1), [], []
-    for number in range(WARM[b.level] + b.repeats):
-        steps, begun = [], time.perf_counter()
+    engine, worst, usual = b.engine(max_batch=sequences + 1), [], []
+    for _ in range(WARM[b.level] + b.repeats):
+        steps = []
         engine.on_step = lambda plan, outputs, steps=steps: steps.append((time.perf_counter(), plan))
         run = Run(engine, asked, later=(asked[0].max_new // 2, late))
-        if number >= WARM[b.level]:
-            gaps = [1e3 * (after - before) for stamps in run.stamps[:-1] for before, after in zip(stamps, stamps[1:])]
-            worst.append(max(gaps))
-            median.append(statistics.median(gaps))
+        others = run.stamps[:-1]
+        start = max(times[0] for times in others)  # their own prompts are behind them
+        gaps = [1e3 * (t - s) for times in others for s, t in zip(times, times[1:]) if s >= start]
+        worst.append(max(gaps))
+        usual.append(statistics.median(gaps))
+    worst, usual = worst[WARM[b.level] :], usual[WARM[b.level] :]
     ends, plans = zip(*steps)
-    kinds = ["none" if plan is None else _kind(plan) for plan in plans]
     timeline = {
-        "ms": [_digits(1e3 * (end - start)) for start, end in zip((begun, *ends), ends)],
-        "rows": [plan.rows if plan is not None else 0 for plan in plans], "kinds": kinds,
+        "ms": [_digits(1e3 * (end - begun)) for begun, end in zip((run.start, *ends), ends)],
+        "rows": [plan.rows if plan is not None else 0 for plan in plans], "kinds": map(_kind, plans),
     }  # fmt: skip
     return {
-        "worst_ms": _summary(worst), "median_ms": _summary(median),
-        "ratio": _summary([most / usual for most, usual in zip(worst, median)]),
+        "worst_ms": _summary(worst), "median_ms": _summary(usual),
+        "ratio": _summary([most / median for most, median in zip(worst, usual)]),
         "worst_gap": b.check([one.tokens for one in (*asked, late)], run.tokens),
         "timeline": {name: " ".join(map(str, values)) for name, values in timeline.items()},  # a line of the file each
     }  # fmt: skip
 
 
 def _kind(plan):
-    """What a step runs over: "decode", "prompt", or both, "mixed"."""
-    prompts = {part.start < part.sequence.n_prompt for part in plan.parts}
-    return "mixed" if len(prompts) == 2 else "prompt" if prompts.pop() else "decode"
+    """What a step runs over: "decode", "prompt", both ("mixed"), or nothing ("none")."""
+    kinds = {part.start < part.sequence.n_prompt for part in plan.parts} if plan is not None else ()
+    return ("none", "prompt" if True in kinds else "decode", "mixed")[len(kinds)]
 
 
 def deterministic(b):
@@ -335,23 +337,22 @@ def deterministic(b):
 
 
 def run(b, new):
-    """`run.py` in a process of its own, with what it needs to load and to record in its times."""
+    """`run.py` in a process of its own, behind a prompt of 4 tokens; it records its graphs in the time it shows."""
+    told, prompt = [], b.prompt(4, 5)
     with tempfile.TemporaryDirectory() as folder:
-        weights = b.weights or Path(folder, "weights.bin")
-        if b.weights is None:
+        weights = Path(b.weights or Path(folder, "weights.bin")).resolve()
+        if not b.weights:
             save_weights(weights, b.config, b.tensors)
-        arguments = [f"--engine={b.level}", f"--weights={Path(weights).resolve()}", f"--max_new={new}", "--ignore_eos"]
-        arguments.append("--tokens=" + ",".join(map(str, b.prompt(4, 5))))
-        told = []
-        for _ in range(1 + b.repeats):  # the first may have to compile
-            b.progress("run.py")
-            told.append(json.loads(start_time._run("ch14_mini_llm/run.py", *arguments, "--json")))
+        arguments = [f"--engine={b.level}", f"--weights={weights}", f"--tokens={','.join(map(str, prompt))}"]
+        for number in range(1 + b.repeats):  # the first may have to compile
+            b.progress(f"run.py, start {number + 1}")
+            said = start_time._run("ch14_mini_llm/run.py", *arguments, f"--max_new={new}", "--ignore_eos", "--json")
+            told.append(json.loads(said))
     rates, firsts = ([one[key] for one in told[1:]] for key in ("tokens_per_s", "first_token_s"))
-    tokens = told[-1]["tokens"]
     return {
         "tokens_s": _summary(rates), "first_token_ms": _summary([1e3 * seconds for seconds in firsts]),
         "over_decode": _digits(statistics.median(rates) / b.rate(1)["tokens_s"][0]),
-        "worst_gap": b.check([tokens[:4]], [tokens[4:]]),
+        "worst_gap": b.check([prompt], [told[-1]["tokens"][len(prompt) :]]),
     }  # fmt: skip
 
 
@@ -359,9 +360,10 @@ ASKED = {question.__name__: question for question in (decode, requests, sampling
 
 
 def measure(config, tensors, level, sizes, only, progress=lambda text: None, **options):
-    """The figures of the questions ``only`` as a dict for JSON; a question's has the key ``error``, None if all is well.
+    """The figures of the questions ``only`` as a dict for JSON: of each its sizes, ``error`` (None, or what failed) and
+    what was found.
 
-    config, tensors: as `load_weights` gives them. sizes: of each question, see `SIZES`. options: see `Bench`.
+    config, tensors: as `load_weights` gives them. sizes: see `SIZES`. progress, options: see `Bench`.
     """
     load = [_digits(os.getloadavg()[0])] if hasattr(os, "getloadavg") else None  # of the machine: was it quiet?
     progress("device copy")
@@ -376,58 +378,39 @@ def measure(config, tensors, level, sizes, only, progress=lambda text: None, **o
 
 
 def errors(result):
-    """The errors of a `measure`: of questions, and of peers within them."""
-    asked = [result[name] for name in ASKED if name in result]
-    return [one["error"] for question in asked for one in (question, *question.get("rows", [])) if one.get("error")]
+    """The errors in a `measure`: of whole questions, and of peers."""
+    found = [result[name] for name in ASKED if name in result]
+    return [one["error"] for question in found for one in (question, *question.get("rows", [])) if one.get("error")]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
+
+SAID = {  # of a row, or of a question; of three figures the first, which is the median
+    "tokens_s": "{:9.1f} tokens/s", "share": "{:.1%} of the floor", "setting": "{}", "over_greedy": "{:.2f} of greedy",
+    "over_default": "{:.2f} of the default", "first_token_ms": "first token after {:.4g} ms",
+    "idle": "of a step of {0[sequences]} the device is idle {0[share]:.1%}",
+    "over_decode": "{:.2f} of the rate of decoding", "over_static": "continuous {:.2f} times as fast as static",
+    "first_token_ms_ratio": "the cache: {:.2f} of the time to a first token", "tokens_s_ratio": "{:.2f} of the rate",
+    "median_ms": "{:.4g} ms between two tokens", "worst_ms": "{:.4g} at worst", "ratio": "{:.2f} times that",
+    "note": "{}", "error": "failed: {}",
+}  # fmt: skip
 
 
 def format_table(result):
     """The figures of `measure` for a terminal."""
     lines = [
         f"{result['device']}, {result['model']}, level {result['level']}: medians of {result['repeats']}",
-        f"the floor is the device's own copy, {bench.short(result['copy_gb_s'])} GB/s, of what a step must read: "
-        f"{result['weight_bytes'] / 1e6:.4g} MB of weights, and each sequence's keys and values",
+        f"the floor is {result['weight_bytes'] / 1e6:.4g} MB of weights and each sequence's keys and values, at the "
+        f"{bench.short(result['copy_gb_s'])} GB/s of the device's own copy",
     ]
     for name in ASKED:
-        if name in result:
-            question = result[name]
-            found = [f"failed: {question['error']}"] if question["error"] else LINES[name](question)
-            lines += [f"  {name if i == 0 else '':14}{line}" for i, line in enumerate(found)]
+        for number, row in enumerate([*result[name].get("rows", []), result[name]] if name in result else ()):
+            at_once = f"{row['sequences']:4} at once" if isinstance(row.get("sequences"), int) else ""
+            found = {key: row[key] for key in SAID if row.get(key) is not None}
+            words = [SAID[key].format(value[0] if isinstance(value, list) else value) for key, value in found.items()]
+            if words:
+                lines.append(f"  {'' if number else name:14}{row.get('name', ''):34}{at_once:13}{', '.join(words)}")
     return "\n".join(lines)
-
-
-def _row(row, ending=""):
-    """A row of rates; ending: what else there is to say of it, if it has not failed."""
-    said = f"failed: {row['error']}" if row.get("error") else "{:9.1f} tokens/s".format(row["tokens_s"][0]) + ending
-    number = f"{row['sequences']:4} at once" if "sequences" in row else ""
-    return f"{row.get('name', ''):34}{number:13}{said}"
-
-
-LINES = {  # of a question's figures
-    "decode": lambda found: [
-        *(_row(row, f", {100 * row.get('share', 0):5.1f} % of the floor") for row in found["rows"]),
-        *([f"of a step of {found['idle']['sequences']}, the device is idle {100 * found['idle']['share']:.1f} %"]
-          if found["idle"] else []),
-    ],
-    "requests": lambda found: [
-        *map(_row, found["rows"]),
-        f"alike: {found['over_decode']:.2f} of the rate of decoding {found['max_batch']}; "
-        "continuous is {:.2f} ({:.2f} … {:.2f}) times as fast as static".format(*found["over_static"]),
-    ],
-    "sampling": lambda found: [_row(row, f", {row['over_greedy']:.2f} of greedy") for row in found["rows"]],
-    "prefix": lambda found: [
-        *(_row(row, ", first token after {:.4g} ms".format(row["first_token_ms"][0])) for row in found["rows"]),
-        f"first token after {found['first_token_ms_ratio']:.2f} of the time, {found['tokens_s_ratio']:.2f} times the rate",
-    ],
-    "gap": lambda found: ["{:.4g} ms at worst, {:.4g} in the median: {:.2f} times".format(
-        found["worst_ms"][0], found["median_ms"][0], found["ratio"][0])],
-    "deterministic": lambda found: [_row(row, f", {row['over_default']:.2f} of the default") for row in found["rows"]],
-    "run": lambda found: [_row(found, ", {:.2f} of decoding one here, first token after {:.4g} ms".format(
-        found["over_decode"], found["first_token_ms"][0]))],
-}  # fmt: skip
 
 
 # --- the program -----------------------------------------------------------------------------------------------------
@@ -440,43 +423,33 @@ def numbers(text):
     return tuple(int(part) for part in text.split(","))
 
 
-def longest(sizes, only):
-    """Tokens of the longest sequence of the questions ``only``."""
-    tokens = {
-        "decode": lambda prompt, new, **_: prompt + new, "prefix": lambda shared, own, new, **_: shared + own + new,
-        "requests": lambda prompt, new, mixed, **_: prompt[1] + max(new, mixed[1]),
-        "gap": lambda prompt, new, **_: prompt + new, "run": lambda new: 4 + new,
-    }  # fmt: skip
-    return max(tokens[name](**sizes[name]) for name in {"decode", *only} if name in tokens)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/engine.py", description=__doc__.split("\n")[0])
-    level, known = "fast" if common.BACKEND == "gpu" else "kv", batched_peers.PEERS
-    sizes = {name: dict(size) for name, size in SIZES[common.BACKEND].items()}
-    parser.add_argument("--only", type=_names(ASKED), default=list(ASKED), help=f"of {','.join(ASKED)}")
-    parser.add_argument("--sequences", type=numbers, metavar="N,…", help="how many decode at once, instead of the usual")
+    sizes, known = SIZES[common.BACKEND], batched.PEERS
+    level, repeats = ("fast", 3) if common.BACKEND == "gpu" else ("kv", 1)
+    parser.add_argument("--only", type=_names(ASKED), default=list(ASKED), help=f"questions, of {','.join(ASKED)}")
+    parser.add_argument("--sequences", type=numbers, metavar="N,…", help="how many decode at once, for other numbers")
     parser.add_argument("--peers", type=_names(known), default=list(known), help=f"of {','.join(known)}; or none")
     parser.add_argument("--engine", choices=list(LEVELS), default=level, help=f"the level ({level})")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weight file; by default 124M random "
                         "weights on a GPU, without one the tiny model")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that count, of each figure (3)")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"runs that count, of each figure ({repeats})")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)
     if options.repeats < 1 or not options.only:
         parser.error(f"--repeats={options.repeats} --only={','.join(options.only)}: at least one of each")
     if options.sequences:
-        sizes["decode"]["sequences"] = options.sequences
+        sizes = sizes | {"decode": sizes["decode"] | {"sequences": options.sequences}}
     weights = options.weights or (None if common.BACKEND == "gpu" else DATA_DIR / "tiny-gpt2.bin")
     path = options.out / device_folder() / "engine.json"
     try:
         make_output(path, "--out")
-        config, tensors = load_weights(weights) if weights else (GPT2_124M, peers.random_weights(GPT2_124M))
+        config, tensors = load_weights(weights) if weights else (GPT2_124M, random_weights(GPT2_124M))
     except (FileError, WeightsError) as error:
         parser.error(str(error))
-    if config.n_ctx < longest(sizes, options.only):
-        parser.error(f"--weights: a context of {config.n_ctx} is too short; {longest(sizes, options.only)} is needed")
-    with tqdm(total=None, disable=None) as bar:
+    if common.BACKEND == "cpu":
+        torch.set_num_threads(1)  # its threads and those of our kernels would wait for one another
+    with tqdm(disable=None) as bar:
 
         def progress(text):
             bar.set_description(text)

@@ -129,14 +129,17 @@ class ModelRunner:
             rows, n_logits = min(-(-rows // step) * step, most), self._bucket(n_logits)
         if few:
             return Shape("few", rows, n_logits, single=single, draws=draws)
-        n_steps, n_tiles, n_tokens = self._bucket(plan.n_steps), 0, 0
-        if n_steps:
-            segment, longest = segment_tokens(self.model.head_dim), max(part.start for part in plan.parts[: plan.n_steps]) + 1
-            n_tokens = min(segment << (-(-longest // segment) - 1).bit_length(), self.max_tokens)
-        if plan.n_steps < len(plan.parts):
-            n_prompts = self._bucket(len(plan.parts) - plan.n_steps)
-            n_tiles = min(rows // queries_of(self.model.head_dim) + n_prompts, self.batch.max_tiles)
-        return Shape("many", rows, n_logits, n_tiles, n_steps, n_tokens, single, draws)
+        n_prompts, n_tiles, n_tokens = len(plan.parts) - plan.n_steps, 0, 0
+        if plan.n_steps:
+            n_tokens = self._context(max(part.start for part in plan.parts[: plan.n_steps]) + 1)
+        if n_prompts:
+            n_tiles = min(rows // queries_of(self.model.head_dim) + self._bucket(n_prompts), self.batch.max_tiles)
+        return Shape("many", rows, n_logits, n_tiles, self._bucket(plan.n_steps), n_tokens, single, draws)
+
+    def _context(self, longest: int) -> int:
+        """Tokens of the longest text that a step has room for: a segment, two, four …"""
+        segment = segment_tokens(self.model.head_dim)
+        return min(segment << (-(-longest // segment) - 1).bit_length(), self.max_tokens)
 
     def _bucket(self, n: int) -> int:
         """The next power of two, but no more than there can be."""

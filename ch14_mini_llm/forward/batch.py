@@ -52,8 +52,8 @@ class Batch:
 
     On the device, int32, after `fill`: tokens, source, positions, row_seq, slot_mapping (rows,) and logits_rows, ring
     (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks);
-    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; n_steps (1,), rows in front that are a sequence each; chosen (n_logits,), each step's new tokens. shown: (4,
-    max_seqs), in the host's memory: the tokens of the last steps.
+    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; n_steps (1,), how many rows in front are a sequence each;
+    chosen (n_logits,), each step's new tokens. shown: (4, max_seqs), in the host's memory: the last steps' tokens.
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:

@@ -27,6 +27,9 @@ from chapters.ch13_llm_ops.fused_rows import (
     parts_norm_of,
 )
 
+FUSED_SMALL_ROWS = 128  # small tiles pay up to more rows where a norm in front leaves time to ask for weights
+LOGITS_SMALL_ROWS = 32  # and up to fewer where there are a thousand blocks anyway
+
 
 class Many(Half):
     """`Half` for many rows, of any sequences: those that decode in front, the parts of prompts behind them."""
@@ -44,13 +47,15 @@ class Many(Half):
                 setattr(b, name, buffer[: n * width].reshape(n, width))
             b.q_heads = b.q.reshape(n, m.n_head, m.head_dim)
             b.lse = self.buffers.lse[: m.n_head * n].reshape(m.n_head, n)
+        self._parts = 0, self.model.norm.bias  # of a step without logits, the last parts are added to nothing
         super().cut(shape)
 
     def qkv(self, layer: Layer, cache, batch: Batch) -> None:
         """q = queries of norm(x); keys and values go to the rows' places."""
         m, n, b, linear = self.model, self.rows, self.b, layer.qkv
         self._norm(layer.norm_1)
-        gemm_qkv_pages(n)[skinny_launch(n, linear.n_out, tile_of(n))](
+        tile = tile_of(n, FUSED_SMALL_ROWS)
+        gemm_qkv_pages(tile)[skinny_launch(n, linear.n_out, tile)](
             b.h, linear.weight, linear.bias, self.buffers.half["q"], *cache.flat[layer.index], batch.slot_mapping,
             n, linear.n_in, m.n_head, m.n_kv_head, m.head_dim, cache.block_size,
         )  # fmt: skip
@@ -75,15 +80,16 @@ class Many(Half):
     def residual(self, linear: Linear, inputs, batch: Batch) -> None:
         """x += inputs @ weight + bias, once the next norm has added the parts up."""
         n, N, K = self.rows, linear.n_out, linear.n_in
-        n_parts = parts_of(N, K, n)
-        gemm_parts(n)[skinny_launch(n, N, tile_of(n), n_parts)](inputs, linear.weight, self.buffers.sums, n, N, K)
+        tile, n_parts = tile_of(n), parts_of(N, K, n)
+        gemm_parts(tile)[skinny_launch(n, N, tile, n_parts)](inputs, linear.weight, self.buffers.sums, n, N, K)
         self._parts = n_parts, linear.bias
 
     def up(self, layer: Layer, batch: Batch) -> None:
         """ff = gelu(norm(x) @ weight + bias)."""
         n, b, linear = self.rows, self.b, layer.up
         self._norm(layer.norm_2)
-        gemm_gelu(n)[skinny_launch(n, linear.n_out, tile_of(n))](
+        tile = tile_of(n, FUSED_SMALL_ROWS)
+        gemm_gelu(tile)[skinny_launch(n, linear.n_out, tile)](
             b.h, linear.weight, linear.bias, self.buffers.half["ff"], n, linear.n_out, linear.n_in
         )
 
@@ -100,9 +106,10 @@ class Many(Half):
         parts_norm_of[parts_norm_launch(n, m.d_model)](
             self.b.x, self.buffers.sums, n_parts, bias, rows, h, self.rows, m.d_model, np.float32(m.norm.eps)
         )
-        launch = skinny_launch(n, head.n_out, tile_of(n))
-        self.n_best = 2 * launch[0][0]
-        gemm_logits(n)[launch](
+        tile = tile_of(n, LOGITS_SMALL_ROWS)
+        launch = skinny_launch(n, head.n_out, tile)
+        self.n_best = 2 * launch[0][1]
+        gemm_logits(tile)[launch](
             h[: n * m.d_model].reshape(n, m.d_model), head.weight, head.bias, out, *self.buffers.best, n, head.n_out,
             head.n_in,
         )  # fmt: skip

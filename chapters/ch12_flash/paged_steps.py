@@ -4,26 +4,26 @@
 waiting is to be had. With 64 sequences there are 1536 such blocks, and each begins by waiting: for its pages, then for
 its keys. Memory is idle half of the time.
 
-=======================  =============================================  ================================================
+=======================  =============================================  ===============================================
 kernel                   what it changes                                when it loses
-=======================  =============================================  ================================================
+=======================  =============================================  ===============================================
 ``paged_v4_parts``       (``paged_half.py``) 128 tokens at once; parts  many rows
                          that the next kernel combines
-``paged_v6_segments``    a block takes 256 tokens in four portions,     few rows with long texts: a fourth of the blocks;
-                         two of them on their way; one result a row     a text of several segments waits for the last
-=======================  =============================================  ================================================
+``paged_v6_segments``    a block takes 256 tokens in four portions,     few rows with long texts: half of the blocks; a
+                         two of them on their way; one result a row     text of several segments waits for its last
+=======================  =============================================  ===============================================
 
 (Figures for heads of 64 elements. v5 is for prompts.)
 
 **Each thread fetches for itself.** A thread copies 16 bytes of a key to shared memory and later reads these same 16
-bytes: a waiting room with a seat for everybody. So there is no barrier between a copy and its use, and none in the whole
-loop; and what is on its way takes no register.
+bytes: a waiting room with a seat for each thread. So there is no barrier between a copy and its use, and none in the
+whole loop; and what is on its way takes no register.
 
 **Each group keeps its own score.** The 8 lanes that share a key keep a running largest score, sum and weighted values
 over the keys that they meet, every sixteenth; groups and warps are combined once, at the end of the segment.
 
-**A segment is a unit.** Its result depends on its tokens alone. The last block to arrive combines the segments of a text
-in order, as in ``decode_v3_chunks``: so a row's bits do not depend on how many rows there are, or on how long the
+**A segment is a unit.** Its result depends on its tokens alone. The last block to arrive combines the segments of a
+text in order, as in ``decode_v3_chunks``: so a row's bits do not depend on how many rows there are, or on how long the
 longest text is. Most texts of a batch have one segment, and their blocks write the result at once.
 
 Sources: as ``decode_half.py`` and ``paged_half.py``.
@@ -63,7 +63,7 @@ def segment_tokens(head_dim):
     """Tokens of a segment: 128 threads, four times with 4 pieces of 8 numbers. Raises ValueError as the launch does."""
     if head_dim not in HEAD_DIMS or head_dim > THREADS:
         known = ", ".join(str(size) for size in HEAD_DIMS if size <= THREADS)
-        raise ValueError(f"head_dim = {head_dim}: lanes take 8 numbers each and share a key evenly, so it is one of {known}")
+        raise ValueError(f"head_dim = {head_dim}: lanes take 8 numbers each and share a key, so it is one of {known}")
     return PORTIONS * TILE // head_dim
 
 
@@ -110,12 +110,14 @@ def fetch(tiles, portion, j, k_cache, v_cache, place, head_dim, dim, inside):
 
 
 @cuda.jit(device=True, forceinline=True)
-def weigh_portion(tiles, portion, q, first, together, lanes, last, largest, total, scores, words, acc):
+def weigh_portion(
+    tiles, portion, q, first, together, lanes, last, largest, total, scores, words, acc
+):  # fmt: skip
     """Take this thread's pieces of a portion into its group's running attention: returns ``(largest, total)``.
 
     q: (8,) float32, this lane's part of the query, scaled, times log2(e). first: the group's first token of the
-    portion, the next are ``together`` further; those behind token ``last`` do not count. acc: (8,) float32, updated. scores:
-    (4,) float32, words: (4,) uint32; what they hold does not matter.
+    portion, the next are ``together`` further; those behind token ``last`` do not count. acc: (8,) float32, updated.
+    scores: (4,) float32, words: (4,) uint32; what they hold does not matter.
     """
     before = largest
     for j in range(PIECES):
@@ -282,20 +284,20 @@ def paged_v6_segments(
     total = float32(0)
     # one after the other, and no loop: a number of a portion that the compiler knows keeps the places in registers
     largest, total = take_portion(
-        0, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest, total,
-        scores, words, acc,
+        0, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest,
+        total, scores, words, acc,
     )  # fmt: skip
     largest, total = take_portion(
-        1, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest, total,
-        scores, words, acc,
+        1, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest,
+        total, scores, words, acc,
     )  # fmt: skip
     largest, total = take_portion(
-        2, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest, total,
-        scores, words, acc,
+        2, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest,
+        total, scores, words, acc,
     )  # fmt: skip
     largest, total = take_portion(
-        3, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest, total,
-        scores, words, acc,
+        3, tiles, k_cache, v_cache, places, query, token0, first, together, lanes, dim, before, head_dim, largest,
+        total, scores, words, acc,
     )  # fmt: skip
     cp_async_wait(0)
     largest, total, share = combine_groups(largest, total, acc, lanes, dim, head_dim, shared)

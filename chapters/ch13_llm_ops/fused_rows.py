@@ -1,8 +1,8 @@
 """Chapter 13, what comes before and behind the products of some dozen rows (chapter 9's ``skinny.py``).
 
-Up to eight rows, ``fused.py`` hides a whole layer behind five matrix-vector products. With more, a product is tiles, and
-a norm can no longer be taken along: each of its 24 or 96 blocks would need all of the row. So the norm is a kernel of
-its own; but it has work that someone has to do anyway.
+Up to eight rows, ``fused.py`` hides a whole layer behind five matrix-vector products. With more, a product is tiles,
+and a norm can no longer be taken along: each of its 24 or 96 blocks would need all of the row. So the norm is a kernel
+of its own; but it has work that someone has to do anyway.
 
 ========================  ================================================  ==========================================
 kernel                    what it does                                      kernels it saves
@@ -14,8 +14,8 @@ kernel                    what it does                                      kern
 ``gemm_logits_32``        logits, and each tile's likeliest token           most of ``argmax_row``
 ========================  ================================================  ==========================================
 
-Each of the last three has a twin with tiles of 64 x 64, for more than 64 rows; a row's numbers are the same in both,
-since K is added up in the same order. A layer is seven launches: norm, qkv, attention, parts, norm, gelu, parts.
+Each of the last three has a twin with tiles of 64 x 64, for more rows; a row's numbers are the same in both, since K is
+added up in the same order. A layer is seven launches: norm, qkv, attention, parts, norm, gelu, parts.
 
 What the epilogue needs from memory (biases, places in the pages) is asked for before the product begins, not behind it,
 where nothing is left to wait with.
@@ -30,13 +30,13 @@ from numba.types import float16
 
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP, block_sum, row_launch
 from chapters.ch09_gemm.skinny import (
+    LARGE_STAGES,
     PARTS_MAX,
-    SIX_BLOCKS,
     SMALL,
+    SMALL_STAGES,
     THREE_BLOCKS,
     multiply_columns,
     tile_col,
-    tile_of,
     tile_row,
 )
 from common.ptx import (
@@ -64,7 +64,7 @@ def parts_norm_launch(rows, d_model):
     Raises ValueError if a size is not positive, or d_model not a multiple of 8 or above 16384.
     """
     if not 8 <= d_model <= ROW_MAX or d_model % 8:
-        raise ValueError(f"d_model = {d_model}: a row is a multiple of 8 numbers, up to the {ROW_MAX} that 1024 threads hold")
+        raise ValueError(f"d_model = {d_model}: a row has a multiple of 8 numbers, at most {ROW_MAX}")
     threads = (d_model // 4 + WARP - 1) // WARP * WARP
     return row_launch(rows, min(threads, 1024), "parts_norm")
 
@@ -163,7 +163,7 @@ def load_biases(bias, N, acc, biases):
 @cuda.jit(device=True, forceinline=True)
 def product_qkv(
     A, Bt, bias, q, k_cache, v_cache, slot_mapping, M, K, n_head, n_kv_head, head_dim, block_size, tiles, a, b, acc,
-    biases, slots,
+    biases, slots, b_stages,
 ):  # fmt: skip
     """The whole of ``gemm_qkv_pages``. slots: (m, 2) int32, local."""
     M, n_kv_head = int32(M), int32(n_kv_head)
@@ -175,7 +175,7 @@ def product_qkv(
     for m in range(acc.shape[0]):
         for half in range(2):
             slots[m, half] = slot_mapping[min(tile_row(acc, m, half), M - 1)]
-    multiply_columns(A, Bt, tiles, a, b, acc, M, N, int32(0), int32(K))
+    multiply_columns(A, Bt, tiles, a, b, acc, M, N, int32(0), int32(K), b_stages)
     for n in range(acc.shape[1]):
         col = tile_col(acc, n)
         behind_q = col - q_width
@@ -198,7 +198,7 @@ def product_qkv(
                             store_half2(k_cache, at, pair)
 
 
-@cuda.jit(launch_bounds=SIX_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemm_qkv_pages_32(
     A, Bt, bias, q, k_cache, v_cache, slot_mapping, M, K, n_head, n_kv_head, head_dim, block_size
 ):  # fmt: skip
@@ -220,7 +220,7 @@ def gemm_qkv_pages_32(
     slots = cuda.local.array((1, 2), int32)
     product_qkv(
         A, Bt, bias, q, k_cache, v_cache, slot_mapping, M, K, n_head, n_kv_head, head_dim, block_size, tiles, a, b, acc,
-        biases, slots,
+        biases, slots, SMALL_STAGES,
     )  # fmt: skip
 
 
@@ -237,17 +237,17 @@ def gemm_qkv_pages_64(
     slots = cuda.local.array((2, 2), int32)
     product_qkv(
         A, Bt, bias, q, k_cache, v_cache, slot_mapping, M, K, n_head, n_kv_head, head_dim, block_size, tiles, a, b, acc,
-        biases, slots,
+        biases, slots, LARGE_STAGES,
     )  # fmt: skip
 
 
 @cuda.jit(device=True, forceinline=True)
-def product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases):
+def product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases, b_stages):
     """The whole of ``gemm_gelu``."""
     M, N = int32(M), int32(N)
     griddep_launch()
     load_biases(bias, N, acc, biases)
-    multiply_columns(A, Bt, tiles, a, b, acc, M, N, int32(0), int32(K))
+    multiply_columns(A, Bt, tiles, a, b, acc, M, N, int32(0), int32(K), b_stages)
     for m in range(acc.shape[0]):
         for half in range(2):
             row = tile_row(acc, m, half)
@@ -259,7 +259,7 @@ def product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases):
                     store_half2(C, row * N + col, pack_half2(low, high))
 
 
-@cuda.jit(launch_bounds=SIX_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemm_gelu_32(A, Bt, bias, C, M, N, K):
     """C = gelu(A @ Bt.T + bias) in float16: the first half of an MLP. Tiles of 32 x 32.
 
@@ -271,7 +271,7 @@ def gemm_gelu_32(A, Bt, bias, C, M, N, K):
     b = cuda.local.array((2, 2), uint32)
     acc = cuda.local.array((1, 2, 4), float32)
     biases = cuda.local.array((2, 2), float32)
-    product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases)
+    product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases, SMALL_STAGES)
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
@@ -282,17 +282,17 @@ def gemm_gelu_64(A, Bt, bias, C, M, N, K):
     b = cuda.local.array((4, 2), uint32)
     acc = cuda.local.array((2, 4, 4), float32)
     biases = cuda.local.array((4, 2), float32)
-    product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases)
+    product_gelu(A, Bt, bias, C, M, N, K, tiles, a, b, acc, biases, LARGE_STAGES)
 
 
 @cuda.jit(device=True, forceinline=True)
-def product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, acc, biases):
+def product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, acc, biases, b_stages):
     """The whole of ``gemm_logits``."""
     M, N = int32(M), int32(N)
     lane = cuda.threadIdx.x % WARP
     griddep_launch()
     load_biases(bias, N, acc, biases)
-    multiply_columns(A, Bt, tiles, a, b, acc, M, N, int32(0), int32(K))
+    multiply_columns(A, Bt, tiles, a, b, acc, M, N, int32(0), int32(K), b_stages)
     for m in range(acc.shape[0]):
         for half in range(2):
             row = tile_row(acc, m, half)
@@ -313,17 +313,17 @@ def product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, 
                 if other > largest or (other == largest and other_token < token):
                     largest, token = other, other_token
             if row < M and lane % 4 == 0:
-                place = 2 * cuda.blockIdx.x + cuda.threadIdx.x // WARP % 2
+                place = 2 * cuda.blockIdx.y + cuda.threadIdx.x // WARP % 2
                 best[row, place] = largest
                 best_token[row, place] = token
 
 
-@cuda.jit(launch_bounds=SIX_BLOCKS)
+@cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemm_logits_32(A, Bt, bias, logits, best, best_token, M, N, K):
     """logits = A @ Bt.T + bias, and the likeliest token of each half of a tile's columns. Tiles of 32 x 32.
 
     A: (M, K), Bt: (N, K) float16, N the size of the vocabulary. bias: (N,), logits: (M, N) float32. best: float32,
-    best_token: int32, both (M or more, 2 * gridDim.x or more); equal logits: the lowest token; nothing but NaN: -inf
+    best_token: int32, both (M or more, 2 * gridDim.y or more); equal logits: the lowest token; nothing but NaN: -inf
     and N. ``pick_best`` reads them. M, N, K: int32, K a multiple of 8.
     Launch: ``gemm_logits_32[skinny_launch(M, N, 32)](…)``, 128 threads.
     """
@@ -332,7 +332,7 @@ def gemm_logits_32(A, Bt, bias, logits, best, best_token, M, N, K):
     b = cuda.local.array((2, 2), uint32)
     acc = cuda.local.array((1, 2, 4), float32)
     biases = cuda.local.array((2, 2), float32)
-    product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, acc, biases)
+    product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, acc, biases, SMALL_STAGES)
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)
@@ -343,22 +343,22 @@ def gemm_logits_64(A, Bt, bias, logits, best, best_token, M, N, K):
     b = cuda.local.array((4, 2), uint32)
     acc = cuda.local.array((2, 4, 4), float32)
     biases = cuda.local.array((4, 2), float32)
-    product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, acc, biases)
+    product_logits(A, Bt, bias, logits, best, best_token, M, N, K, tiles, a, b, acc, biases, LARGE_STAGES)
 
 
-def gemm_qkv_pages(rows):
-    """The kernel for so many rows, whose tiles are chapter 9's ``tile_of`` rows."""
-    return gemm_qkv_pages_32 if tile_of(rows) == SMALL else gemm_qkv_pages_64
+def gemm_qkv_pages(tile):
+    """The kernel with such a tile: 32 or 64."""
+    return gemm_qkv_pages_32 if tile == SMALL else gemm_qkv_pages_64
 
 
-def gemm_gelu(rows):
-    """The kernel for so many rows, as :func:`gemm_qkv_pages`."""
-    return gemm_gelu_32 if tile_of(rows) == SMALL else gemm_gelu_64
+def gemm_gelu(tile):
+    """The kernel with such a tile: 32 or 64."""
+    return gemm_gelu_32 if tile == SMALL else gemm_gelu_64
 
 
-def gemm_logits(rows):
-    """The kernel for so many rows, as :func:`gemm_qkv_pages`."""
-    return gemm_logits_32 if tile_of(rows) == SMALL else gemm_logits_64
+def gemm_logits(tile):
+    """The kernel with such a tile: 32 or 64."""
+    return gemm_logits_32 if tile == SMALL else gemm_logits_64
 
 
 # --- references ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from chapters.ch09_gemm import skinny
 
 SHAPES = [  # M, N, K, parts: odd M, N and K multiples of 8 only; parts that are short, or empty
     (1, 8, 8, 1), (31, 24, 72, 2), (33, 40, 200, 2), (65, 72, 264, 4), (100, 136, 448, 8), (32, 64, 64, 2),
+    (33, 40, 1096, 1),
 ]  # fmt: skip
 TAIL = 40
 
@@ -82,7 +83,8 @@ def test_parts_of():
 
 
 def test_launches_refuse():
-    for sizes, error in (((0, 8, 32), "shape"), ((8, 8, 32, 9), "parts = 9"), ((65536 * 32, 8, 32), "tiles of 32 rows")):
+    cases = ((0, 8, 32), "shape"), ((8, 8, 32, 9), "parts = 9"), ((8, 65536 * 32, 32), "tiles of 32 columns")
+    for sizes, error in cases:
         with pytest.raises(ValueError, match=error):
             skinny.skinny_launch(*sizes)
     with pytest.raises(ValueError, match="0 rows"):

@@ -144,7 +144,7 @@ def logits_of(tile, A, Bt, bias, room=3):
     (M, K), N = A.shape, len(Bt)
     kernel = ch13.gemm_logits_32 if tile == SMALL else ch13.gemm_logits_64
     launch = skinny_launch(M, N, tile)
-    n_best = 2 * launch[0][0]
+    n_best = 2 * launch[0][1]
     best = np.full((M, n_best + room), -5, np.float32), np.full((M, n_best + room), -5, np.int32)
 
     def launched(A, Bt, bias, logits, best, best_token):

@@ -40,6 +40,19 @@ def test_logits_are_those_of_float32(rng, model, plain, options):
         assert same == len(tokens) or np.ptp(np.sort(wanted[same - 1])[-2:]) <= 2 * RELATIVE * np.abs(wanted).max()
 
 
+def test_a_prompt_in_pieces_is_what_it_is_in_one(rng, model, plain):
+    """A piece that no token follows has no logits, so nothing of its last layer may be left for the next step."""
+    prompt, *others = prompts(rng, [90, 21, 40])
+    request = Request(prompt, 3)
+    tokens, wanted = alone(plain, request)
+    for max_rows in (20, 34, 100):
+        engine = Watched(model, level="fast", max_rows=max_rows, max_batch=4, prefix_cache=False)
+        for _ in range(3):  # step by step, then as graphs
+            found = engine.logits(engine.run([request, *(Request(other, 2) for other in others)])[0])
+            assert np.abs(found[0] - wanted[0]).max() <= RELATIVE * np.abs(wanted[0]).max()
+            engine.seen.clear()
+
+
 @pytest.mark.parametrize(
     "options",
     [
