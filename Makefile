@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-cpu bench-sanitizer gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-cpu bench-sanitizer gpt2 setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -121,6 +121,9 @@ bench: needs-dev setup ## measure the ladders beside the library (CH=09 for one 
 
 bench-gpt2: needs-dev setup ## measure the levels of the model beside transformers and torch.compile
 	@$(RUN) benchmarks/gpt2.py
+
+bench-engine: needs-dev setup ## measure many requests at once beside torch.compile and transformers' engine
+	@$(RUN) benchmarks/engine.py
 
 plots: needs-dev ## draw the plots of lessons and README and write their tables, from the committed figures
 	$(PY) benchmarks/plots.py

@@ -160,7 +160,7 @@ class PagedTransformers(peers.TransformersEager):
         logging.set_verbosity_error()  # its advice to use flash-attn, at each call
         super()._build(tensors)
         self._known = inspect.signature(ContinuousBatchingConfig).parameters
-        if "auto_switch_to_flash" not in self._known:  # before 5.20 or so, "sdpa" was the name without pages
+        if "auto_switch_to_flash" not in self._known:  # as in 5.17, where "sdpa" alone is without pages
             self.model.set_attn_implementation("paged|sdpa")
 
     def _config(self, requests):

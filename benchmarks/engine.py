@@ -173,10 +173,11 @@ class Bench:
             if (draw or deterministic) and any(run.tokens != runs[0].tokens for run in runs):
                 raise Wrong(f"wrong tokens: {n} sequences, {draw or 'deterministic'}, are not the same again")
             rates, made = zip(*(batched.steady(run.stamps) for run in runs))
-            self._rates[key] = {"tokens_s": _summary(rates), "context": _digits(len(prompts[0]) + made[0])}
+            found = {"tokens_s": _summary(rates), "context": _digits(len(prompts[0]) + made[0])}
             if draw != "top_p":  # with random weights it leaves most of the vocabulary
                 among = DRAWS[draw]["top_k"] if draw else 1
-                self._rates[key]["worst_gap"] = self.check(prompts, runs[0].tokens, among)
+                found["worst_gap"] = self.check(prompts, runs[-1].tokens, among)
+            self._rates[key] = found
         return self._rates[key]
 
     def share(self, n, context, tokens_s):
@@ -201,7 +202,7 @@ def attempt(row, work):
 
 def decode(b, sequences, prompt, new, idle_at):
     """How fast n sequences decode: ours, then the peers."""
-    rows = [{"name": "engine", "sequences": n, "error": None, **b.rate(n)} for n in sequences]
+    rows = [attempt({"name": "engine", "sequences": n}, lambda n=n: b.rate(n)) for n in sequences]
     theirs = {}
     if set(b.peers) & set(batched.SETTINGS):
         theirs[batched.StaticBatch.name] = lambda prompts: batched.static_row(b, prompts, new)
@@ -216,26 +217,29 @@ def decode(b, sequences, prompt, new, idle_at):
     for row in rows:
         if not row["error"]:
             row["share"] = b.share(row["sequences"], row["context"], row["tokens_s"][0])
-    return {"rows": rows, "idle": idle(b, idle_at)}
+    found = {"rows": rows, "idle": None}
+    if b.level == "fast":  # whose steps are graphs
+        found["idle"] = attempt({"name": "the graph of a step", "sequences": idle_at}, lambda: idle(b, idle_at))
+    return found
 
 
 def idle(b, n):
-    """For which share of a step of ``n`` sequences the device has nothing to do; None where a step is no graph."""
-    if b.level != "fast":
-        return None
-    step = n / b.rate(n)["tokens_s"][0]
+    """For which share of a step of ``n`` sequences the device has nothing to do, as they make half of their tokens."""
     b.progress(f"{n} at once, the graph of a step")
     engine, requests, made = b.engine(max_batch=n), b.requests(n), 0
     b.timed(engine, requests)
+    shapes, stamps, run_shape = [], [], engine.runner.run
+    engine.runner.run = lambda shape, *rest: shapes.append(shape) or run_shape(shape, *rest)
     for request in requests:
         engine.submit(request)
-    while made < n * requests[0].max_new // 2:  # half-way: as many keys as in the mean
+    while made < n * requests[0].max_new // 2:
         made += sum(len(output.tokens) for output in engine.step())
+        stamps.append(time.perf_counter())
     cuda.synchronize()
-    graphs = {shape.rows: graph for shape, graph in engine.runner._graphs.items() if shape.single and graph is not None}
-    device = statistics.median(graphs[max(graphs)].seconds() for _ in range(5))  # it moves the rows on: nobody goes on
-    times = {"step_ms": _digits(1e3 * step), "graph_ms": _digits(1e3 * device), "share": _digits(1 - device / step)}
-    return {"sequences": n, **times}
+    graph = engine.runner._graphs[shapes[-1]]
+    device = statistics.median(graph.seconds() for _ in range(5))  # it moves the rows on: nobody takes them further
+    step = float(np.median(np.diff(stamps[len(stamps) // 2 :])))  # of those before, which have about as many keys
+    return {"step_ms": _digits(1e3 * step), "graph_ms": _digits(1e3 * device), "idle_share": _digits(1 - device / step)}
 
 
 def requests(b, requests, prompt, new, mixed):
@@ -378,9 +382,13 @@ def measure(config, tensors, level, sizes, only, progress=lambda text: None, **o
 
 
 def errors(result):
-    """The errors in a `measure`: of whole questions, and of peers."""
-    found = [result[name] for name in ASKED if name in result]
-    return [one["error"] for question in found for one in (question, *question.get("rows", [])) if one.get("error")]
+    """The errors in a `measure`: of whole questions, and of rows."""
+    return [row["error"] for name in ASKED if name in result for row in _rows(result[name]) if row.get("error")]
+
+
+def _rows(question):
+    """What a question says, a line each: its rows, and at last what it says of all."""
+    return [*question.get("rows", []), *filter(None, [question.get("idle")]), question]
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -388,7 +396,7 @@ def errors(result):
 SAID = {  # of a row, or of a question; of three figures the first, which is the median
     "tokens_s": "{:9.1f} tokens/s", "share": "{:.1%} of the floor", "setting": "{}", "over_greedy": "{:.2f} of greedy",
     "over_default": "{:.2f} of the default", "first_token_ms": "first token after {:.4g} ms",
-    "idle": "of a step of {0[sequences]} the device is idle {0[share]:.1%}",
+    "graph_ms": "{:.4g} ms on the device", "idle_share": "which is idle {:.1%} of the time",
     "over_decode": "{:.2f} of the rate of decoding", "over_static": "continuous {:.2f} times as fast as static",
     "first_token_ms_ratio": "the cache: {:.2f} of the time to a first token", "tokens_s_ratio": "{:.2f} of the rate",
     "median_ms": "{:.4g} ms between two tokens", "worst_ms": "{:.4g} at worst", "ratio": "{:.2f} times that",
@@ -404,7 +412,7 @@ def format_table(result):
         f"{bench.short(result['copy_gb_s'])} GB/s of the device's own copy",
     ]
     for name in ASKED:
-        for number, row in enumerate([*result[name].get("rows", []), result[name]] if name in result else ()):
+        for number, row in enumerate(_rows(result[name]) if name in result else ()):
             at_once = f"{row['sequences']:4} at once" if isinstance(row.get("sequences"), int) else ""
             found = {key: row[key] for key in SAID if row.get(key) is not None}
             words = [SAID[key].format(value[0] if isinstance(value, list) else value) for key, value in found.items()]

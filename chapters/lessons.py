@@ -45,9 +45,10 @@ def number(folder):
 def kernels(folder):
     """{name: (file, line, aliases, first sentence of the docstring)} of a chapter's kernels, in order of appearance.
 
-    Device functions are left out. aliases: the plain names that are bound to the kernel.
+    Device functions are left out. aliases: the plain names that are bound to the kernel, and the functions that choose
+    it, by a line such as ``return kernel_64 if size <= 64 else kernel_128``.
     """
-    found, bound = {}, []
+    found, bound, choices = {}, [], []
     for path in sorted(folder.glob("*.py"), key=lambda path: (path.name != "kernels.py", path.name)):
         if path.name in NOT_CODE:
             continue
@@ -57,6 +58,14 @@ def kernels(folder):
                 found[node.name] = (path.name, node.lineno, [], first.rstrip(".:;"))
             elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
                 bound.append(node)
+            elif isinstance(node, ast.FunctionDef) and isinstance(node.body[-1], ast.Return):
+                chosen = node.body[-1].value
+                if isinstance(chosen, ast.IfExp):
+                    options = chosen.body, chosen.orelse
+                    choices += [(kernel.id, node.name) for kernel in options if isinstance(kernel, ast.Name)]
+    for kernel, function in choices:
+        if kernel in found:
+            found[kernel][2].append(function)
     for node in bound:  # a plain name may stand in another file than its kernel
         if node.value.id in found:
             found[node.value.id][2].extend(t.id for t in node.targets if isinstance(t, ast.Name))

@@ -1,5 +1,7 @@
 """The benchmark of the engine: its peers are the same model, its figures fit together, and wrong tokens are noticed."""
 
+import contextlib
+import io
 import json
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from test_engines import random_model
 
 from benchmarks import batched_peers, engine, peers
 from benchmarks.ladders import device_folder
+from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.model.weights import save_weights
 from common import BACKEND, bench
@@ -23,7 +26,7 @@ PROMPTS = [np.random.default_rng(i).integers(0, 61, 7).tolist() for i in range(3
 SIZES = {
     "decode": {"sequences": (1, 3), "prompt": 5, "new": 8, "idle_at": 3},
     "requests": {"requests": 4, "prompt": (2, 9), "new": 4, "mixed": (1, 6)},
-    "sampling": {"sequences": (1, 2)},
+    "sampling": {"sequences": (1,)},
     "prefix": {"requests": 3, "shared": 32, "own": 3, "new": 2},
     "gap": {"sequences": 2, "prompt": 80, "new": 2},
     "deterministic": {},
@@ -31,7 +34,7 @@ SIZES = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_torch_thread():
     """torch's threads and those of the CPU backend would wait for one another."""
     before = torch.get_num_threads()
@@ -45,20 +48,72 @@ def judge():
     return batched_peers.Judge(CONFIG, TENSORS, "cpu")
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """A function that runs the program on a tiny model: (exit code, what it wrote, what it printed)."""
-    monkeypatch.setattr(bench, "copy_bandwidth", partial(bench.copy_bandwidth, 1 << 22))
-    monkeypatch.setitem(engine.SIZES, BACKEND, SIZES)
-    save_weights(tmp_path / "tiny.bin", CONFIG, TENSORS)
+def run_program(folder, *arguments):
+    """Run the program on the tiny model, level kv: (exit code, what it wrote, what it printed).
 
-    def run(*arguments):
+    In fixtures, not in tests: those are run again with each of their kernels left out, and this takes seconds.
+    """
+    save_weights(folder / "tiny.bin", CONFIG, TENSORS)
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(bench, "copy_bandwidth", partial(bench.copy_bandwidth, 1 << 22))
+        patch.setitem(engine.SIZES, BACKEND, SIZES)
+        patch.setattr(torch, "set_num_threads", lambda n: None)  # it would last
         with pytest.raises(SystemExit) as end:
-            engine.main([f"--weights={tmp_path / 'tiny.bin'}", f"--out={tmp_path}", "--engine=kv", *arguments])
-        path = tmp_path / device_folder() / "engine.json"
-        return end.value.code, path.exists() and json.loads(path.read_text(encoding="utf-8")), capsys.readouterr()
+            engine.main([f"--weights={folder / 'tiny.bin'}", f"--out={folder}", "--engine=kv", *arguments])
+    return end.value.code, json.loads((folder / device_folder() / "engine.json").read_text()), printed.getvalue()
 
-    return run
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    asked = ",".join(name for name in SIZES if name != "sampling")  # whose kernels take longest to compile
+    arguments = f"--only={asked}", "--peers=compiled,transformers", "--repeats=1"
+    return run_program(tmp_path_factory.mktemp("measured"), *arguments)
+
+
+@pytest.fixture(scope="module")
+def with_wrong_tokens(tmp_path_factory):
+    done = Scheduler.done
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "done", lambda self, plan, tokens, scores: done(self, plan, [1] * len(tokens)))
+        return run_program(tmp_path_factory.mktemp("wrong"), "--only=decode,gap,deterministic,prefix", "--peers=none")
+
+
+@pytest.fixture(scope="module")
+def with_bad_peers(tmp_path_factory):
+    def run(self, prompts, new):
+        if self.n == 1:
+            raise ZeroDivisionError("no such batch")
+        return 1.0, [[1] * new for _ in prompts]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batched_peers.StaticBatch, "run", run)
+        arguments = "--only=decode", "--peers=tuned", "--sequences=1,2"
+        return run_program(tmp_path_factory.mktemp("bad"), *arguments)
+
+
+@pytest.fixture(scope="module")
+def idle():
+    """What `idle` says of graphs that take a millisecond a row: the level kv has none, but it notes the shapes."""
+
+    class Graphs(dict):
+        def setdefault(self, shape, _):
+            self[shape] = SimpleNamespace(seconds=lambda: shape.rows / 1000)
+
+    class Fast(engine.Bench):
+        level = property(lambda self: "fast" if self.ready else "kv", lambda self, level: None)
+        ready = False
+
+        def engine(self, **options):
+            made = Engine(self.model, level="kv", prefix_cache=False, **options)
+            made.runner._graphs = Graphs()
+            return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "copy_bandwidth", lambda: 10.0)
+        b = Fast(CONFIG, TENSORS, "kv", SIZES, repeats=1)
+    b.ready = True
+    return engine.idle(b, 3)
 
 
 def static(n=3, length=30, **options):
@@ -122,21 +177,19 @@ def test_a_request_that_fails_in_transformers_engine_is_an_error(monkeypatch):
         peer.runs([(PROMPTS[0], 3)])
 
 
-@pytest.mark.parametrize("fastest", ["compiled", "tuned"])
-def test_the_faster_setting_counts(fastest, monkeypatch):
-    made = []
-
+@pytest.mark.parametrize("seconds", [{False: 1, True: 4}, {False: 4, True: 1}])
+def test_the_faster_setting_counts(seconds, monkeypatch):
     def run(self, prompts, new):
-        made.append(self.tuned)
-        return (1 if self.tuned == (fastest == "tuned") else 4), [[0] * new for _ in prompts]
+        return seconds[self.tuned], [[0] * new for _ in prompts]
 
     monkeypatch.setattr(batched_peers.StaticBatch, "run", run)
-    monkeypatch.setattr(batched_peers, "StaticBatch", partial(batched_peers.StaticBatch, dtype=torch.float32))
-    batched_peers.StaticBatch.name = "static"
-    b = SimpleNamespace(config=CONFIG, tensors=TENSORS, peers=["compiled", "tuned"], device=torch.device("cpu"), repeats=2,
-                        progress=print, check=lambda prompts, tokens: 0.0)  # fmt: skip
+    monkeypatch.setattr(batched_peers.StaticBatch, "__init__", lambda self, *_: setattr(self, "tuned", _[4]))
+    monkeypatch.setattr(batched_peers.StaticBatch, "note", None)
+    b = SimpleNamespace(config=CONFIG, tensors=TENSORS, peers=["tuned", "compiled"], device="cuda", repeats=2)
+    b.progress, b.check = print, lambda prompts, tokens: 0.0
     row = batched_peers.static_row(b, PROMPTS, 5)
-    assert made == [False] * 3 and row["tokens_s"][0] == (12 if fastest == "compiled" else 3)  # no GPU: one of them
+    assert row["tokens_s"] == [12, 12, 12] and row["setting"] == ("tuned" if seconds[False] == 4 else "compiled")
+    assert sorted(values[0] for values in row["settings"].values()) == [3, 12]
 
 
 # --- tokens and their times ------------------------------------------------------------------------------------------
@@ -163,12 +216,12 @@ def test_the_judge_finds_a_wrong_token(judge, alone):
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def test_all_is_measured(command):
-    code, result, printed = command("--repeats=2")
-    assert code == 0, printed.err
+def test_all_is_measured(measured):
+    code, result, printed = measured
+    assert code == 0
     assert {"device", "backend", "level", "model", "packages", "config", "load", "cores"} <= set(result)
-    assert result["model"] == "tiny.bin" and result["repeats"] == 2
-    assert all(result[name]["error"] is None for name in SIZES)
+    assert result["model"] == "tiny.bin" and result["repeats"] == 1
+    assert all(result[name]["error"] is None for name in SIZES if name != "sampling")
     rows = result["decode"]["rows"]
     names = ["engine", "torch.compile, static batch", "transformers, continuous batching"]
     assert [(row["name"], row["sequences"]) for row in rows] == [(name, n) for name in names for n in (1, 3)]
@@ -185,8 +238,6 @@ def test_all_is_measured(command):
     assert [row["name"] for row in found["rows"]] == ["alike", "continuous", "static", names[2]]
     assert found["over_decode"] > 0 and found["over_static"][1] <= found["over_static"][0] <= found["over_static"][2]
     assert continuous[1] / static_[2] * 0.99 < found["over_static"][0] < continuous[2] / static_[1] * 1.01
-    for row in result["sampling"]["rows"][::2]:
-        assert row["over_greedy"] == pytest.approx(row["tokens_s"][0] / rates["engine", 1], rel=0.01)
     for row in result["deterministic"]["rows"]:
         usual = rates["engine", row["sequences"]]
         assert row["over_default"] == pytest.approx(row["tokens_s"][0] / usual, rel=0.01)
@@ -196,77 +247,101 @@ def test_all_is_measured(command):
         assert result["prefix"][f"{key}_ratio"] == pytest.approx(with_cache[key][0] / without[key][0], rel=0.01)
     assert result["run"]["over_decode"] == pytest.approx(result["run"]["tokens_s"][0] / rates["engine", 1], rel=0.01)
     assert result["run"]["first_token_ms"][0] > 0
-    for said in (*SIZES, *names, "of the floor", "of greedy", "times as fast as static", "of the default"):
-        assert said in printed.out
-    assert "failed" not in printed.out
+    for said in ("decode", *names, "of the floor", "times as fast as static", "of the default", "to a first token"):
+        assert said in printed
+    assert "failed" not in printed
 
 
-def test_the_steps_around_a_long_prompt(command):
-    code, result, printed = command("--only=gap", "--repeats=2")
-    assert code == 0, printed.err
-    found = result["gap"]
+def test_the_steps_around_a_long_prompt(measured):
+    found = measured[1]["gap"]
     ms, rows, kinds = (found["timeline"][key].split() for key in ("ms", "rows", "kinds"))
-    # two prompts of 5; they decode; 2 + 64 rows of the long prompt at half-time, then the rest of it
-    assert kinds == ["prompt", *["decode"] * 3, "mixed", "mixed", *["decode"] * 2]
-    assert list(map(int, rows)) == [10, 2, 2, 2, 128 if False else int(rows[4]), 82 - int(rows[4]) + 2, 3, 3]
-    assert len(ms) == len(rows) and max(map(float, ms)) > 0
+    steps = [(kind, int(n)) for kind, n in zip(kinds, rows) if kind != "none"]  # a GPU's last one only reads
+    # the prompts of two; they decode; at half-time the long one comes, and makes two tokens itself
+    assert [kind for kind, _ in steps] == ["prompt", *["decode"] * 3, "mixed", *["decode"] * 3]
+    assert [n for _, n in steps] == [2 * 5, 2, 2, 2, 2 + 80, 3, 2, 2] and len(ms) == len(rows)
     assert found["worst_ms"][0] >= found["median_ms"][0] > 0
     assert found["ratio"][1] <= found["ratio"][0] <= found["ratio"][2]
 
 
-def test_wrong_tokens_are_an_error(command, monkeypatch):
-    done = Scheduler.done
-    monkeypatch.setattr(Scheduler, "done", lambda self, plan, tokens, scores: done(self, plan, [1] * len(tokens)))
-    code, result, printed = command("--only=decode,run", "--peers=none", "--repeats=1")
-    assert code == 1 and "rows" not in result["decode"]
-    assert "wrong tokens" in result["decode"]["error"] and "wrong tokens" in printed.out
+def test_wrong_tokens_are_an_error(with_wrong_tokens):
+    code, result, printed = with_wrong_tokens
+    assert code == 1 and printed.count("failed: Wrong: wrong tokens") == 5
+    for found in *result["decode"]["rows"], result["gap"], result["deterministic"], result["prefix"]:
+        assert found["error"].startswith("Wrong: wrong tokens: a logit is ") and not {"rows", "tokens_s"} & set(found)
 
 
-def test_draws_that_are_not_the_same_again_are_an_error(command, monkeypatch):
-    timed = engine.Bench.timed
+@pytest.fixture
+def drawing(judge, monkeypatch):
+    """A benchmark that "runs" without an engine: each time, the 20th most likely token behind each prompt."""
+    monkeypatch.setattr(engine.Bench, "__init__", lambda self: None)
+    monkeypatch.setattr(engine.Bench, "engine", lambda self, **_: None)
+    b = engine.Bench()
+    b.config, b.sizes, b.judge, b.repeats, b._rates, b.progress = CONFIG, SIZES, judge, 2, {}, print
 
-    def differs(self, *arguments):
-        runs = timed(self, *arguments)
-        runs[-1].tokens[0][-1] += 1
+    def timed(_, requests):
+        runs = []
+        for seconds in 1, 2:
+            tokens = [[likely(judge, request.tokens, 20)] * 8 for request in requests]
+            runs.append(SimpleNamespace(tokens=tokens, stamps=[[seconds * i for i in range(8)]] * len(tokens)))
+            assert [request.sampling.seed for request in requests] == list(range(len(requests)))
         return runs
 
-    monkeypatch.setattr(engine.Bench, "timed", differs)
-    code, result, _ = command("--only=sampling", "--repeats=2")
-    assert code == 1 and "not the same again" in result["sampling"]["error"]
+    b.timed = timed
+    return b
 
 
-def test_a_peer_that_fails_costs_no_other_figure(command, monkeypatch):
-    def run(self, prompts, new):
-        if self.n == 1:
-            raise ZeroDivisionError("no such batch")
-        return 1.0, [[1] * new for _ in prompts]
-
-    monkeypatch.setattr(batched_peers.StaticBatch, "run", run)
-    code, result, printed = command("--only=decode", "--peers=compiled", "--repeats=1")
-    ours, others = result["decode"]["rows"][:2], result["decode"]["rows"][2:]
-    assert code == 1 and result["decode"]["error"] is None and all(row["tokens_s"] for row in ours)
-    assert others[0]["error"] == "ZeroDivisionError: no such batch" and "wrong tokens" in others[1]["error"]
-    assert "tokens_s" not in others[0] and "tokens_s" not in others[1]
-    assert "failed: ZeroDivisionError" in printed.out
+def likely(judge, prompt, rank):
+    """The token with so many likelier ones behind ``prompt``."""
+    with torch.no_grad():
+        hidden = judge.model(torch.tensor([prompt], device=judge.model.wte.weight.device), torch.arange(len(prompt)))
+        return int(judge.model.head(hidden[0, -1]).argsort(descending=True)[rank])
 
 
-def test_the_graph_of_a_step_is_timed():
-    """The level ``fast`` replays its steps on the CPU as well, where nothing is idle but the host's part."""
-    sizes = SIZES | {"decode": SIZES["decode"] | {"prompt": 3, "new": 6}}
-    b = engine.Bench(CONFIG, TENSORS, "fast", sizes, repeats=1)
-    found = engine.idle(b, 3)
-    assert found["sequences"] == 3 and found["graph_ms"] > 0
-    assert found["share"] == pytest.approx(1 - found["graph_ms"] / found["step_ms"], abs=0.01)
+def test_a_rate_of_draws_is_that_of_the_same_draws(drawing):
+    assert drawing.rate(3, "top_p") == {"tokens_s": [2.25, 1.5, 3], "context": 5 + 4}
+    timed = drawing.timed
+
+    def other(*arguments):
+        runs = timed(*arguments)
+        runs[1].tokens[2][7] += 1
+        return runs
+
+    drawing.timed = other
+    for _ in range(2):  # and the second time it is not forgotten
+        with pytest.raises(engine.Wrong, match="3 sequences, top_k, are not the same again"):
+            drawing.rate(3, "top_k")
 
 
-def test_other_numbers_of_sequences(command):
-    code, result, printed = command("--only=decode", "--sequences=2", "--peers=none", "--repeats=1")
-    assert code == 0, printed.err
-    assert [row["sequences"] for row in result["decode"]["rows"]] == [2] == result["decode"]["sequences"]
+def test_a_draw_is_among_the_most_likely(drawing):
+    prompts = [request.tokens for request in drawing.requests(2)]
+    tokens = [[likely(drawing.judge, prompt, 20)] for prompt in prompts]
+    assert drawing.check(prompts, tokens, among=40) == 0
+    with pytest.raises(engine.Wrong, match="wrong tokens"):
+        drawing.check(prompts, tokens)
+
+
+def test_sampling_is_compared_with_the_most_likely_token():
+    rates = {(1, None): 100, (1, "top_k"): 90, (1, "top_p"): 50}
+    b = SimpleNamespace(rate=lambda n, draw=None: {"tokens_s": [rates[n, draw]] * 3})
+    found = [(row["name"], row["over_greedy"]) for row in engine.sampling(b, (1,))["rows"]]
+    assert found == [("top_k", 0.9), ("top_p", 0.5)]
+
+
+def test_a_peer_that_fails_costs_no_other_figure(with_bad_peers):
+    code, result, printed = with_bad_peers
+    ours, theirs = result["decode"]["rows"][:2], result["decode"]["rows"][2:]
+    assert code == 1 and result["decode"]["error"] is None
+    assert [row["sequences"] for row in ours] == [1, 2] and all(row["tokens_s"] and not row["error"] for row in ours)
+    assert theirs[0]["error"] == "ZeroDivisionError: no such batch" and "wrong tokens" in theirs[1]["error"]
+    assert not any("tokens_s" in row for row in theirs) and "failed: ZeroDivisionError" in printed
+
+
+def test_the_device_is_idle_in_what_a_step_takes_longer_than_its_graph(idle):
+    assert idle["graph_ms"] == 3 and idle["idle_share"] == pytest.approx(1 - 3 / idle["step_ms"], rel=0.01)
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--repeats=0"], "--repeats=0"), (["--only=none"], "--only= "), (["--only=speed"], "'speed' is none of decode"),
+    (["--repeats=0"], "--repeats=0"), (["--only=none"], "--only=: at"), (["--only=speed"], "'speed' is none of decode"),
     (["--peers=vllm"], "'vllm' is none of compiled"), (["--sequences=1,0"], "'1,0': whole numbers from 1 on"),
     (["--weights=none.bin"], "none.bin"),
 ])  # fmt: skip

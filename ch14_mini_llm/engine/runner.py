@@ -112,7 +112,8 @@ class ModelRunner:
         if shape.n_logits and shape.draws == LIKELIEST and not prompts:
             ops.pick(self.model, self.batch)
         elif shape.n_logits:
-            self.sampler.choose(ops.logits, self.batch.chosen, ops.n_logits)
+            best = None if prompts else ops.best  # a prompt's scores have overwritten it
+            self.sampler.choose(ops.logits, self.batch.chosen, ops.n_logits, best)
             ops.append(self.model, self.batch)
         return scored
 

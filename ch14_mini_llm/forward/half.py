@@ -90,8 +90,13 @@ class Half:
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""
         pick_best[pick_best_launch(self.n_logits)](
-            *self.buffers.best, self.n_best, model.vocab_size, *batch.ends, *model.embedding, self.b.x
+            *self.best, model.vocab_size, *batch.ends, *model.embedding, self.b.x
         )
+
+    @property
+    def best(self) -> tuple:
+        """The largest logit of each part of a row, its token, and how many parts there are."""
+        return *self.buffers.best, self.n_best
 
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""

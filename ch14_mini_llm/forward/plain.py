@@ -49,7 +49,7 @@ class Plain:
         self._widths = widths
         self.logits = cuda.device_array((max_logits, model.vocab_size), np.float32)
         self.model, self.rows, self.b = model, 0, SimpleNamespace()
-        self.n_logits = 0
+        self.n_logits, self.best = 0, None  # its product of the logits leaves no largest ones
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows; views are made only when their number changes."""

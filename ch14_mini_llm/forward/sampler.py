@@ -21,8 +21,17 @@ from chapters.ch13_llm_ops.sampling_rows import (
     count_launch,
     count_tokens,
     counts_of,
-    draw_rows,
-    rows_launch,
+)
+from chapters.ch13_llm_ops.sampling_slices import (
+    best_slices,
+    bin_rows,
+    line_rows,
+    pick_rows,
+    row_blocks_launch,
+    slice_rows,
+    slices_launch,
+    slices_of,
+    slices_workspace,
 )
 
 LIKELIEST, DRAWS, ADJUSTS = range(3)  # what the rows of a step need; each includes what stands before it
@@ -59,7 +68,7 @@ class RowSampler:
         self._ahead = None  # the rows that the device's settings and steps are right for
         self._biased = True  # whether some row of the device's has biases
         self._slots: dict[Sequence, tuple[int, int]] = {}  # sequence → (row of counts, its life at that time)
-        self._weights = self._adjusted = self._counts = self._scores = None
+        self._bins = self._best = self._adjusted = self._counts = self._scores = None
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
@@ -109,8 +118,10 @@ class RowSampler:
 
     def _allocate(self) -> None:
         shape = self.max_batch, self.vocab_size
-        if self._weights is None:
-            self._weights = cuda.device_array(shape, np.int64)
+        if self._bins is None:
+            self._bins = [cuda.to_device(np.zeros(size, dtype)) for size, dtype in slices_workspace(*shape)]
+            size = self.max_batch, slices_of(self.vocab_size)
+            self._best = cuda.device_array(size, np.float32), cuda.device_array(size, np.int32), size[1]
         if self.draws == ADJUSTS and self._counts is None:
             self._adjusted = cuda.to_device(np.zeros(shape, np.float32))  # padding's rows are read
             self._counts = cuda.to_device(np.zeros(shape, np.int32))
@@ -131,10 +142,11 @@ class RowSampler:
 
     # --- launches ----------------------------------------------------------------------------------------------------
 
-    def choose(self, logits, chosen, n: int) -> None:
+    def choose(self, logits, chosen, n: int, best: tuple | None = None) -> None:
         """chosen[i] = the new token of row i < n: logits (n, vocab_size) float32, chosen (≥ n,) int32, on the device.
 
-        -1 where no logit is a number. Rows behind those of `set` (the padding of a graph's bucket) get any token.
+        -1 where no logit is a number. Rows behind those of `set` (the padding of a graph's bucket) get any token. best:
+        the largest logits of parts of a row, their tokens, and how many parts there are, if a product has left them.
         """
         a, vocab_size = self._arrays, self.vocab_size
         if self.draws == ADJUSTS:
@@ -142,13 +154,26 @@ class RowSampler:
             adjust_rows[adjust_launch(n, vocab_size)](
                 logits, self._adjusted, a.active, *penalties, a.bias_ids, a.bias_values, vocab_size
             )
-            logits = self._adjusted
-        argmax_row[argmax_launch(n, vocab_size)](logits, chosen, vocab_size)
+            logits, best = self._adjusted, None
         if self.draws:
-            how = a.temperature, a.top_k, a.top_p, a.min_p, a.seed, a.step
-            draw_rows[rows_launch(n)](logits, self._weights, chosen, a.active, *how, vocab_size)
+            self._draw(logits, chosen, n, best)
+        else:
+            argmax_row[argmax_launch(n, vocab_size)](logits, chosen, vocab_size)
         if self.draws == ADJUSTS:
             count_tokens[count_launch(n)](chosen, a.active, a.count_slot, self._counts, n)
+
+    def _draw(self, logits, chosen, n: int, best: tuple | None) -> None:
+        a, vocab_size, (counts, masses, largest, line, slice_mass) = self._arrays, self.vocab_size, self._bins
+        slices, rows, which = slices_launch(n, vocab_size), row_blocks_launch(n), (a.active, a.temperature)
+        if best is None:
+            best = self._best
+            best_slices[slices](logits, *best[:2], vocab_size)
+        bin_rows[slices](logits, best[0], best[2], *which, counts, masses, largest, vocab_size)
+        line_rows[rows](logits, counts, masses, largest, *which, a.top_k, a.top_p, line, vocab_size)
+        slice_rows[slices](logits, largest, line, *which, a.min_p, slice_mass, vocab_size)
+        pick_rows[rows](
+            logits, *best, largest, line, slice_mass, chosen, *which, a.min_p, a.seed, a.step, vocab_size
+        )  # fmt: skip
 
     def logprobs(self, logits, chosen, parts: list[Part]) -> PendingScores | None:
         """Launch the log-probabilities of the tokens chosen, of the logits as the model gave them; None if no part

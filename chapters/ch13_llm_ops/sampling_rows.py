@@ -14,7 +14,8 @@ kernel              what it does                                                
 ==================  ====================================================================  =============================
 
 A step is ``adjust_rows``, chapter 7's ``argmax_row`` for all rows, ``draw_rows``, which overwrites the token of those
-that draw, and ``count_tokens``. Rows without penalties need neither the first nor the last.
+that draw, and ``count_tokens``. Rows without penalties need neither the first nor the last. (``sampling_slices.py`` has
+the draw by several blocks a row, which the capstone takes.)
 
 A row's result depends on its logits, settings, seed and step alone: not on which row of which batch it is. Without
 penalties and min-p it is the token that ``sampling.sample`` draws, since the same device functions draw it.

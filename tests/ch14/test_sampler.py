@@ -374,9 +374,9 @@ def test_settings_are_copied_only_when_they_change(monkeypatch, rng):
 
 def test_greedy_rows_launch_chapter_7_alone(monkeypatch, rng):
     rows = RowSampler(2, V)
-    for name in ("adjust_rows", "draw_rows", "count_tokens"):
+    for name in ("adjust_rows", "bin_rows", "pick_rows", "count_tokens"):
         monkeypatch.setattr(sampler_module, name, None)
     logits, chosen = rng.standard_normal((2, V), dtype=np.float32), cuda.device_array(2, np.int32)
     rows.set([part(sequence(0, None)), part(sequence(1, Sampling(0)))])
     rows.choose(cuda.to_device(logits), chosen, 2)
-    assert chosen.copy_to_host().tolist() == logits.argmax(axis=1).tolist() and rows._weights is None
+    assert chosen.copy_to_host().tolist() == logits.argmax(axis=1).tolist() and rows._bins is None
