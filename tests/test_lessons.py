@@ -71,6 +71,12 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)), target
 
 
+def test_a_function_that_chooses_a_kernel_is_a_name_of_it():
+    found = lessons.kernels(next(folder for folder in FOLDERS if folder.name == "ch09_gemm"))
+    assert found["gemm_parts_32"][2] == found["gemm_parts_64"][2] == ["gemm_parts"]
+    assert found["gemm_v4_half_storage"][2] == []
+
+
 @pytest.mark.parametrize("page", SITTINGS, ids=name)
 def test_a_lesson_is_a_sitting_long(page):
     text = page.read_text(encoding="utf-8")

@@ -2,8 +2,8 @@
 
 A step is launched and not waited for; its tokens are read later, by way of its `Ticket`. On the level ``fast`` the
 launches of a step of some size are recorded the second time that it occurs, as a CUDA graph, and replayed from then on:
-the sizes are buckets, with padding up to the next (1, 2, 4, 8 … sequences; 64, 128 … rows of prompts), so that few
-graphs serve all batches.
+the sizes are buckets, with padding up to the next (1, 2, 4, 8 … sequences; 64, 128, 192, 256, 384 … rows of prompts), so
+that few graphs serve all batches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from chapters.ch12_flash.tensor_core import queries_of
 from common.graph import Graph
 
 FEW_ROWS = 8  # of a group, whose weights `Few` reads once
-GROUP, TILE = 8, 64  # rows that a mixed step is padded to a multiple of
+GROUP, TILE = 8, 64  # rows that a mixed step is padded to some number of
 
 
 class ModelRunner:
@@ -127,24 +127,34 @@ class ModelRunner:
             rows = n_logits = self._bucket(rows)
         else:
             step, most = (GROUP, self.max_few) if few else (TILE, self.max_rows)
-            rows, n_logits = min(-(-rows // step) * step, most), self._bucket(n_logits)
+            rows, n_logits = min(rounded(-(-rows // step)) * step, most), self._bucket(n_logits, coarse=not few)
         if few:
             return Shape("few", rows, n_logits, single=single, draws=draws)
         n_prompts, n_tiles, n_tokens = len(plan.parts) - plan.n_steps, 0, 0
+        n_steps = self._bucket(plan.n_steps, coarse=not single)
         if plan.n_steps:
             n_tokens = self._context(max(part.start for part in plan.parts[: plan.n_steps]) + 1)
         if n_prompts:
-            n_tiles = min(rows // queries_of(self.model.head_dim) + self._bucket(n_prompts), self.batch.max_tiles)
-        return Shape("many", rows, n_logits, n_tiles, self._bucket(plan.n_steps), n_tokens, single, draws)
+            n_prompts = self._bucket(n_prompts, coarse=True)
+            n_tiles = min(rows // queries_of(self.model.head_dim) + n_prompts, self.batch.max_tiles)
+        return Shape("many", rows, n_logits, n_tiles, min(n_steps, rows), n_tokens, single, draws)
 
     def _context(self, longest: int) -> int:
         """Tokens of the longest text that a step has room for: a segment, two, four …"""
         segment = segment_tokens(self.model.head_dim)
         return min(segment << (-(-longest // segment) - 1).bit_length(), self.max_tokens)
 
-    def _bucket(self, n: int) -> int:
-        """The next power of two, but no more than there can be."""
-        return min(1 << (n - 1).bit_length(), self.max_batch) if n else 0
+    def _bucket(self, n: int, coarse: bool = False) -> int:
+        """The next power of two, but no more than there can be. coarse: of 8, 32, 128 …; a mixed step has three such
+        numbers, and each trio is a graph."""
+        bits = (n - 1).bit_length()
+        return min(1 << (max(3, bits + 1 - bits % 2) if coarse else bits), self.max_batch) if n else 0
+
+
+def rounded(n: int) -> int:
+    """The next power of two, or three quarters of it: 1, 2, 3, 4, 6, 8, 12 …"""
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and n <= power * 3 // 4 else power
 
 
 class Ticket:

@@ -9,6 +9,7 @@ from test_engines import RELATIVE, random_model
 
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.engine.runner import rounded
 from ch14_mini_llm.model.upload import float16_model, float32_model
 
 
@@ -73,6 +74,26 @@ def test_bits_do_not_depend_on_who_else_is_there(rng, model, options):
         engine.check()
         engine.seen.clear()
     assert any(engine.runner._graphs.values())
+
+
+def test_a_few_graphs_serve_all_steps(rng, model):
+    """Whatever the lengths: shapes are buckets, and padding up to them changes no token."""
+    requests = [Request(prompt, 1 + n % 7) for n, prompt in enumerate(prompts(rng, rng.integers(1, 60, 24)))]
+    engine = Watched(model, level="fast", max_batch=8, max_rows=72, prefix_cache=False)
+    for _ in range(2):
+        steps = engine.stats()["steps"]
+        results = engine.run(requests)
+        steps = engine.stats()["steps"] - steps
+    shapes = set(engine.runner._graphs)
+    assert steps >= 15 and len(shapes) <= 10
+    assert {shape.rows for shape in shapes if shape.ops == "many"} <= {64, 72}
+    for request, result in zip(requests, results):
+        assert len(result.tokens) == request.max_new
+
+
+@pytest.mark.parametrize("n, rows", [(1, 1), (5, 6), (6, 6), (7, 8), (13, 16), (17, 24), (24, 24), (25, 32)])
+def test_rounded(n, rows):
+    assert rounded(n) == rows
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
