@@ -29,12 +29,12 @@ from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.engine.counts import Counts
 from ch14_mini_llm.engine.plan import Output, Plan, Result
 from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
-from ch14_mini_llm.engine.runner import ModelRunner, Ticket
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
 from ch14_mini_llm.engine.sizes import check_level, choose_sizes
 from ch14_mini_llm.engine.static import StaticScheduler
+from ch14_mini_llm.forward.runner import ModelRunner, Ticket
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.upload import float16_model, float32_model
 from ch14_mini_llm.model.weights import load_weights

@@ -8,7 +8,6 @@ the blocks that are new. So the host need not know a step's tokens to launch the
 from __future__ import annotations
 
 from collections.abc import Sequence as Listed
-from dataclasses import dataclass
 
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
@@ -16,8 +15,9 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.engine.plan import Plan
+from ch14_mini_llm.engine.plan import Plan, Scores
 from ch14_mini_llm.engine.sequence import Sequence
+from ch14_mini_llm.forward.shapes import Shape
 from chapters.ch12_flash.paged import paged_slots
 from chapters.ch12_flash.paged_half import TILE_FIELDS, query_tiles
 from chapters.ch12_flash.tensor_core import queries_of
@@ -26,25 +26,6 @@ from common.staging import Staging
 
 FIELDS = ("tokens", "source", "positions", "row_seq", "slot_mapping", "logits_rows", "ring")
 PLACES = 4  # steps whose tokens the host may not have read yet, and some more
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
-
-    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`. For `Many`:
-    n_tiles, of queries of prompts; n_steps, rows in front that may be the only ones of their sequences, of texts of up
-    to n_tokens tokens.
-    """
-
-    ops: str
-    rows: int
-    n_logits: int
-    n_tiles: int = 0
-    n_steps: int = 0
-    n_tokens: int = 0
-    single: bool = False
-    draws: int = 0
 
 
 class Batch:
@@ -142,3 +123,23 @@ class Batch:
                 self._n_blocks[seq] = len(blocks)
         self._tables.next()["block_table"][:] = self._table
         self._tables.upload(self.stream)
+
+
+class Ticket:
+    """A step under way. new, prompts: log-probabilities that were launched with it, or None."""
+
+    def __init__(self, plan: Plan, batch: Batch, place: int, count: int, event, new=None, prompts=None) -> None:
+        self.plan, self._batch, self._place, self._count, self._event = plan, batch, place, count, event
+        self._new, self._prompts = new, prompts
+
+    def tokens(self) -> list[int]:
+        """Wait for the step; its new tokens, in the order of the parts that sample."""
+        self._event.synchronize()
+        return self._batch.read(self._place, self._count)
+
+    def scores(self) -> Scores | None:
+        """Wait for the step; its log-probabilities, None if no part asks for some."""
+        if self._new is None and self._prompts is None:
+            return None
+        new = self._new.read() if self._new is not None else [None] * self._count
+        return Scores(new, self._prompts.read() if self._prompts is not None else {})

@@ -10,7 +10,8 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.forward.batch import Batch, Shape
+from ch14_mini_llm.forward.batch import Batch
+from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Model
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch09_gemm.gemv_tensor import gemv_tensor_launch

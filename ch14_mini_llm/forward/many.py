@@ -11,8 +11,9 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 # isort: split
 import numpy as np
 
-from ch14_mini_llm.forward.batch import Batch, Shape
+from ch14_mini_llm.forward.batch import Batch
 from ch14_mini_llm.forward.half import Buffers, Half
+from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch09_gemm.gemv_tensor import ROWS_MAX
 from chapters.ch09_gemm.skinny import gemm_parts, parts_of, skinny_launch, tile_of

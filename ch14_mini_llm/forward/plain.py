@@ -15,7 +15,8 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.forward.batch import Batch, Shape
+from ch14_mini_llm.forward.batch import Batch
+from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, residual_add
 from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch

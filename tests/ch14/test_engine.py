@@ -45,7 +45,7 @@ class Watched(Engine):
             ticket = launch(plan)
             cuda.synchronize()
             parts = [part for part in plan.parts if part.samples]
-            ops = self.runner.ops[self.runner._shape(plan).ops]
+            ops = self.runner.ops[self.runner.shapes.of(plan, self.runner.sampler.draws).ops]
             for part, row in zip(parts, ops.logits.copy_to_host()):
                 if part.padding:
                     continue

@@ -9,7 +9,7 @@ from test_engines import RELATIVE, random_model
 
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
-from ch14_mini_llm.engine.runner import rounded
+from ch14_mini_llm.forward.shapes import rounded
 from ch14_mini_llm.model.upload import float16_model, float32_model
 
 

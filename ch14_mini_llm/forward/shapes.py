@@ -1,0 +1,91 @@
+"""How large a step is, with its padding: what its launches are made of, and so what a CUDA graph of it is kept by.
+
+Sizes are buckets, so that few graphs serve all batches: 1, 2, 4, 8 … sequences with a row each; 64, 128, 192, 256, 384
+… rows of prompts, with sequences that decode in front of them. Padding's rows are computed, and read by no one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import common  # noqa: F401  (picks the backend, so before numba.cuda)
+
+# isort: split
+from ch14_mini_llm.engine.plan import Plan
+from chapters.ch12_flash.paged_steps import segment_tokens
+from chapters.ch12_flash.tensor_core import queries_of
+
+FEW_ROWS = 8  # of a group, whose weights `Few` reads once
+TILE = 64  # rows that a mixed step is padded to some number of
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
+
+    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`. For `Many`:
+    n_tiles, of queries of prompts; n_steps, rows in front that may be the only ones of their sequences, of texts of up
+    to n_tokens tokens.
+    """
+
+    ops: str
+    rows: int
+    n_logits: int
+    n_tiles: int = 0
+    n_steps: int = 0
+    n_tokens: int = 0
+    single: bool = False
+    draws: int = 0
+
+
+class Shapes:
+    """The shapes of an engine's steps. max_few: rows that go through `Few`. max_tiles: of queries, in a step.
+    max_tokens: of a sequence. Others as in `engine.sizes.Sizes`."""
+
+    def __init__(
+        self, level: str, max_batch: int, max_rows: int, max_few: int, max_tiles: int, max_tokens: int, head_dim: int
+    ) -> None:
+        self.plain, self.max_batch, self.max_rows, self.max_few = level == "kv", max_batch, max_rows, max_few
+        self.max_tiles, self.max_tokens, self.head_dim = max_tiles, max_tokens, head_dim
+
+    def of(self, plan: Plan, draws: int) -> Shape:
+        """The shape of a plan's step. draws: the sampler's."""
+        rows, n_logits = plan.rows, len(plan.sampling)
+        single = n_logits == rows
+        if self.plain:
+            return Shape("plain", rows, n_logits, single=single, draws=draws)
+        few = rows <= self.max_few
+        if single:
+            rows = n_logits = self._bucket(rows)
+        else:
+            step, most = (FEW_ROWS, self.max_few) if few else (TILE, self.max_rows)
+            rows, n_logits = min(rounded(-(-rows // step)) * step, most), self._bucket(n_logits, coarse=not few)
+        if few:
+            return Shape("few", rows, n_logits, single=single, draws=draws)
+        n_steps, n_prompts = plan.n_steps, len(plan.parts) - plan.n_steps
+        longest = max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
+        n_steps = min(self._bucket(n_steps, coarse=not single), rows)
+        n_tiles, n_tokens = self._tiles(rows, n_prompts), self._context(longest)
+        return Shape("many", rows, n_logits, n_tiles, n_steps, n_tokens, single, draws)
+
+    def _tiles(self, rows: int, n_prompts: int) -> int:
+        """Tiles of queries that parts of so many prompts can take."""
+        n_prompts = self._bucket(n_prompts, coarse=True)
+        return min(rows // queries_of(self.head_dim) + n_prompts, self.max_tiles) if n_prompts else 0
+
+    def _context(self, longest: int) -> int:
+        """Tokens of the longest text that a step has room for: a segment, two, four …"""
+        segment = segment_tokens(self.head_dim)
+        return min(segment << (-(-longest // segment) - 1).bit_length(), self.max_tokens) if longest else 0
+
+    def _bucket(self, n: int, coarse: bool = False) -> int:
+        """The next power of two, but no more than there can be. coarse: of 8, 32, 128 …; a mixed step has three such
+        numbers, and each trio is a graph."""
+        bits = (n - 1).bit_length()
+        return min(1 << (max(3, bits + 1 - bits % 2) if coarse else bits), self.max_batch) if n else 0
+
+
+def rounded(n: int) -> int:
+    """The next power of two, or three quarters of it: 1, 2, 3, 4, 6, 8, 12 …"""
+    power = 1 << (n - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and n <= power * 3 // 4 else power
