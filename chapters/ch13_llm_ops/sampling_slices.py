@@ -1,8 +1,8 @@
 """Chapter 13, sampling by many blocks: the same draw as ``draw_rows``, without waiting for one multiprocessor.
 
-``draw_rows`` moves its line by halves: a block passes over 50257 logits thirty times, at 3 µs or more a time, while the
-rest of the GPU looks on. All of what it adds up are integers, so it does not matter who adds them, or when. That leaves
-everybody free to share the work, and the token is the same, bit for bit:
+``draw_rows`` moves its line by halves: a block passes over 50257 logits thirty times, while the rest of the GPU looks
+on. All of what it adds up are integers, so it does not matter who adds them, or when. That leaves every block free to
+share the work, and the token is the same, bit for bit:
 
 ===============  ====================================================================  =================================
 kernel           what it does                                                          blocks
