@@ -1,7 +1,8 @@
 """Which tests `make test` runs: a newcomer's part of all tests, in minutes. `make test-all` runs the rest as well.
 
-The quick part has, for each test of a chapter's kernels, one case a kernel (at an odd size); the engines; the CPU
-backend; and of the grader's tests one wrong solution for each class of mistakes. It needs no PyTorch.
+The quick part has, for each test of a chapter's kernels, one case a kernel (at an odd size), without those that only
+compile it again with checks; the engines; the CPU backend; and of the grader's tests one wrong solution for each class
+of mistakes. It needs no PyTorch.
 """
 
 from fnmatch import fnmatch
@@ -20,6 +21,7 @@ WHOLE = (  # files of which all tests are quick
 )  # fmt: skip
 ONE_SIZE = ("tests/ch0?/*.py", "tests/ch1[0-3]/*.py", "tests/cpu/test_atomics.py", "tests/cpu/test_half.py")
 EACH_TENTH = ("tests/cpu/test_conformance.py", "tests/test_fuzz.py", "tests/test_planted_bugs.py")
+CHECKED = "*no_index_outside*"  # tests that compile their kernels once more, with checks; the sanitizer checks the same
 PARITY = {"torch", "transformers"}  # fixtures
 KERNEL = ("kernel", "version", "op", "pairing", "warpgroup")  # parameters of tests that say which kernel it is
 
@@ -51,4 +53,5 @@ def _quick(items):
     def among(patterns):
         return [item for item in items if any(fnmatch(item.nodeid.split("::")[0], p) for p in patterns)]
 
-    return [*among(WHOLE), *one_size(among(ONE_SIZE)), *among(EACH_TENTH)[::10]]
+    kernels = [item for item in among(ONE_SIZE) if not fnmatch(item.name, CHECKED)]
+    return [*among(WHOLE), *one_size(kernels), *among(EACH_TENTH)[::10]]

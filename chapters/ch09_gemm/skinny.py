@@ -15,7 +15,7 @@ kernel                     what it changes                             when it l
                            kernel adds; three tiles of 64 columns on
                            their way
 ``gemm_parts_32``          tiles of 32 x 32: four times the blocks;    above 64 rows, where each byte of a tile is used
-                           and 768 columns of weights are asked for    half as often
+                           and 704 columns of weights are asked for    half as often
                            before the kernel's turn has come
 =========================  ==========================================  ================================================
 
@@ -64,8 +64,8 @@ STAGES = 4
 WAITING = STAGES - 2  # copies of tiles that may still be under way when the oldest is needed
 SMALL, LARGE = 32, 64  # sides of the tiles
 SMALL_ROWS = 64  # up to so many rows, small ones are faster
-SMALL_STAGES, LARGE_STAGES = 13, 4  # tiles of Bt that there is room for
-THREE_BLOCKS = (THREADS, 3)  # on a multiprocessor, with 64 or 68 KiB of shared memory each
+SMALL_STAGES, LARGE_STAGES = 12, 4  # tiles of Bt that there is room for, in the 64 KiB that a block can have on sm_75
+THREE_BLOCKS = (THREADS, 3)  # on a multiprocessor, with 64 KiB of shared memory each
 PARTS_MAX = 8
 BLOCKS = 192  # more than multiprocessors on any GPU of today
 PART_COLUMNS = (192, 1536)  # a part of K has so many at least, and so many at most

@@ -12,7 +12,7 @@ SHAPES = [  # M, N, K, parts: odd M, N and K multiples of 8 only; parts that are
 ]  # fmt: skip
 TAIL = 40
 
-every_tile = pytest.mark.parametrize("tile", [skinny.SMALL, skinny.LARGE])
+every_tile = pytest.mark.parametrize("tile", [skinny.LARGE, skinny.SMALL])
 
 
 def kernel_of(tile):
@@ -80,6 +80,11 @@ def test_parts_of():
             for rows in (1, 64, 65, 4096):
                 parts = skinny.parts_of(N, K, rows)
                 assert 1 <= parts <= min(most, skinny.PARTS_MAX) and (parts == 1 or K >= 192 * parts)
+
+
+def test_shared_memory_is_what_a_block_can_have_on_any_gpu():
+    for tile in (skinny.SMALL, skinny.LARGE):
+        assert skinny.skinny_launch(8, 8, tile)[3] <= 64 << 10  # sm_75
 
 
 def test_launches_refuse():

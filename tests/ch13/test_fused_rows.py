@@ -12,7 +12,7 @@ INF = np.inf
 EPS = np.float32(1e-5)
 TAIL = 40
 
-every_tile = pytest.mark.parametrize("tile", [SMALL, LARGE])
+every_tile = pytest.mark.parametrize("tile", [LARGE, SMALL])
 
 
 def with_tail(array, fill):
