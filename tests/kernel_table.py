@@ -34,14 +34,16 @@ ONE_SHAPE = {
         "gemm_v1_register_tile", "gemm_v2_vector_loads", "gemm_v3_double_buffer", "gemm_v4_half_storage",
         "gemm_v5_tensor_core", "gemm_v6_pipeline", "gemm_v7_warpgroup", "gemm_v8_tma", "gemm_bias",
         "gemm_bias_residual", "gemm_bias_gelu", "flash_v2_shared_tiles", "flash_v3_register_tiles", "flash_v4_64",
-        "flash_v4_128", "flash_v5_pages_64", "flash_v5_pages_128",
+        "flash_v4_128", "flash_v5_pages_64", "flash_v5_pages_128", "gemm_parts_32", "gemm_parts_64",
+        "gemm_qkv_pages_32", "gemm_qkv_pages_64", "gemm_gelu_32", "gemm_gelu_64", "gemm_logits_32", "gemm_logits_64",
     ],
     "so many warps share the rows or keys, and have room for their sums": [
         "gemv_v4_half", "gemv_v5_tensor_core", "gemv_bias_residual", "gemv_ln", "gemv_ln_gelu", "gemv_ln_qkv",
         "gemv_parts_residual", "gemv_ln_logits", "decode_v1_block_per_head", "decode_v2_split_k", "decode_v3_chunks",
         "decode_v4_parts", "paged_v1_block_per_head", "paged_v2_split_k", "scan_tile_offsets",
-        "paged_v3_rows", "paged_v4_parts",
+        "paged_v3_rows", "paged_v4_parts", "paged_v6_segments",
     ],
+    "a thread has so many of the bins, or of the tokens of a slice": ["line_rows", "pick_rows"],
     "a lane for each row of a square of the matrix": ["gemv_rows"],
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
@@ -50,6 +52,7 @@ ONE_SHAPE = {
 ANY_BLOCK = [
     "sum_v3_warp_then_block", "sum_v4_float4", "histogram_v2_privatised", "histogram_v3_coarsened",
     "histogram_v4_copies", "softmax_v1_naive", "logsumexp_row", "pick_best", "draw_token_at", "draw_rows",
+    "best_slices", "bin_rows", "slice_rows",
 ]  # fmt: skip
 # Kernels that take no size at which a warp would be cut.
 WHOLE = {

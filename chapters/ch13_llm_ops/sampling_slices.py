@@ -87,7 +87,7 @@ def bin_of(logit, largest, temperature):
     if logit == largest:  # inf - inf would be NaN
         return int32(0)
     distance = (float64(largest) - float64(logit)) * (BINS / RANGE / temperature)
-    return int32(min(distance, float64(BINS - 1)))
+    return int32(distance) if 0 <= distance < BINS - 1 else int32(BINS - 1)
 
 
 @cuda.jit(device=True, forceinline=True)

@@ -76,17 +76,18 @@ def test_a_large_mean_costs_no_digits(rng):
     np.testing.assert_allclose(h.astype(float), expected.astype(float), atol=2e-3)
 
 
-def test_listed_rows_are_normed_and_x_stays(rng):
-    x, bias = rng.standard_normal((6, 72), np.float32), rng.standard_normal(72, np.float32)
-    parts, listed = rng.standard_normal((4, 6, 72), np.float32), int32(5, 0, 5, 2)
-    kernel = ch13.parts_norm_of[ch13.parts_norm_launch(4, 72)]
+@pytest.mark.parametrize("d", [264, 72])
+def test_listed_rows_are_normed_and_x_stays(rng, d):
+    x, bias = rng.standard_normal((6, d), np.float32), rng.standard_normal(d, np.float32)
+    parts, listed = rng.standard_normal((4, 6, d), np.float32), int32(5, 0, 5, 2)
+    kernel = ch13.parts_norm_of[ch13.parts_norm_launch(4, d)]
 
     def launch(parts, bias, listed, x, h):
-        kernel(x, parts, 4, bias, listed, h, 6, 72, EPS)
+        kernel(x, parts, 4, bias, listed, h, 6, d, EPS)
 
-    found_x, h = on_device(launch, (parts.ravel(), bias, listed), [x.ravel(), np.full(4 * 72, np.nan, np.float16)])
+    found_x, h = on_device(launch, (parts.ravel(), bias, listed), [x.ravel(), np.full(4 * d, np.nan, np.float16)])
     np.testing.assert_array_equal(found_x, x.ravel())
-    np.testing.assert_array_equal(h.reshape(4, 72), normed(x, parts, bias)[1][listed])
+    np.testing.assert_array_equal(h.reshape(4, d), normed(x, parts, bias)[1][listed])
 
 
 # --- products --------------------------------------------------------------------------------------------------------
