@@ -122,7 +122,7 @@ bench: needs-dev setup ## measure the ladders beside the library (CH=09 for one 
 bench-gpt2: needs-dev setup ## measure the levels of the model beside transformers and torch.compile
 	@$(RUN) benchmarks/gpt2.py
 
-bench-engine: needs-dev setup ## measure many requests at once beside torch.compile and transformers' engine
+bench-engine: needs-dev setup ## measure many requests at once, compared with torch.compile and transformers' engine
 	@$(RUN) benchmarks/engine.py
 
 plots: needs-dev ## draw the plots of lessons and README and write their tables, from the committed figures

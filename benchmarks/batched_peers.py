@@ -10,7 +10,6 @@ which takes requests of any length, as our engine does. Both take the most likel
 `Judge` says of anybody's tokens whether float32 would have chosen them, `steady` of their times how fast they came.
 """
 
-import contextlib
 import inspect
 import statistics
 import time
@@ -118,7 +117,7 @@ class StaticBatch:
             model.position.fill_(start)
             self._wait()
             begun = time.perf_counter()
-            with self._settings():
+            with peers.tuning(self.tuned):
                 for _ in range(new - 1):
                     torch.compiler.cudagraph_mark_step_begin()
                     self._step(model)  # nobody reads a token before the last one: the device never waits
@@ -129,16 +128,6 @@ class StaticBatch:
     def _wait(self):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    def _settings(self):
-        from torch._inductor import config as inductor
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        settings = contextlib.ExitStack()
-        if self.tuned:
-            settings.enter_context(inductor.patch(coordinate_descent_tuning=True))
-            settings.enter_context(sdpa_kernel(SDPBackend.MATH))
-        return settings
 
 
 # --- transformers' continuous batching -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The engine in one run on one device, beside a compiled static batch in torch and transformers' continuous batching.
+"""The engine on one device, in one run, compared with a compiled static batch and transformers' continuous batching.
 
     python benchmarks/engine.py [--only decode,requests,sampling,prefix,gap,deterministic,run] [--sequences 1,8,32]
                                 [--peers compiled,tuned,transformers] [--engine kv|fast] [--weights FILE]
@@ -342,7 +342,7 @@ def deterministic(b):
 
 def run(b, new):
     """`run.py` in a process of its own, behind a prompt of 4 tokens; it records its graphs in the time it shows."""
-    told, prompt = [], b.prompt(4, 5)
+    reports, prompt = [], b.prompt(4, 5)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(b.weights or Path(folder, "weights.bin")).resolve()
         if not b.weights:
@@ -351,12 +351,12 @@ def run(b, new):
         for number in range(1 + b.repeats):  # the first may have to compile
             b.progress(f"run.py, start {number + 1}")
             said = start_time._run("ch14_mini_llm/run.py", *arguments, f"--max_new={new}", "--ignore_eos", "--json")
-            told.append(json.loads(said))
-    rates, firsts = ([one[key] for one in told[1:]] for key in ("tokens_per_s", "first_token_s"))
+            reports.append(json.loads(said))
+    rates, firsts = ([report[key] for report in reports[1:]] for key in ("tokens_per_s", "first_token_s"))
     return {
         "tokens_s": _summary(rates), "first_token_ms": _summary([1e3 * seconds for seconds in firsts]),
         "over_decode": _digits(statistics.median(rates) / b.rate(1)["tokens_s"][0]),
-        "worst_gap": b.check([prompt], [told[-1]["tokens"][len(prompt) :]]),
+        "worst_gap": b.check([prompt], [reports[-1]["tokens"][len(prompt) :]]),
     }  # fmt: skip
 
 

@@ -300,6 +300,19 @@ def decode_one_token(model):
     return token
 
 
+@contextlib.contextmanager
+def tuning(tuned):
+    """gpt-fast's two settings while a step is compiled, see `TunedDecode`; nothing unless ``tuned``."""
+    from torch._inductor import config as inductor
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with contextlib.ExitStack() as settings:
+        if tuned:
+            settings.enter_context(inductor.patch(coordinate_descent_tuning=True))
+            settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
+
+
 class CompiledDecode(Peer):
     """A GPT-2 in plain torch: the prompt runs eagerly, the decoding step is compiled and replayed as one CUDA graph.
 
@@ -336,16 +349,10 @@ class CompiledDecode(Peer):
         return self.model.head(hidden[:, -1]).argmax(-1)
 
     def _decode(self, token, n):
-        from torch._inductor import config as inductor
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
         start = self.length - n
         self.model.token.fill_(token)
         self.model.position.fill_(start)
-        with contextlib.ExitStack() as settings:
-            if self.tuned:
-                settings.enter_context(inductor.patch(coordinate_descent_tuning=True))
-                settings.enter_context(sdpa_kernel(SDPBackend.MATH))
+        with tuning(self.tuned):
             for _ in range(n):
                 torch.compiler.cudagraph_mark_step_begin()
                 self._step(self.model)

@@ -37,11 +37,12 @@ class ModelRunner:
 
     def __init__(self, model: Model, sizes: Sizes, level: str = "kv", deterministic: bool = False) -> None:
         max_batch, max_rows = sizes.max_batch, sizes.max_rows
-        max_few, max_tokens = max_rows if deterministic else FEW_ROWS, sizes.max_blocks * sizes.block_size
+        max_few = max_rows if deterministic else min(FEW_ROWS, max_rows)
+        max_tokens = sizes.max_blocks * sizes.block_size
         self.model = model
         self.batch = Batch(max_rows, max_batch, sizes.max_blocks, sizes.block_size, model.head_dim)
-        max_few, max_tiles = min(max_few, max_rows), self.batch.max_tiles
-        self.shapes = Shapes(level, max_batch, max_rows, max_few, max_tiles, max_tokens, model.head_dim)
+        max_tiles, head_dim = self.batch.max_tiles, model.head_dim
+        self.shapes = Shapes(level, max_batch, max_rows, max_few, max_tiles, max_tokens, head_dim)
         if level == "fast":
             buffers = Buffers(model, max_rows, max_few, max_batch, max_tokens)
             self.ops = {"few": Few(model, buffers), "many": Many(model, buffers)}

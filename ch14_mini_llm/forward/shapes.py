@@ -12,10 +12,11 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
 from ch14_mini_llm.engine.plan import Plan
+from chapters.ch09_gemm.gemv_tensor import ROWS_MAX
 from chapters.ch12_flash.paged_steps import segment_tokens
 from chapters.ch12_flash.tensor_core import queries_of
 
-FEW_ROWS = 8  # of a group, whose weights `Few` reads once
+FEW_ROWS = ROWS_MAX  # of a group, whose weights `Few` reads once
 TILE = 64  # rows that a mixed step is padded to some number of
 
 

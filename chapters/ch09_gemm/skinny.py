@@ -49,11 +49,11 @@ from common.ptx import (
     griddep_launch,
     griddep_wait,
     ldmatrix_x4,
-    mma_m16n8k16,
     store_float2,
 )
 
 from .kernels import GRID_ROWS
+from .pipeline import multiply_operands
 from .tensor_core import MMA_K, MMA_M, MMA_N, WARP
 
 THREADS = 128  # 4 warps, 2 x 2, with a quarter of the block's tile of C each
@@ -191,12 +191,7 @@ def multiply_columns(A, Bt, tiles, a, b, acc, M, N, begin, end, b_stages):
         cp_async_commit()
         for k in range(0, DEPTH, MMA_K):
             load_fragments(tiles, a_now, b_now, k, a, b)
-            for m in range(acc.shape[0]):
-                for n in range(acc.shape[1]):
-                    acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3] = mma_m16n8k16(
-                        a[m, 0], a[m, 1], a[m, 2], a[m, 3], b[n, 0], b[n, 1],
-                        acc[m, n, 0], acc[m, n, 1], acc[m, n, 2], acc[m, n, 3],
-                    )  # fmt: skip
+            multiply_operands(a, b, acc)
         a_free, b_free = a_now, b_now
         a_now = a_now + a_size if a_now < a_end - a_size else 0
         b_now = b_now + b_size if b_now < b_end - b_size else a_end

@@ -202,6 +202,12 @@ def halve_line(logits, n, wanted, largest, temperature, by_weight, need, n_bin, 
 
 
 @cuda.jit(device=True)
+def least_weight(min_p):
+    """The least weight that min-p leaves, int64: the likeliest token weighs UNIT. 0: it leaves all."""
+    return int64(math.ceil(min_p * UNIT))
+
+
+@cuda.jit(device=True)
 def share_of(logit, i, largest, temperature, line, least):
     """The weight of a token that is drawn from; 0 for one below the line, or that weighs less than ``least``."""
     if not logit > float32(-np.inf) or place_of(logit, i) < line:
@@ -360,9 +366,7 @@ def slice_rows(logits, largest, line, active, temperature, min_p, slice_mass, vo
     row = cuda.blockIdx.y
     if active[row] == 0 or temperature[row] <= 0:
         return
-    least = int64(-1)
-    if min_p[row] > 0:
-        least = int64(math.ceil(min_p[row] * UNIT))
+    least = least_weight(min_p[row])
     begin = cuda.blockIdx.x * SLICE
     mass = int64(0)
     for i in range(begin + cuda.threadIdx.x, min(begin + SLICE, vocab_size), cuda.blockDim.x):
@@ -421,9 +425,7 @@ def pick_rows(
     cuda.syncthreads()
     if total > 0:
         begin, target = found[0] * SLICE + EACH * tid, target - found[1]
-        least = int64(-1)
-        if min_p[row] > 0:
-            least = int64(math.ceil(min_p[row] * UNIT))
+        least = least_weight(min_p[row])
         mass = int64(0)
         for j in range(EACH):
             i = begin + j
