@@ -15,12 +15,16 @@ as long as the sources are the same; ``--kernel-table`` makes a run print what i
 """
 
 import hashlib
+import os
+import signal
+import threading
 from collections import defaultdict
 
 import pytest
 
 from common.cpu import launch as launcher
 
+PATIENCE = 60  # seconds for a test that is run again: without its kernel's results, another's loop may have no end
 TRIES = 6  # tests that are run again for a kernel, by each worker, before it is given up
 
 # Kernels whose block is part of what they are.
@@ -116,14 +120,23 @@ class Table:
                 row["shapes"].add(other_block(*row["shapes"]))
 
     def _passes(self, test, kernel, change):
-        """Whether a test passes while a kernel's launches are changed."""
+        """Whether a test passes, in `PATIENCE` seconds, while a kernel's launches are changed."""
         self.change = {kernel: change}
+        late = threading.Event()
+        timer = threading.Timer(PATIENCE, lambda: (late.set(), os.kill(os.getpid(), signal.SIGINT)))
+        timer.daemon = True
+        timer.start()
         try:
             test()
             return True
         except (Exception, pytest.fail.Exception):
             return False
+        except KeyboardInterrupt:
+            if not late.is_set():
+                raise
+            return False
         finally:
+            timer.cancel()
             self.change = {}
 
     def dump(self):

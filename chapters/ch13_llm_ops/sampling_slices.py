@@ -184,7 +184,7 @@ def halve_line(logits, n, wanted, largest, temperature, by_weight, need, n_bin, 
     high = place_of(largest, 0) + 1
     low = place_of(float32(-3.4028234663852886e38), LAST_INDEX)
     count_low, count_high = int64(n_bin), int64(0)
-    while count_low - count_high > 1:
+    while count_low - count_high > 1 and high - low > 1:  # the second holds unless ``largest`` is wrong
         middle = low + (high - low) // 2
         mass, count = int64(0), int64(0)
         for i in range(cuda.threadIdx.x, n, cuda.blockDim.x):

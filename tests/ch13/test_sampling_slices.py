@@ -88,6 +88,22 @@ def test_a_bin_with_more_tokens_than_there_is_room_for():
         assert got == [expected(row, how) for row, how in zip(logits, given)] and got[0] < 5
 
 
+@pytest.mark.parametrize("wrong", [-50.0, 50.0, -INF, INF])
+def test_a_wrong_largest_logit_ends(rng, wrong):
+    """No loop waits for what cannot be: a kernel on a GPU has no Ctrl-C."""
+    n = 2 * ch13.CANDIDATES + 905
+    batch = Slices(rng.standard_normal((4, n), dtype=np.float32), [{"top_k": 40}, {"top_p": 0.5}, {}, {"top_k": 3000}])
+    batch.draw()
+    a, (counts, masses, largest, line, _) = batch.a, batch.work
+    best = cuda.to_device(np.full((4, 1), wrong, np.float32))
+    which = a["active"], a["temperature"]
+    ch13.bin_rows[ch13.slices_launch(4, n)](batch.logits, best, 1, *which, counts, masses, largest, n)
+    ch13.line_rows[ch13.row_blocks_launch(4)](
+        batch.logits, counts, masses, largest, *which, a["top_k"], a["top_p"], line, n
+    )
+    assert largest.copy_to_host().tolist() == [wrong] * 4 and not counts.copy_to_host().any()
+
+
 def test_what_is_no_number_or_infinite(rng):
     logits = rng.standard_normal((7, 5001), dtype=np.float32)
     logits[0] = np.nan
