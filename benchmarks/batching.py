@@ -42,7 +42,7 @@ from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.cache.pages import block_bytes  # noqa: E402
 from ch14_mini_llm.cache.pool import BlockPool  # noqa: E402
 from ch14_mini_llm.cache.radix import RadixCache  # noqa: E402
-from ch14_mini_llm.engine.engine import UPLOADS, Engine  # noqa: E402
+from ch14_mini_llm.engine.engine import MODELS, Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request  # noqa: E402
 from ch14_mini_llm.engine.scheduler import Scheduler  # noqa: E402
 from ch14_mini_llm.engine.sequence import Sequence  # noqa: E402
@@ -295,7 +295,7 @@ def load(options):
     else:
         path = options.weights or DATA_DIR / "tiny-gpt2.bin"
         (config, tensors), name = load_weights(path), path.name
-    return UPLOADS[options.engine](config, tensors), name
+    return MODELS[options.engine](config, tensors), name
 
 
 def main(argv=None):

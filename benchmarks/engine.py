@@ -55,7 +55,7 @@ from benchmarks import start_time  # noqa: E402
 from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _packages, _summary, weight_bytes  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.peers import random_weights  # noqa: E402
-from ch14_mini_llm.engine.engine import UPLOADS, Engine  # noqa: E402
+from ch14_mini_llm.engine.engine import MODELS, Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
 from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
@@ -131,7 +131,7 @@ class Bench:
         self.config, self.tensors, self.level, self.sizes = config, tensors, level, sizes
         self.repeats, self.peers, self.weights, self.progress = repeats, peers, weights, progress
         self.device = "cuda" if common.BACKEND == "gpu" else "cpu"
-        self.copy, self.model = bench.copy_bandwidth(), UPLOADS[level](config, tensors)
+        self.copy, self.model = bench.copy_bandwidth(), MODELS[level](config, tensors)
         self.judge, self._rates = batched.Judge(config, tensors, self.device), {}
 
     def engine(self, **options):

@@ -164,7 +164,8 @@ def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
 
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
     with loading(config) as on_tensor:
-        engine = Engine.of(config, tensors, options.engine or "kv", on_tensor, static=options.static, **sizes)
+        level = options.engine or "kv"
+        engine = Engine.of(config, tensors, level, on_tensor, options.dtype, static=options.static, **sizes)
     return run_batch(engine, lines, defaults | {"ignore_eos": options.ignore_eos}, options.watch)
 
 

@@ -32,6 +32,7 @@ elif str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
+from ch14_mini_llm.engine.dtypes import check_dtype  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
 from ch14_mini_llm.levels import ENGINES  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int | None:
         raise RequestError("--weights is empty; give the path of a weight file, or leave it out")
     path = options.weights or default_weights()
     lines = batch_lines(options)
+    level = options.engine or ("naive" if lines is None else "kv")
+    check_dtype(level, options.dtype)
     config, tensors = load_weights(path)
     if lines is not None:
         return run_lines(options, lines, path, config, tensors)
@@ -73,8 +76,7 @@ def run(options: argparse.Namespace) -> int | None:
 
     from ch14_mini_llm.levels.generate import generate
 
-    level = options.engine or "naive"
-    model = upload(config, tensors, len(prompt) + options.max_new, level)
+    model = upload(config, tensors, len(prompt) + options.max_new, level, options.dtype)
     del tensors
     for note in getattr(model, "notes", []):
         say(f"engine {level}: {note}")
@@ -159,6 +161,8 @@ def build_parser() -> Parser:
     add("--ignore_eos", action="store_true", help="go on after <|endoftext|> (default: stop there and leave it out)")
     add("--engine", metavar="LEVEL", choices=list(ENGINES), help="naive (default), kv or fast: " + "; ".join(
         f"{level} is {what}" for level, what in ENGINES.items()))  # fmt: skip
+    add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv: float32 "
+        "(default) or float16, which is half the memory")  # fmt: skip
     add("--stats", action="store_true", help="show tokens per second, time to the first token, backend, device")
     add("--trace", action="store_true", help="show every kernel launch of the last step")
     add("--json", action="store_true", help="print one JSON object and nothing else")

@@ -50,10 +50,10 @@ def loading(config):
         yield lambda _, size: bar.update(size)
 
 
-def upload(config, tensors, max_length, engine="naive"):
+def upload(config, tensors, max_length, engine="naive", dtype=None):
     """The model of a level on the device."""
     with loading(config) as on_tensor:
-        return make_engine(engine, config, tensors, max_length, on_tensor)
+        return make_engine(engine, config, tensors, max_length, on_tensor, dtype)
 
 
 def describe(config) -> str:

@@ -24,7 +24,7 @@ import pytest
 
 from common.cpu import launch as launcher
 
-PATIENCE = 60  # seconds for a test that is run again: without its kernel's results, another's loop may have no end
+PATIENCE = 240  # seconds for a test that is run again: without its kernel's results, another's loop may have no end
 TRIES = 6  # tests that are run again for a kernel, by each worker, before it is given up
 
 # Kernels whose block is part of what they are.
@@ -49,6 +49,9 @@ ONE_SHAPE = {
     ],
     "a thread has so many of the bins, or of the tokens of a slice": ["line_rows", "pick_rows"],
     "a lane for each row of a square of the matrix": ["gemv_rows"],
+    "a thread for each column of a panel": [
+        "linear_v1_column", "linear_v2_panels", "linear_v3_rows", "pack_columns", "pack_rows",
+    ],
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip

@@ -7,12 +7,12 @@ from test_engines import random_model
 
 from benchmarks import batching, batching_plot
 from ch14_mini_llm.engine.static import StaticScheduler
-from ch14_mini_llm.model.upload import float32_model
+from ch14_mini_llm.model.upload import panels_model
 
 
 @pytest.fixture(scope="module")
 def model():
-    return float32_model(*random_model(3, n_layer=1, n_head=2, d_model=16, d_ff=32, n_ctx=256, vocab_size=61))
+    return panels_model(*random_model(3, n_layer=1, n_head=2, d_model=16, d_ff=32, n_ctx=256, vocab_size=61))
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ import common  # picks the backend, so before numba.cuda
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.engine.counts import Counts
+from ch14_mini_llm.engine.dtypes import check_dtype
 from ch14_mini_llm.engine.plan import Output, Plan, Result
 from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
 from ch14_mini_llm.engine.scheduler import Scheduler
@@ -36,10 +37,10 @@ from ch14_mini_llm.engine.sizes import check_level, choose_sizes
 from ch14_mini_llm.engine.static import StaticScheduler
 from ch14_mini_llm.forward.runner import ModelRunner, Ticket
 from ch14_mini_llm.model.roles import Model
-from ch14_mini_llm.model.upload import float16_model, float32_model
+from ch14_mini_llm.model.upload import float16_model, panels_model
 from ch14_mini_llm.model.weights import load_weights
 
-UPLOADS = {"kv": float32_model, "fast": float16_model}
+MODELS = {"kv": panels_model, "fast": float16_model}
 
 
 class Engine:
@@ -92,14 +93,15 @@ class Engine:
 
     @classmethod
     def of(
-        cls, config, tensors, level: str = "kv", on_tensor: Callable[[str, int], None] | None = None, **options
+        cls, config, tensors, level: str = "kv", on_tensor: Callable | None = None, dtype: str | None = None, **options
     ) -> Engine:
         """An engine for the sizes and tensors that `load_weights` gives; other options as for the class.
 
-        on_tensor(name, n_values): called after each upload. Raises `RequestError`.
+        on_tensor(name, n_values): called after each upload. dtype: of the weights on the level ``kv``, "float32" or
+        "float16", which is half the bytes (sums are float32); None: float32. Raises `RequestError`.
         """
         check_level(level)
-        return cls(UPLOADS[level](config, tensors, on_tensor), level, **options)
+        return cls(MODELS[level](config, tensors, on_tensor, check_dtype(level, dtype)), level, **options)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The verbs in float32, a kernel of the listing (`naive.gpt2`) or two behind each: the level ``kv``.
+"""The verbs in float32, a kernel or two behind each: the level ``kv``. Weights may be float16.
 
 Rows are independent: a row's bits depend on its own sequence and on nothing else in the batch, and every product adds
 over K in one order. So a request has the same tokens alone, in any batch, however its prompt is cut, and when keys and
@@ -18,18 +18,17 @@ from numba import cuda
 from ch14_mini_llm.forward.batch import Batch
 from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
-from chapters.ch03_indexing.kernels import bias_add, blocks_1d, blocks_2d, residual_add
-from chapters.ch06_shared_tile.kernels import matmul_kernel, matmul_launch
+from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
-from chapters.ch09_gemm.gemv import gemv_rows, gemv_rows_launch
+from chapters.ch09_gemm.panels import linear
 from chapters.ch12_flash.ragged import (
     paged_rows_launch,
     paged_v3_rows,
     split_qkv_pages,
     split_qkv_pages_launch,
 )
-from chapters.ch13_llm_ops.batch import embed_rows
+from chapters.ch13_llm_ops.batch import embed_rows, take_rows
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch
 from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
 
@@ -50,7 +49,7 @@ class Plain:
         self._widths = widths
         self.logits = cuda.device_array((max_logits, model.vocab_size), np.float32)
         self.model, self.rows, self.b = model, 0, SimpleNamespace()
-        self.n_logits, self.best = 0, None  # its product of the logits leaves no largest ones
+        self.n_logits, self.single, self.best = 0, False, None  # its product of the logits leaves no largest ones
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows; views are made only when their number changes."""
@@ -60,7 +59,7 @@ class Plain:
                 flat = self._flat[name][: rows * width]
                 setattr(self.b, name, flat.reshape(rows, width))
                 setattr(self.b, f"{name}_flat", flat)
-        self.n_logits = shape.n_logits
+        self.n_logits, self.single = shape.n_logits, shape.single
 
     def embed(self, embedding: tuple, batch: Batch) -> None:
         """x = token embedding + position embedding."""
@@ -89,9 +88,7 @@ class Plain:
 
     def residual(self, linear: Linear, inputs, batch: Batch) -> None:
         """x += inputs @ weight + bias."""
-        self._product(inputs, linear, self.b.h)
-        size = self.rows * self.model.d_model
-        residual_add[blocks_1d(size)](self.b.x_flat, self.b.h_flat, self.b.x_flat, size)
+        self._product(inputs, linear, self.b.x, add=1)
 
     def up(self, layer: Layer, batch: Batch) -> None:
         """ff = gelu(norm(x) @ weight + bias)."""
@@ -102,14 +99,18 @@ class Plain:
 
     def head(self, model: Model, batch: Batch) -> None:
         """logits[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
-        if self.n_logits:
+        if self.single:
+            self._norm(model.norm)
+            self._product(self.b.h, model.head, self.logits)
+        elif self.n_logits:
             self.logits_at(batch.logits_rows, self.n_logits, self.logits)
 
     def logits_at(self, rows, n: int, out) -> None:
         """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device."""
-        m, sizes = self.model, (self.model.vocab_size, self.model.d_model)
-        self._norm(m.norm)
-        gemv_rows[gemv_rows_launch(n, sizes[0])](self.b.h, rows, m.head.weight, out, n, *sizes)
+        d, norm, h = self.model.d_model, self.model.norm, self.b.h
+        take_rows[blocks_2d(n, d)](self.b.x, rows, h, n, d)
+        layernorm_row[layernorm_launch(n, d)](h, norm.weight, norm.bias, h, d, np.float32(norm.eps))
+        self._product(h, self.model.head, out, n)
 
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""
@@ -126,8 +127,8 @@ class Plain:
         eps = np.float32(norm.eps)
         layernorm_row[layernorm_launch(self.rows, d)](self.b.x, norm.weight, norm.bias, self.b.h, d, eps)
 
-    def _product(self, inputs, linear: Linear, out) -> None:
-        n, n_in, n_out = self.rows, linear.n_in, linear.n_out
-        matmul_kernel[matmul_launch(n, n_out)](inputs, linear.weight, out, n, n_out, n_in)
-        if linear.bias is not None:
-            bias_add[blocks_2d(n, n_out)](out, linear.bias, out, n, n_out)
+    def _product(self, inputs, layer: Linear, out, n: int = 0, add: int = 0) -> None:
+        """out = inputs @ weight + bias, for the first ``n`` rows, by default all; add: on top of what is there."""
+        n, n_in, n_out = n or self.rows, layer.n_in, layer.n_out
+        kernel, launch = linear(n, n_out)
+        kernel[launch](inputs, layer.weight, layer.bias, out, n, n_out, n_in, add)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ch14_mini_llm.engine.dtypes import check_dtype
 from ch14_mini_llm.engine.request import RequestError
 
 ENGINES = {
@@ -11,17 +12,19 @@ ENGINES = {
 }
 
 
-def make_engine(level: str, config, tensors, max_length=None, on_tensor=None):
+def make_engine(level: str, config, tensors, max_length=None, on_tensor=None, dtype=None):
     """A model of the level ``naive``, ``kv`` or ``fast``; the other arguments, and the errors raised, as `GPT2`'s.
 
-    Raises `RequestError` for another level.
+    dtype: of the weights, "float32" or "float16"; None: the level's default. Raises `RequestError` for another level,
+    or a dtype that the level does not take.
     """
     if level not in ENGINES:
         raise RequestError(f"engine is {level!r}; it must be one of {', '.join(ENGINES)}")
+    check_dtype(level, dtype)
     if level == "naive":
         from ch14_mini_llm.naive.gpt2 import GPT2
 
         return GPT2(config, tensors, max_length, on_tensor)
     from ch14_mini_llm.levels.single import Single
 
-    return Single(config, tensors, max_length, on_tensor, level)
+    return Single(config, tensors, max_length, on_tensor, level, dtype)

@@ -29,7 +29,7 @@ class Single:
 
     config, tensors: as `load_weights` gives them. max_length: the longest sequence in tokens, at most (and by default)
     config.n_ctx. on_tensor(name, n_values): called after each upload. Raises `RequestError` if max_length is not in
-    1 … n_ctx, or for sizes that the level's kernels do not take.
+    1 … n_ctx, or for sizes or a dtype (see `Engine.of`) that the level's kernels do not take.
     """
 
     def __init__(
@@ -39,12 +39,13 @@ class Single:
         max_length: int | None = None,
         on_tensor: Callable[[str, int], None] | None = None,
         level: str = "kv",
+        dtype: str | None = None,
     ) -> None:
         self.config, self.level = config, level
         self.max_length = check_max_length(max_length, config.n_ctx)
         self.engine = Engine.of(
             config, tensors, level, on_tensor, num_blocks=-(-self.max_length // BLOCK_SIZE), block_size=BLOCK_SIZE,
-            max_batch=1, max_rows=max(2, self.max_length), prefix_cache=False,
+            max_batch=1, max_rows=max(2, self.max_length), prefix_cache=False, dtype=dtype,
         )  # fmt: skip
 
     @property

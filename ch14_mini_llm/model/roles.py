@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Linear:
-    """y = x @ weight + bias. weight: (n_in, n_out) on the device, or in float16 (n_out, n_in). bias: (n_out,), or None.
+    """y = x @ weight + bias. weight: on the device, in chapter 9's panels, or for the level ``fast`` (n_out, n_in).
+    bias: (n_out,), or None.
 
     row_sums: (n_out,), if a layer norm in front has been moved into weight and bias, see chapter 9's ``fold_norm``.
     """
@@ -47,9 +48,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model. embedding: (of tokens (vocab_size, d_model), of positions (n_ctx, d_model)). head: its weight is
-    (vocab_size, d_model), for a tied head the embedding itself. n_kv_head: key heads, each serving n_head / n_kv_head
-    heads."""
+    """A whole model. embedding: (of tokens (vocab_size, d_model), of positions (n_ctx, d_model)). head: if it is tied,
+    its weight has the numbers of the embedding, in the layout of a product. n_kv_head: key heads, each serving n_head /
+    n_kv_head heads."""
 
     n_head: int
     n_kv_head: int

@@ -1,4 +1,4 @@
-"""A model's weights on the device, as the levels want them: float32 for `Plain`, float16 for `Few` and `Many`."""
+"""A model's weights on the device, as the levels want them: in panels for `Plain`, for `Few` and `Many` by columns."""
 
 from __future__ import annotations
 
@@ -16,20 +16,41 @@ from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.gpt2 import gpt2
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch09_gemm.gemv_tensor import fold_norm, fold_norm_launch
+from chapters.ch09_gemm.panels import pack_columns, pack_launch, pack_rows, panels_shape
 from chapters.ch12_flash.decode_half import HEAD_DIMS
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX
 
 
-def float32_model(
-    config: GPT2Config, tensors: Mapping[str, np.ndarray], on_tensor: Callable[[str, int], None] | None = None
+def panels_model(
+    config: GPT2Config,
+    tensors: Mapping[str, np.ndarray],
+    on_tensor: Callable[[str, int], None] | None = None,
+    dtype: str = "float32",
 ) -> Model:
-    """The model as it is stored, in float32."""
-    upload = lambda array, kind: cuda.to_device(np.ascontiguousarray(array, dtype=np.float32))
-    return gpt2(config, tensors, upload, on_tensor)
+    """Matrices in chapter 9's panels, and embeddings, in float32 or float16; vectors in float32."""
+    dtype = np.dtype(dtype)
+
+    def packed(array, pack, K, N):
+        panels = cuda.device_array(panels_shape(K, N), dtype)
+        pack[pack_launch(K, N)](array, panels, K, N)
+        return panels
+
+    def upload(array, kind):
+        if kind == "matrix":
+            return packed(cuda.to_device(np.ascontiguousarray(array)), pack_columns, *array.shape)
+        return cuda.to_device(np.ascontiguousarray(array, dtype=np.float32 if kind == "vector" else dtype))
+
+    model = gpt2(config, tensors, upload, on_tensor)
+    weight = packed(model.head.weight, pack_rows, config.d_model, config.vocab_size)
+    no_bias = cuda.to_device(np.zeros(config.vocab_size, np.float32))
+    return replace(model, head=replace(model.head, weight=weight, bias=no_bias))
 
 
 def float16_model(
-    config: GPT2Config, tensors: Mapping[str, np.ndarray], on_tensor: Callable[[str, int], None] | None = None
+    config: GPT2Config,
+    tensors: Mapping[str, np.ndarray],
+    on_tensor: Callable[[str, int], None] | None = None,
+    dtype: str = "float16",
 ) -> Model:
     """Matrices in float16, (n_out, n_in), with the layer norms moved into them; embeddings in float16, vectors in
     float32. Raises `RequestError` for sizes that the kernels do not take."""

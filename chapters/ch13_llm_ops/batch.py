@@ -1,7 +1,8 @@
 """Chapter 13, batches: what the rows of several sequences need beside the kernels that take rows as they come.
 
 Norms, products, activations do not care whose rows they are. Three things do: which token and which position a row has
-(``embed_rows``), where its key and value go (``place_rows``), and what it attends to (chapter 12's ``ragged.py``).
+(``embed_rows``), where its key and value go (``place_rows``), and what it attends to (chapter 12's ``ragged.py``). And
+of a prompt's rows only the last is of use in the end: ``take_rows``.
 """
 
 import numpy as np
@@ -54,6 +55,18 @@ def place_rows(slot_mapping, block_table, positions, n_rows, block_size):
     i = cuda.grid(1)
     if i < n_rows and positions[i] >= 0:
         slot_mapping[i] = slot_of(block_table, i, positions[i], block_size)
+
+
+@cuda.jit
+def take_rows(x, rows, out, n_rows, d_model):
+    """out[i] = x[rows[i]] for i < n_rows: the rows that logits are asked for.
+
+    x: (any, d_model), out: (n_rows or more, d_model) float32. rows: (n_rows,) int32. n_rows, d_model: int32. Launch:
+    ``take_rows[blocks_2d(n_rows, d_model)](…)``.
+    """
+    col, i = cuda.grid(2)
+    if i < n_rows and col < d_model:
+        out[i, col] = x[rows[i], col]
 
 
 def place_rows_reference(slot_mapping, block_table, positions, block_size):

@@ -14,7 +14,8 @@ from .pipeline import check_device, check_kernel, generate
 class Compiled:
     """A kernel compiled for one block shape and one list of argument types.
 
-    run: the compiled function. tables: what is known of the kernel beside its code. source: the generated code.
+    run: the compiled function, without a dispatcher in front: that would look at the types of all arguments again, and
+    is slow where an array is float16. tables: what is known of the kernel beside its code. source: the generated code.
     """
 
     def __init__(self, run, tables, source):
@@ -57,7 +58,7 @@ def load(function, names, block_dim, arg_types, nonneg, check, debug):
             signature += tuple(memlog.PARAMETERS.values())
         machine_code.compile_kernel(run, signature)
     source = "\n".join([code, *(device.text for device in devices.values())])
-    return Compiled(run, tables, source)
+    return Compiled(run.overloads[signature].entry_point, tables, source)
 
 
 def check_types(function, names, signature, device):

@@ -51,9 +51,10 @@ BUFFER = LENT_PAGES + LENT  # where a message is put together
 ROW = BUFFER + 512
 # Words of a row. THREAD: pthread_self() of its thread. NOTE: the running launch's `place`, 0 if none runs.
 # AT, WROTE: the first access outside, and whether it was a write (-1: not known). ERR: the kernel's `_err`.
-THREAD, NOTE, AT, WROTE, ERR, WIDTH = 0, 1, 2, 3, 4, 16
+THREAD, NOTE, AT, WROTE, ERR, WIDTH = 0, 1, 2, 3, 4, 24
 HELPER = ROW + ROWS * WIDTH  # pthread_self(), first word of the row it works for
 WORDS = HELPER + 2 * HELPERS
+ERR_WORDS = 14  # 9 of a report, and 5 of blocks that threads share: see `runtime._claim`
 LEFT = 3  # in `_err[0]`, next to what `runtime` has there: the launch left its arrays
 STOPPED = 4  # … it was interrupted
 
@@ -410,7 +411,7 @@ class Row:
         self.words[:] = 0
         self.words[THREAD] = threading.get_ident()
         self.running = memoryview(self.words)  # its items are set faster than an array's
-        self.err = self.words[ERR : ERR + 9]
+        self.err = self.words[ERR : ERR + ERR_WORDS]
 
     def __del__(self):
         if self.number is None:

@@ -23,13 +23,14 @@ from . import crash
 
 ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 PAGE = crash.PAGE
+HUGE_PAGE = 2 << 20
 GAP = 4 << 20  # bytes before and behind each array that nobody may touch
 LARGEST, LEAST = 1 << 40, 1 << 32  # bytes of the arena: the first power of two that can be had. It takes no memory
 MAX_PLACES = 16384  # each is two of the 65530 mappings that Linux gives a process
 FRONT, BACK = 64, 4096  # bytes of the canaries; behind an array in the arena there are fewer than ALIGNMENT
 SPARE = 256 << 10  # bytes behind the canaries, where there is no arena: memory that is never used is not there
 KEEP_ONE, KEEP_ALL = 32 << 20, 128 << 20  # bytes of a freed array, and of all, that stay with the process for others
-HUGE = 4 << 20  # from here on NumPy asks for huge pages, and so do we
+HUGE = 2 << 20  # bytes from which on we ask for huge pages
 MAX_STAGED = 64 << 20  # bytes of a launch's NumPy arrays: more are not copied for safety
 PATTERN = bytes((i * 167 + 91) % 251 + 1 for i in range(BACK))  # no byte is 0: kernels like to write zeros
 
@@ -112,7 +113,10 @@ class Arena:
         except (KeyError, IndexError):
             pass
         with crash._lock:
-            address, end = self.next, self.next + size + GAP
+            address = self.next
+            if size >= HUGE:
+                address = -(-(address + size) // HUGE_PAGE) * HUGE_PAGE - size
+            end = address + size + GAP
             if not self.base or len(self.places) >= MAX_PLACES or end > self.last:
                 return None
             if self.libc.mprotect(address, size, crash.READ_WRITE):

@@ -8,7 +8,6 @@ import os
 import pickle
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -31,22 +30,26 @@ from .errors import (
 from .signatures import Signatures
 from .source import Names, remember
 from .streams import IN_ORDER, check_stream
+from .team import Team
 
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2**31 - 1, 65535, 65535)
 MAX_DYNAMIC_SHARED = 227 * 1024
 SMALL = 16384  # threads of a launch whose cost is not known yet and is tried without the pool
-INLINE_SECONDS = 60e-6  # a launch estimated shorter than this is not worth waking other threads for
+INLINE_SECONDS = 40e-6  # a launch estimated shorter than this is not worth calling other threads for
 SLICE = 0.05  # seconds of machine code after which Python comes by, for Ctrl-C; blocks are not cut
 MAX_WORKERS = 1024
 MOST_KINDS = 1000  # of launches of a kernel whose NumPy arrays are watched, see `Dispatcher._staged`
 SMALL_BYTES, SMALL_KINDS = 64 << 10, 64  # NumPy arrays of so few bytes are watched for so many lists of numbers, too
 
+MOST_LASTS = 256  # launches of a kernel that are known again by grid and numbers
+
 _NOTE, _ERR, _NOTHING = crash.NOTE, crash.ERR, np.empty(0, np.uint8)
+_NEXT, _PART, _BLOCKS, _CALLED, _NUMBER = range(crash.ERR + 9, crash.ERR + 14)  # see `runtime._claim`
 _NUMBERS = {bool, int, float, complex, *np.sctypeDict.values()}
 
-_mine = threading.local()  # `row`: see `crash.Row`; `helper`: of a thread of the pool
-_pool = None
-_pool_lock = threading.Lock()
+_mine = threading.local()  # `row`: see `crash.Row`
+_team = None
+_team_lock = threading.Lock()
 _trace = None  # a list while a trace is being taken, see common.trace
 _sanitizer = None  # the innermost `sanitizer.Session` in force, see common.sanitize
 
@@ -72,29 +75,25 @@ if "MINI_THREADS" in os.environ:
     workers()  # a mistake in it is reported at once, not at the first launch
 
 
-def _threads():
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            previous = threading.stack_size(16 << 20)  # arrays of a block live on the stack
-            _pool = ThreadPoolExecutor(max(1, workers() - 1), thread_name_prefix="blocks", initializer=_begin_helper)
-            list(_pool.map(lambda _: time.sleep(0.001), range(workers())))
-            threading.stack_size(previous)
-        return _pool
+def _helpers():
+    """The `Team` of this process; None if there is but one worker."""
+    global _team
+    if workers() == 1:
+        return None
+    with _team_lock:
+        if _team is None:
+            _team = Team(workers() - 1)
+        return _team
 
 
-def _begin_helper():
-    _mine.helper = crash.helper()
-
-
-def _forget_pool():
-    global _pool
-    _pool = None
+def _forget_team():
+    global _team, _team_lock
+    _team, _team_lock = None, threading.Lock()
     _mine.__dict__.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_team)
 
 
 def dim3(value, what, limits):
@@ -303,18 +302,19 @@ class Dispatcher:
                 row = _mine.row = crash.Row()
             if row.running[_NOTE]:  # a signal handler launches, in the middle of another launch
                 row = crash.Row()
-            used, staged, last = values, None, history.last
-            alike = last is not None and grid == last.grid and numbers == last.numbers and shapes == last.shapes
+            used, staged, what = values, None, (grid, *numbers, *shapes)
+            last = history.lasts.get(what)
+            alike = last is not None
             if not alike:
                 crash.ensure()
-                last = _Last(grid, numbers, shapes, crash.place(history.note, grid))
+                last = _Last(what, grid, numbers, shapes, crash.place(history.note, grid))
                 if shapes and key[3] != "bounds":
                     staged = self._staged(history, last, values)
                     if staged is not None:
                         used, canaries = staged.values, canaries + staged.pairs
-            if shapes and staged is None and not last.named:
+            if shapes and staged is None and history.suspect is not last:
                 crash.suspect(last.place)
-                last.named = True
+                history.suspect = last
             taken = self._run(compiled, history, last, alike, row, block, shared_bytes, used)
             if row.running[_ERR]:
                 self._failed(compiled, history, last, row, block, shared_bytes, values, used)
@@ -354,17 +354,22 @@ class Dispatcher:
             dynamic = np.empty(shared_bytes, np.uint8) if shared_bytes else _NOTHING
             run(first, end, gx, gy, gz, dynamic, err, *values)
 
-        tried, known = history.tried, history.known
+        tried, known = history.tried, last.known if alike else history.known
         small = known * blocks < INLINE_SECONDS or 1 <= tried <= 3 and blocks * math.prod(block) <= SMALL
+        helped = False
         running[_NOTE] = last.place
         start = time.perf_counter()
         try:
-            if blocks == 1 or alike and known * blocks < INLINE_SECONDS:
+            if blocks == 1 or alike and (small or workers() == 1) and known * blocks < SLICE:
                 work(0, blocks)
             elif small or workers() == 1:
                 _run_pieces(work, 0, blocks, 1)
             else:
-                _run_parallel(work, blocks, known if alike else None, row)
+                helped = True
+                if alike and known * blocks < SLICE:
+                    _run_shared(work, blocks, row)
+                else:
+                    _run_parallel(work, blocks, known if alike else None, row)
         except BaseException as error:
             if not isinstance(error, IndexError) or err[0] in (0, crash.STOPPED):
                 _mine.__dict__.pop("row", None)  # it says that the launch is to stop, and others may still look there
@@ -381,8 +386,13 @@ class Dispatcher:
             running[_NOTE] = 0
         taken = time.perf_counter() - start
         if tried:  # the first run loads machine code: it says nothing about the next
-            known = min(known, taken / blocks * (1 if blocks == 1 or small else min(workers(), blocks)))
-        history.tried, history.known, history.last = min(tried + 1, 9), known, last
+            block_seconds = taken / blocks * (min(workers(), blocks) if helped else 1)
+            last.known, history.known = min(last.known, block_seconds), min(history.known, block_seconds)
+        history.tried = min(tried + 1, 9)
+        if not alike:
+            if len(history.lasts) >= MOST_LASTS:
+                history.lasts.clear()
+            history.lasts[last.what] = last
         return taken
 
     def _staged(self, history, last, values):
@@ -402,7 +412,8 @@ class Dispatcher:
         """Raise what the row and the canaries say. ``given``: the launch's values, ``used``: with arrays as staged."""
         err, outside, wrote = row.err.copy(), int(row.words[crash.AT]), int(row.words[crash.WROTE])
         row.err[:] = row.words[crash.AT] = 0
-        history.last = None  # the next launch is looked at like a first one
+        history.lasts.clear()
+        history.suspect = None  # the next launch is looked at like a first one
         guard.close_pages()
         written = guard.damaged(used)
         if written is not None and not outside:
@@ -439,7 +450,7 @@ class Dispatcher:
             return
         copies = guard.Staged(given, everything=True).values
         _, compiled, copies = self._prepare(block, copies, "bounds")
-        err, row.running[_NOTE] = np.zeros(9, np.int64), last.place
+        err, row.running[_NOTE] = np.zeros(crash.ERR_WORDS, np.int64), last.place
 
         def work(first, end):
             compiled.run(first, end, *last.grid, np.empty(shared_bytes, np.uint8), err, *copies)
@@ -495,15 +506,16 @@ class _Unlike:
 
 
 class _Last:
-    """What a launch was like: its grid, its numbers, the shapes of its NumPy arrays.
+    """What a launch was like: its grid, its numbers, the shapes of its NumPy arrays; and `what`, all of them.
 
-    place: see `crash.place`; named: has it been handed to `crash.suspect`?
+    place: see `crash.place`; known: least seconds a block.
     """
 
-    __slots__ = ("grid", "numbers", "shapes", "place", "named")
+    __slots__ = ("what", "grid", "numbers", "shapes", "place", "known")
 
-    def __init__(self, grid, numbers, shapes, place):
-        self.grid, self.numbers, self.shapes, self.place, self.named = grid, numbers, shapes, place, False
+    def __init__(self, what, grid, numbers, shapes, place):
+        self.what, self.grid, self.numbers, self.shapes, self.place = what, grid, numbers, shapes, place
+        self.known = math.inf
 
     def kind(self):
         """The launch's grid and shapes, and its whole numbers: two tuples."""
@@ -513,14 +525,15 @@ class _Last:
 class _History:
     """What is known from earlier launches of a compiled kernel.
 
-    tried: runs so far; known: least seconds a block; last: the `_Last` one; note: see `crash.note`; kinds: which
-    launches with NumPy arrays have been watched, as grid and shapes: {numbers}, see `Dispatcher._staged`.
+    tried: runs so far; known: least seconds a block, of any; lasts: what -> `_Last`, of many launches; suspect: the
+    one that `crash.suspect` had last; note: see `crash.note`; kinds: which launches with NumPy arrays have been
+    watched, as grid and shapes: {numbers}, see `Dispatcher._staged`.
     """
 
-    __slots__ = ("tried", "known", "last", "note", "kinds")
+    __slots__ = ("tried", "known", "lasts", "suspect", "note", "kinds")
 
     def __init__(self, note):
-        self.tried, self.known, self.last, self.note, self.kinds = 0, math.inf, None, note, {}
+        self.tried, self.known, self.lasts, self.suspect, self.note, self.kinds = 0, math.inf, {}, None, note, {}
 
     def watched(self, last):
         """A launch has been watched, and stayed inside its arrays."""
@@ -573,28 +586,51 @@ def _run_parallel(work, blocks, known=None, row=None):
                     size = _next_size(chunk, chunk, now - before)
                 before = now
 
-    def help():
-        number = _mine.helper
-        crash.helping(number, row.first if row is not None else 0)
-        try:
-            loop()
-        finally:
-            crash.helping(number, 0)
-
-    pool, others = _threads(), []
-    try:
-        others += [pool.submit(help) for _ in range(count - 1)]
-        loop()
-        for other in others:
-            other.result()
-    except BaseException:
+    def stop():
+        nonlocal stopped
         stopped = True
         if row is not None and not row.err[0]:
             row.err[0] = crash.STOPPED
-        for other in others:
-            if not other.cancel():
-                other.exception()
-        raise
+
+    _together(loop, row, stop)
+
+
+def _run_shared(work, blocks, row):
+    """Blocks of a short launch, on all workers: a call each, which takes blocks until there are none.
+
+    To come back to Python between them would cost more than they take: once weights have gone through the caches, its
+    own code is no longer there.
+    """
+    running, team = row.running, _helpers()
+
+    def begin(number):
+        running[_NEXT], running[_BLOCKS], running[_PART] = 0, blocks, 2 * min(workers(), blocks)
+        running[_CALLED], running[_NUMBER] = team.called, number
+
+    def stop():
+        if not row.err[0]:
+            row.err[0] = crash.STOPPED
+
+    if team is None or not team.lock.acquire(blocking=False):  # a launch within a launch
+        work(0, blocks)
+        return
+    try:
+        team.run(lambda: work(0, 0), row.first, stop, begin)
+    finally:
+        running[_PART] = 0
+        team.lock.release()
+
+
+def _together(work, row, stop):
+    """Call ``work()`` here and in every helper that is free; here only, in a launch within a launch."""
+    team = _helpers()
+    if team is None or not team.lock.acquire(blocking=False):
+        work()
+        return
+    try:
+        team.run(work, row.first if row is not None else 0, stop)
+    finally:
+        team.lock.release()
 
 
 class _Configured:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import fresh, memlog
+from . import crash, fresh, memlog
 from .errors import OutOfBoundsError
 
 SPACES = ("global", "shared", "local")
@@ -143,7 +143,7 @@ class _Run:
         wanted = blocks if self.session.blocks is None else min(blocks, self.session.blocks)
         chosen = [k * blocks // wanted for k in range(wanted)]
         self.factor = blocks / wanted
-        err = np.zeros(9, np.int64)
+        err = np.zeros(crash.ERR_WORDS, np.int64)
         dynamic = np.empty(self.shared_bytes, np.uint8)
         plain = self.kernel._prepare(self.block, self.values)[1] if wanted < blocks else self.compiled
 

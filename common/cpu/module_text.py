@@ -10,6 +10,16 @@ from .emit_memory import declarations
 from .errors import CompileError
 from .fold import contains
 
+CLAIMING = [  # a call that is done with its blocks takes others, which it shares with other threads' calls
+    "    _next = _b0",
+    "    while True:",
+    "        if _next >= _b1:",
+    "            _next, _b1 = _claim(_err)",
+    "            if _next >= _b1:",
+    "                break",
+    "        _b = _next",
+    "        _next += 1",
+]
 SHARED_LIMIT = 48 * 1024  # static shared memory of a block, as on every GPU
 
 
@@ -117,7 +127,7 @@ def module_text(program, emitter, block_dim):
     body = [
         f"def run({params}):",
         *("    " + d for d in declare),
-        "    for _b in range(_b0, _b1):",
+        *(["    for _b in range(_b0, _b1):"] if emitter.accesses or emitter.memory else CLAIMING),
         "        if _err[0] != 0:",
         "            return",
         "        _bx = _b % _gx",

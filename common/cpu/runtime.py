@@ -11,7 +11,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from . import half, machine_code
@@ -28,6 +28,48 @@ llvm.set_option("kernel-by-kernel", "-unroll-full-max-count=8")
 
 OUT_OF_BOUNDS = 2  # kinds of report in _err[0]; 1 is any other error
 _U = np.uint64
+
+
+@intrinsic
+def _claim(typingctx, err):
+    """``(first, end)`` of the next blocks of a launch that threads share, as its error array has them; empty if none.
+
+    err[9]: the next block. err[10]: which part of those that are left is taken at a time, 0 if blocks are not shared:
+    a long piece is a stream of memory, and short ones at the end let all threads be done together. err[11]: how many
+    blocks there are. err[12], err[13]: an address, and what to write there, so that other threads come.
+    """
+    result = types.UniTuple(types.int64, 2)
+
+    def codegen(context, builder, sig, args):
+        word = ir.IntType(64)
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        place, part, blocks, called, number = (builder.gep(data, [word(k)]) for k in range(9, 14))
+        first = cgutils.alloca_once_value(builder, word(0))
+        end = cgutils.alloca_once_value(builder, word(0))
+        part = builder.load(part)
+        with builder.if_then(builder.icmp_signed(">", part, word(0)), likely=False):
+            called = builder.inttoptr(builder.load(called), word.as_pointer())
+            builder.store_atomic(builder.load(number), called, "release", 8)
+            blocks = builder.load(blocks)
+            builder.store(builder.load_atomic(place, "monotonic", 8), first)
+            again, done = builder.append_basic_block("take"), builder.append_basic_block("taken")
+            builder.branch(again)
+            builder.position_at_end(again)
+            here = builder.load(first)
+            left = builder.sub(blocks, here)
+            size = builder.sdiv(left, part)
+            size = builder.select(builder.icmp_signed(">", size, word(0)), size, word(1))
+            after = builder.add(here, size)
+            swapped = builder.cmpxchg(place, here, after, "monotonic", "monotonic")
+            builder.store(builder.extract_value(swapped, 0), first)
+            builder.store(after, end)
+            builder.cbranch(builder.extract_value(swapped, 1), done, again)
+            builder.position_at_end(done)
+            last = builder.icmp_signed("<", builder.load(end), blocks)
+            builder.store(builder.select(last, builder.load(end), blocks), end)
+        return context.make_tuple(builder, sig.return_type, [builder.load(first), builder.load(end)])
+
+    return result(err), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -157,6 +199,7 @@ _publish("_block_", BLOCK_ATOMIC)
 _names.update(
     _U=_U,
     _stack=_stack,
+    _claim=_claim,
     _report=_report,
     _inside=_inside,
     _nonzero=_nonzero,

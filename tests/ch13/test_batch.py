@@ -35,3 +35,11 @@ def test_rows_find_their_places_in_a_new_table(rng, n_rows, block_size):
     )
     expected = batch.place_rows_reference(slots, table, positions, block_size)
     np.testing.assert_array_equal(device.copy_to_host(), np.append(expected, 7))
+
+
+@pytest.mark.parametrize("n_rows, d_model", [(1, 1), (9, 33)])
+def test_some_rows_are_taken(rng, n_rows, d_model):
+    x, rows = rng.standard_normal((40, d_model), dtype=np.float32), rng.integers(0, 40, n_rows).astype(np.int32)
+    out = cuda.to_device(np.full((n_rows + 2, d_model), 7, np.float32))
+    batch.take_rows[blocks_2d(n_rows, d_model)](cuda.to_device(x), cuda.to_device(rows), out, n_rows, d_model)
+    np.testing.assert_array_equal(out.copy_to_host(), np.concatenate([x[rows], np.full((2, d_model), 7, np.float32)]))

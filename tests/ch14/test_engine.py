@@ -13,7 +13,7 @@ from test_engines import random_model
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.levels.generate import generate
-from ch14_mini_llm.model.upload import float16_model, float32_model
+from ch14_mini_llm.model.upload import float16_model, panels_model
 from ch14_mini_llm.naive.gpt2 import GPT2
 
 SMALL = dict(n_layer=2, n_head=2, d_model=32, d_ff=72, n_ctx=96, vocab_size=61)
@@ -27,7 +27,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return float32_model(*weights)
+    return panels_model(*weights)
 
 
 class Watched(Engine):
@@ -95,6 +95,15 @@ def test_logits_are_the_listings(rng, weights, model):
         everything = listing.logits_all([*request.tokens, *result.tokens])
         wanted = everything[len(request.tokens) - 1 :][: len(result.tokens)]
         np.testing.assert_allclose(engine.logits(result), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_half_the_bytes_give_the_same_bits(rng, weights, model):
+    """A file's weights are float16: widened on the device or in the product, they are the same numbers."""
+    requests = [Request(prompt, 6) for prompt in prompts(rng)]
+    engine, half = Watched(model), Watched(panels_model(*weights, dtype="float16"))
+    for result, other in zip(engine.run(requests), half.run(requests)):
+        assert result.tokens == other.tokens
+        np.testing.assert_array_equal(engine.logits(result), half.logits(other))
 
 
 def test_logits_are_transformers(rng, torch, transformers, tmp_path):
@@ -296,11 +305,11 @@ def test_logits_of_nan_end_one_request_and_no_other(rng, weights):
     broken = dict(tensors)
     broken["wpe.weight"] = tensors["wpe.weight"].copy()
     broken["wpe.weight"][20] = np.nan
-    engine = Engine(float32_model(config, broken))
+    engine = Engine(panels_model(config, broken))
     short, long = prompts(rng, [5, 19])
     fine, ends = engine.run([Request(short, 10), Request(long, 10)])
     assert ends.finish_reason == "error" and "NaN" in ends.error and len(ends.tokens) == 2  # position 20 is the second
-    assert fine.error is None and fine.tokens == alone(float32_model(config, tensors), Request(short, 10))[0]
+    assert fine.error is None and fine.tokens == alone(panels_model(config, tensors), Request(short, 10))[0]
 
 
 def test_an_error_in_a_step_ends_its_requests_and_not_the_engine(model, monkeypatch):

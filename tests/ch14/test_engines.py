@@ -103,8 +103,10 @@ def run_of(model, tokens, max_new, sampling=None, graphs=True):
     """Tokens and the last logits of a generation."""
     runner = model.engine.runner
     run, runner.run = runner.run, lambda shape: run(shape, record=graphs)
-    tokens = list(generate(model, tokens, max_new, sampling))
-    runner.run = run
+    try:
+        tokens = list(generate(model, tokens, max_new, sampling))
+    finally:
+        runner.run = run
     cuda.synchronize()
     return [tokens, model.logits.copy_to_host()]
 

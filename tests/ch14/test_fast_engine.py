@@ -10,7 +10,7 @@ from test_engines import RELATIVE, random_model
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.forward.shapes import rounded
-from ch14_mini_llm.model.upload import float16_model, float32_model
+from ch14_mini_llm.model.upload import float16_model, panels_model
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def model(weights):
 
 @pytest.fixture(scope="module")
 def plain(weights):
-    return float32_model(*weights)
+    return panels_model(*weights)
 
 
 @pytest.mark.parametrize("options", [{"max_rows": 90}, {"max_rows": 100, "max_batch": 8}, FAST], ids=str)

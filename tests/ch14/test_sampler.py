@@ -18,7 +18,7 @@ from ch14_mini_llm.engine.sequence import ENDED, RUNNING, Sequence
 from ch14_mini_llm.forward import sampler as sampler_module
 from ch14_mini_llm.forward.sampler import ADJUSTS, DRAWS, LIKELIEST, RowSampler
 from ch14_mini_llm.levels.generate import generate
-from ch14_mini_llm.model.upload import float32_model
+from ch14_mini_llm.model.upload import panels_model
 from ch14_mini_llm.naive.gpt2 import GPT2
 from chapters.ch13_llm_ops.sampling_rows import (
     MAX_TOP,
@@ -40,7 +40,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def model(weights):
-    return float32_model(*weights)
+    return panels_model(*weights)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def broken_at(weights, position):
     config, tensors = weights
     wpe = tensors["wpe.weight"].copy()
     wpe[position] = np.nan
-    return float32_model(config, {**tensors, "wpe.weight": wpe})
+    return panels_model(config, {**tensors, "wpe.weight": wpe})
 
 
 def test_a_position_of_nan_ends_its_request_in_valid_json(weights, model):
