@@ -98,8 +98,10 @@ if hasattr(os, "register_at_fork"):
 
 def dim3(value, what, limits):
     """A launch dimension as three ints. Raises LaunchError for anything a GPU would refuse."""
+    if type(value) is int and 1 <= value <= limits[0]:
+        return value, 1, 1
     dims = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    whole = all(isinstance(d, numbers.Integral) for d in dims)
+    whole = all([type(d) is int or isinstance(d, numbers.Integral) for d in dims])
     if not 1 <= len(dims) <= 3 or not whole:
         raise (LaunchError if whole or value is None else LaunchTypeError)(
             f"the {what} is {value!r}; it must be an int or a tuple of 1 to 3 ints",
@@ -158,8 +160,7 @@ class Dispatcher:
                 f"{self.__name__}[…] takes grid and block, and optionally stream and bytes of shared memory",
                 mend=f"{self.__name__}[blocks, threads](…)",
             )
-        grid, block, stream, shared = (*launch, 0, 0)[:2] + (*launch[2:4], 0, 0)[:2]
-        return self.configure(grid, block, stream, shared)
+        return self.configure(*launch[:4])
 
     def configure(self, griddim, blockdim, stream=0, sharedmem=0):
         """The kernel with a launch configuration, to be called with its arguments."""
@@ -173,6 +174,8 @@ class Dispatcher:
                 mend="use a smaller block and more blocks",
             )
         check_stream(stream)
+        if sharedmem == 0 and type(sharedmem) is int:
+            return _Configured(self, grid, block, 0)
         if not isinstance(sharedmem, numbers.Real) or not 0 <= int(sharedmem) <= MAX_DYNAMIC_SHARED:
             raise LaunchError(f"{sharedmem!r} bytes of dynamic shared memory; a block has 0 to {MAX_DYNAMIC_SHARED}")
         return _Configured(self, grid, block, int(sharedmem))
@@ -367,7 +370,8 @@ class Dispatcher:
             else:
                 helped = True
                 if alike and known * blocks < SLICE:
-                    _run_shared(work, blocks, row)
+                    call = functools.partial(run, 0, 0, gx, gy, gz, _NOTHING, err, *values)
+                    _run_shared((lambda: work(0, 0)) if shared_bytes else call, blocks, row)
                 else:
                     _run_parallel(work, blocks, known if alike else None, row)
         except BaseException as error:
@@ -596,29 +600,32 @@ def _run_parallel(work, blocks, known=None, row=None):
 
 
 def _run_shared(work, blocks, row):
-    """Blocks of a short launch, on all workers: a call each, which takes blocks until there are none.
+    """Blocks of a short launch, on all workers: ``work()`` by each, which takes blocks until there are none.
 
     To come back to Python between them would cost more than they take: once weights have gone through the caches, its
     own code is no longer there.
     """
     running, team = row.running, _helpers()
+    running[_NEXT], running[_BLOCKS], running[_PART] = 0, blocks, 2 * min(workers(), blocks)
 
     def begin(number):
-        running[_NEXT], running[_BLOCKS], running[_PART] = 0, blocks, 2 * min(workers(), blocks)
         running[_CALLED], running[_NUMBER] = team.called, number
 
     def stop():
         if not row.err[0]:
             row.err[0] = crash.STOPPED
 
-    if team is None or not team.lock.acquire(blocking=False):  # a launch within a launch
-        work(0, blocks)
-        return
     try:
-        team.run(lambda: work(0, 0), row.first, stop, begin)
+        if team is not None and team.lock.acquire(blocking=False):
+            try:
+                team.run(work, row.first, stop, begin)
+            finally:
+                team.lock.release()
+        else:  # a launch within a launch: nobody is called
+            running[_CALLED] = row.words.ctypes.data + 8 * _NUMBER
+            work()
     finally:
         running[_PART] = 0
-        team.lock.release()
 
 
 def _together(work, row, stop):
