@@ -53,6 +53,7 @@ ONE_SHAPE = {
         "linear_v1_column", "linear_v2_panels", "linear_v3_rows", "pack_columns", "pack_rows",
     ],
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
+    "a lane for each of 32 keys, and then for each element of a value": ["paged_v7_key_per_lane"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip
 # Kernels with shared memory that does not depend on the block: any block of whole warps will do.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import common  # noqa: F401  (picks the backend, so before numba.cuda)
+import common  # picks the backend, so before numba.cuda
 
 # isort: split
 import numpy as np
@@ -23,14 +23,23 @@ from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch09_gemm.panels import linear
 from chapters.ch12_flash.ragged import (
+    paged_lanes_launch,
     paged_rows_launch,
     paged_v3_rows,
+    paged_v7_key_per_lane,
     split_qkv_pages,
     split_qkv_pages_launch,
 )
 from chapters.ch13_llm_ops.batch import embed_rows, take_rows
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch
 from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
+
+
+def rows_attention(*sizes):
+    """Chapter 12's kernel for the rows of any sequences, and its launch: the one that suits the backend."""
+    if common.BACKEND == "gpu":
+        return paged_v3_rows, paged_rows_launch(*sizes)
+    return paged_v7_key_per_lane, paged_lanes_launch(*sizes)
 
 
 class Plain:
@@ -81,7 +90,8 @@ class Plain:
         """att = attention of each row over its own sequence up to its own position."""
         n, m = self.rows, self.model
         q, att = (one.reshape(n, m.n_head, m.head_dim) for one in (self.b.q, self.b.att))
-        paged_v3_rows[paged_rows_launch(n, m.n_head, m.head_dim, cache.block_size)](
+        kernel, launch = rows_attention(n, m.n_head, m.head_dim, cache.block_size)
+        kernel[launch](
             q, *cache.layers[layer.index], batch.block_table, batch.row_seq, batch.positions, att, m.n_kv_head,
             m.head_dim, cache.block_size, np.float32(m.head_dim**-0.5),
         )  # fmt: skip

@@ -10,13 +10,15 @@ and the next 3 of a long prompt behind them. Laid one behind the other they are 
 Each row brings its key and value to its place in the pages, and then asks the keys of its own sequence up to its own
 position. That is all a causal mask says, so a row of a prompt and a step's only row need not be told apart.
 
-===================  =================================================  ===============================================
-kernel               what it does                                       blocks
-===================  =================================================  ===============================================
-``split_qkv_pages``  cuts rows of qkv into heads; keys and values go    a thread an element of a query, and of a key
-                     to their pages                                     and a value
-``paged_v3_rows``    attention, one block a head of a row               n_head * rows
-===================  =================================================  ===============================================
+=========================  ==============================================  ============================================
+kernel                     what it does                                    blocks
+=========================  ==============================================  ============================================
+``split_qkv_pages``        cuts rows of qkv into heads; keys and values    a thread an element of a query, and of a key
+                           go to their pages                               and a value
+``paged_v3_rows``          attention, 8 warps a head of a row              n_head * rows
+``paged_v7_key_per_lane``  the same with one warp, for a processor's       n_head * rows
+                           vectors
+=========================  ==============================================  ============================================
 
 v3 adds one look-up to v1: which sequence's table. Every row reads its keys itself, also those that its neighbour has
 just read: right for steps, wasteful for long prompts, where tiles of queries share them (``flash_v3``). In return a
@@ -27,11 +29,14 @@ h * n_kv_head // n_head. GPT-2 has as many of both.
 Source: Kwon et al. 2023 (pages); Yu et al. 2022, "Orca" (rows without padding); Ainslie et al. 2023, "GQA".
 """
 
+import math
+
 import numpy as np
 from numba import cuda, float32, int32, uint32
 
 from chapters.ch03_indexing.kernels import blocks_2d
-from chapters.ch12_flash.decode import THREADS, WARPS, combine_warps, decode_reference
+from chapters.ch07_warp_reduce.kernels import warp_max, warp_sum
+from chapters.ch12_flash.decode import LOWEST, THREADS, WARPS, combine_warps, decode_reference
 from chapters.ch12_flash.kernels import HEAD_DIM_MAX, PER_LANE, WARP
 from chapters.ch12_flash.paged import attend_pages, require_block_size
 
@@ -130,6 +135,64 @@ def paged_v3_rows(q, k_cache, v_cache, block_table, row_seq, positions, out, n_k
     largest, total, acc_sum = combine_warps(largest, total, acc, head_dim, warp_pairs, warp_sums)
     if cuda.threadIdx.x < head_dim:
         out[row, head, cuda.threadIdx.x] = acc_sum / total if total != float32(0) else float32(0)
+
+
+def paged_lanes_launch(n_rows, n_head, head_dim, block_size):
+    """Launch configuration of :func:`paged_v7_key_per_lane`; ValueError as :func:`paged_rows_launch`."""
+    return paged_rows_launch(n_rows, n_head, head_dim, block_size)[0], WARP
+
+
+@cuda.jit
+def paged_v7_key_per_lane(
+    q, k_cache, v_cache, block_table, row_seq, positions, out, n_kv_head, head_dim, block_size, scale
+):  # fmt: skip
+    """:func:`paged_v3_rows` by a single warp: a key a lane while scores are made, an element a lane for their sum.
+
+    There all lanes share each key, and five shuffles add up what they have of its score. Here a lane has a key to
+    itself; a shuffle is needed for the largest of 32 scores and for their sum, not for each. Where a warp is a loop
+    over vectors, this is most of the time. On a GPU the lanes' keys are head_dim elements apart, and one warp a head
+    is few. Arguments as there. Launch: ``paged_v7_key_per_lane[paged_lanes_launch(…)](…)``, 32 threads exactly.
+    """
+    query = cuda.shared.array(HEAD_DIM_MAX, float32)
+    weights = cuda.shared.array(WARP, float32)
+    acc = cuda.local.array(PER_LANE, float32)
+    head, row, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+    kv_head = head * n_kv_head // cuda.gridDim.x
+    seq = row_seq[row]
+    end = positions[row] + 1
+    for dim in range(lane, head_dim, WARP):
+        query[dim] = q[row, head, dim] * scale
+    for i in range(PER_LANE):
+        acc[i] = float32(0)
+    cuda.syncthreads()
+    largest = LOWEST
+    total = float32(0)
+    for first in range(0, end, WARP):
+        key = min(first + lane, end - 1)
+        page = block_table[seq, key // block_size]
+        place = key % block_size
+        score = float32(0)
+        for dim in range(head_dim):
+            score += query[dim] * k_cache[page, kv_head, place, dim]
+        before = largest
+        largest = max(largest, warp_max(score))  # behind the end the last key is asked again, and has no weight
+        weight = math.exp(score - largest) if first + lane < end else float32(0)
+        shrink = math.exp(before - largest)
+        total = total * shrink + warp_sum(weight)
+        weights[lane] = weight
+        for i in range(PER_LANE):
+            acc[i] *= shrink
+        cuda.syncthreads()
+        for j in range(min(end - first, WARP)):
+            page_j = block_table[seq, (first + j) // block_size]
+            place_j = (first + j) % block_size
+            for i in range(PER_LANE):
+                if WARP * i + lane < head_dim:
+                    acc[i] += weights[j] * v_cache[page_j, kv_head, place_j, WARP * i + lane]
+        cuda.syncthreads()
+    for i in range(PER_LANE):
+        if WARP * i + lane < head_dim:
+            out[row, head, WARP * i + lane] = acc[i] / total if total != float32(0) else float32(0)
 
 
 def paged_rows_reference(q, k_cache, v_cache, block_table, row_seq, positions, scale):

@@ -9,6 +9,8 @@ from chapters.ch12_flash.paged import paged_slots
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 LENGTHS = [1, 5, 33, 64, 17]  # tokens of each sequence, those that are new included
+RUNGS = {ragged.paged_v3_rows: ragged.paged_rows_launch, ragged.paged_v7_key_per_lane: ragged.paged_lanes_launch}
+every_rung = pytest.mark.parametrize("kernel", RUNGS, ids=lambda kernel: kernel.py_func.__name__)
 NEW = [1, 5, 3, 1, 17]  # of them, the new ones: steps, whole prompts, the end of a prompt
 
 
@@ -38,14 +40,13 @@ def caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim, lengths=L
     return k, v
 
 
-def attend(q, k, v, block_table, row_seq, positions):
+def attend(kernel, q, k, v, block_table, row_seq, positions):
     """What the kernel writes; 7 lies behind it."""
     n_rows, n_head, head_dim = q.shape
     _, n_kv_head, block_size, _ = k.shape
     buffer = cuda.to_device(np.concatenate([np.full(q.size, np.nan, np.float32), np.full(40, 7, np.float32)]))
     inputs = map(cuda.to_device, (q, k, v, block_table, row_seq, positions))
-    launch = ragged.paged_rows_launch(n_rows, n_head, head_dim, block_size)
-    ragged.paged_v3_rows[launch](
+    kernel[RUNGS[kernel](n_rows, n_head, head_dim, block_size)](
         *inputs, buffer[: q.size].reshape(q.shape), n_kv_head, head_dim, block_size, scale_of(head_dim)
     )
     got = buffer.copy_to_host()
@@ -53,25 +54,42 @@ def attend(q, k, v, block_table, row_seq, positions):
     return got[: q.size].reshape(q.shape)
 
 
+@every_rung
 @pytest.mark.parametrize("block_size", [4, 16, 64])
 @pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 32), (1, 1, 128), (6, 2, 24), (3, 1, 64)])
-def test_each_row_asks_its_own_sequence_up_to_its_position(rng, block_size, n_head, n_kv_head, head_dim):
+def test_each_row_asks_its_own_sequence_up_to_its_position(rng, kernel, block_size, n_head, n_kv_head, head_dim):
     block_table, n_pages, row_seq, positions = layout(rng, block_size)
     k, v = caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim)
     q = rng.standard_normal((len(row_seq), n_head, head_dim), dtype=np.float32)
     expected = ragged.paged_rows_reference(q, k, v, block_table, row_seq, positions, scale_of(head_dim))
-    np.testing.assert_allclose(attend(q, k, v, block_table, row_seq, positions), expected, **TOLERANCE)
+    np.testing.assert_allclose(attend(kernel, q, k, v, block_table, row_seq, positions), expected, **TOLERANCE)
 
 
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
+@every_rung
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng, kernel):
     block_table, n_pages, row_seq, positions = layout(rng, 16)
     k, v = caches(rng, block_table, n_pages, 2, 16, 32)
     q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
-    together = attend(q, k, v, block_table, row_seq, positions)
+    together = attend(kernel, q, k, v, block_table, row_seq, positions)
     for row in (0, 3, 7, 12, 26):
         one, seq = slice(row, row + 1), row_seq[row]
-        alone = attend(q[one], k, v, block_table[seq : seq + 1], np.zeros(1, np.int32), positions[one])
+        alone = attend(kernel, q[one], k, v, block_table[seq : seq + 1], np.zeros(1, np.int32), positions[one])
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+@every_rung
+def test_padding_and_infinite_scores(rng, kernel):
+    """A row at position -1 sees nothing and is 0; of a score of infinity or NaN the row is NaN, and no other is."""
+    block_table, n_pages, row_seq, positions = layout(rng, 16)
+    k, v = caches(rng, block_table, n_pages, 2, 16, 32)
+    q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
+    before = attend(kernel, q, k, v, block_table, row_seq, positions)
+    q[3], q[5, 1], positions[7] = np.nan, np.inf, -1
+    after = attend(kernel, q, k, v, block_table, row_seq, positions)
+    assert np.isnan(after[3]).all() and np.isnan(after[5, 1]).all() and not after[7].any()
+    others = [row for row in range(len(q)) if row not in (3, 5, 7)]
+    np.testing.assert_array_equal(after[others], before[others])
+    np.testing.assert_array_equal(after[5, 0], before[5, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -101,6 +119,7 @@ def test_keys_and_values_go_to_their_places_and_nowhere_else(rng, n_head, n_kv_h
     [
         (ragged.paged_rows_launch, (0, 1, 64, 16), "at least 1"),
         (ragged.paged_rows_launch, (1, 1, 129, 16), "head_dim = 129"),
+        (ragged.paged_lanes_launch, (0, 1, 64, 16), "at least 1"),
         (ragged.paged_rows_launch, (65536, 1, 64, 16), "65536 rows"),
         (ragged.paged_rows_launch, (1, 1, 64, 6), "block_size = 6"),
         (ragged.split_qkv_pages_launch, (1, 3, 2, 64), "3 heads cannot share 2"),
