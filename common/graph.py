@@ -13,8 +13,8 @@ replay to replay has to be in device memory.
 begin before the kernel in front of it has ended: it does what does not depend on the other, and waits. Which kernels
 do so is seen from their code; all others begin when the one in front has ended.
 
-On the CPU backend a replay just launches again. Source: CUDA Programming Guide, "CUDA Graphs" and "Programmatic
-Dependent Launch".
+On the CPU backend the launches are kept as well (`common.cpu.replay`): there, too, a launch costs more than many a
+kernel. Source: CUDA Programming Guide, "CUDA Graphs" and "Programmatic Dependent Launch".
 """
 
 from . import BACKEND  # before numba.cuda
@@ -47,13 +47,17 @@ class Graph:
             self._handle = _driver().CUstream(int(self._stream.handle))
             cuda.synchronize()
             self._graph = _capture(launches, self._stream, self._handle, dependent)
+        else:
+            from .cpu.replay import Replay
+
+            self._replay = Replay(launches)
 
     def replay(self):
         """Launch everything again, in order; returns at once on a GPU, like a launch."""
         if BACKEND == "gpu":
             _ok(_driver().cuGraphLaunch(self._graph, self._handle))
         else:
-            self._launches()
+            self._replay.run()
 
     def synchronize(self):
         """Wait until all replays so far are done."""

@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 # The CPU backend's own tests stay out of a process that runs on a GPU: they would teach Numba a second float16.
-INSIDE = ("half", "scalars", "atomics", "errors", "compile", "cache", "guard", "crash", "interrupt", "team")
+INSIDE = ("half", "scalars", "atomics", "errors", "compile", "cache", "guard", "crash", "interrupt", "team", "replay")
 collect_ignore = [] if common.BACKEND == "cpu" else [f"cpu/test_{name}.py" for name in INSIDE]
 
 

@@ -1,4 +1,4 @@
-"""CUDA graphs: a replay does what the launches did, again; on the CPU backend it launches again."""
+"""Graphs: a replay does what the launches did, again: as a CUDA graph, or as launches that were kept."""
 
 import numpy as np
 import pytest

@@ -7,7 +7,7 @@ replayed from then on.
 
 from __future__ import annotations
 
-import common  # noqa: F401  (picks the backend, so before numba.cuda)
+import common  # picks the backend, so before numba.cuda
 
 # isort: split
 from numba import cuda
@@ -84,9 +84,11 @@ class ModelRunner:
 
     def run(self, shape: Shape, record: bool = True) -> bool:
         """Launch a step, or replay it; returns whether it was a replay."""
-        if not record or shape.ops == "plain" or shape not in self._graphs:
+        kept = shape.ops != "plain" or shape.single and common.BACKEND == "cpu"  # it has as many shapes as steps have
+        if not record or not kept or shape not in self._graphs:
             self._launches(shape)
-            self._graphs.setdefault(shape, None)
+            if kept:
+                self._graphs.setdefault(shape, None)
             return False
         if self._graphs[shape] is None:
             self._graphs[shape] = Graph(lambda: self._launches(shape), warm=True, stream=self.batch.stream)

@@ -47,7 +47,7 @@ _NOTE, _ERR, _NOTHING = crash.NOTE, crash.ERR, np.empty(0, np.uint8)
 _NEXT, _PART, _BLOCKS, _CALLED, _NUMBER = range(crash.ERR + 9, crash.ERR + 14)  # see `runtime._claim`
 _NUMBERS = {bool, int, float, complex, *np.sctypeDict.values()}
 
-_mine = threading.local()  # `row`: see `crash.Row`
+_mine = threading.local()  # `row`: see `crash.Row`; `steps`: see `replay`, while it records
 _team = None
 _team_lock = threading.Lock()
 _trace = None  # a list while a trace is being taken, see common.trace
@@ -329,6 +329,9 @@ class Dispatcher:
                 history.watched(last)
             if _trace is not None:
                 _trace.append((self, grid, block, taken, values))
+            if "steps" in _mine.__dict__:  # see `replay`
+                step = self, compiled, history, last, block, shared_bytes, values, canaries
+                _mine.steps.append(step if staged is None else None)
 
     def _watched(self, grid, block, shared_bytes, values):
         """A launch under the sanitizer or for a memory report."""
@@ -375,17 +378,7 @@ class Dispatcher:
                 else:
                     _run_parallel(work, blocks, known if alike else None, row)
         except BaseException as error:
-            if not isinstance(error, IndexError) or err[0] in (0, crash.STOPPED):
-                _mine.__dict__.pop("row", None)  # it says that the launch is to stop, and others may still look there
-                guard.damaged(values)  # the next launch is not to blame
-                guard.close_pages()
-                if not isinstance(error, (ValueError, ArithmeticError)):
-                    raise
-                code = self.py_func.__code__  # raised by Numba's own code
-                raise KernelError(
-                    f"a thread of {self.__name__} failed: {error}", code.co_filename, code.co_firstlineno,
-                    "on a GPU such a thread ends without a word, unless the kernel has debug=True",
-                ) from None
+            self._broken_off(error, row, values)
         finally:
             running[_NOTE] = 0
         taken = time.perf_counter() - start
@@ -398,6 +391,21 @@ class Dispatcher:
                 history.lasts.clear()
             history.lasts[last.what] = last
         return taken
+
+    def _broken_off(self, error, row, values):
+        """Raise what came out of a launch, unless the row says it better."""
+        if isinstance(error, IndexError) and row.err[0] not in (0, crash.STOPPED):
+            return
+        _mine.__dict__.pop("row", None)  # it says that the launch is to stop, and others may still look there
+        guard.damaged(values)  # the next launch is not to blame
+        guard.close_pages()
+        if not isinstance(error, (ValueError, ArithmeticError)):
+            raise error
+        code = self.py_func.__code__  # raised by Numba's own code
+        raise KernelError(
+            f"a thread of {self.__name__} failed: {error}", code.co_filename, code.co_firstlineno,
+            "on a GPU such a thread ends without a word, unless the kernel has debug=True",
+        ) from None
 
     def _staged(self, history, last, values):
         """The arrays of a launch in memory with guards, or None if its NumPy arrays are used where they are.

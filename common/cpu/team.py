@@ -89,6 +89,7 @@ class Team:
         self.size, self.lock, self.job, self.ended = size, threading.Lock(), None, False
         words = np.zeros((2 * size + 1) * LINE, np.int64)
         self._words, self.called = memoryview(words), words.ctypes.data
+        self._came = range(LINE, len(words), 2 * LINE)
         self._wait = _compiled()
         self._turns = self._measured() if self._wait else 0
         self._beds = [threading.Lock() for _ in range(size)]  # a helper that sleeps waits for its own
@@ -131,11 +132,12 @@ class Team:
         """Let no helper in any more, and wait for those who are."""
         job.closed = True
         self._words[0] = job.number
-        for came in range(LINE, len(self._words), 2 * LINE):
+        words, number, wait = self._words, job.number, self._wait
+        for came in self._came:
             left = came + LINE
-            while self._words[came] == job.number != self._words[left]:
-                if self._wait:
-                    self._wait(self.called + 8 * left, self._words[left], self._turns, 0, 0)
+            while words[came] == number != words[left]:
+                if wait:
+                    wait(self.called + 8 * left, words[left], self._turns, 0, 0)
                 else:
                     time.sleep(0)
 
@@ -149,7 +151,7 @@ class Team:
     def _help(self, number):
         helper, words, wait, turns = crash.helper(), self._words, self._wait, self._turns
         came = (2 * number + 1) * LINE
-        left, seen = self.called + 8 * (came + LINE), 0
+        left, seen, row = self.called + 8 * (came + LINE), 0, 0
         while True:
             if wait:
                 now = wait(self.called, seen, turns, left, seen)
@@ -164,13 +166,13 @@ class Team:
             seen = words[came] = job.number
             if job.closed:
                 continue
-            crash.helping(helper, job.row)
+            if job.row != row:
+                row = job.row
+                crash.helping(helper, row)
             try:
                 job.work()
             except BaseException as error:
                 job.errors.append(error)
-            finally:
-                crash.helping(helper, 0)
 
     def _sleep(self, number, seen):
         self._asleep[number].append(True)
