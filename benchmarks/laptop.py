@@ -8,8 +8,8 @@ random weights, on which the time does not depend. Run it on an idle machine: ev
 arithmetic, and what else they do is in the figures.
 
 * ``decode``: tokens a second after a prompt, batch 1, from the first new token to the last, in float32 and float16. All
-  take the most likely token. llama.cpp runs the same weights from a GGUF file of type F16 (``pip install --no-deps
-  xllamacpp gguf``). The floor is the time in which NumPy, adding up an array, reads as many bytes as there are weights.
+  take the most likely token. llama.cpp runs the same weights from a GGUF file of type F16 (``pip install
+  -e .[peers]``). The floor is the time in which NumPy, adding up an array, reads as many bytes as there are weights.
 * ``batch``: 8 sequences at once compared with one, tokens a second of all together.
 * ``prefill``: chapter 9's product of 512 rows compared with NumPy's, at the four shapes of a layer.
 * ``start``: processor seconds of ``run.py`` up to its first token, with compiled kernels on disk and without.
@@ -34,7 +34,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["MINI_BACKEND"] = "cpu"
+if __name__ == "__main__":
+    os.environ["MINI_BACKEND"] = "cpu"
 
 import common  # noqa: E402, F401  (before numba.cuda)
 
@@ -179,7 +180,7 @@ def prefill_products(weights, dtype):
 def first_token(weights, dtype, cold):
     """Processor seconds of a whole ``run.py`` that makes one token."""
     with tempfile.TemporaryDirectory() as folder:
-        environ = {**os.environ, **({"MINI_CACHE_DIR": folder} if cold else {})}
+        environ = {**os.environ, "MINI_BACKEND": "cpu", **({"MINI_CACHE_DIR": folder} if cold else {})}
         command = [sys.executable, "ch14_mini_llm/run.py", "--engine=kv", f"--dtype={dtype}", f"--weights={weights}",
                    "--tokens=1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16", "--max_new=1", "--json"]  # fmt: skip
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -245,9 +246,7 @@ CHILDREN = {f.__name__: f for f in (decode_ours, decode_transformers, decode_lla
 
 def child(name, *arguments, n_threads=None):
     """What ``CHILDREN[name]`` returns in a process of its own. Raises RuntimeError with its last line."""
-    environ = dict(os.environ)
-    if n_threads is not None:
-        environ |= {"MINI_THREADS": str(n_threads)}
+    environ = {**os.environ, "MINI_BACKEND": "cpu", **({"MINI_THREADS": str(n_threads)} if n_threads else {})}
     command = [sys.executable, __file__, "--child", json.dumps([name, *arguments])]
     done = subprocess.run(command, capture_output=True, text=True, env=environ)
     if done.returncode:

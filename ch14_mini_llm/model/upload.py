@@ -16,7 +16,7 @@ from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.gpt2 import gpt2
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch09_gemm.gemv_tensor import fold_norm, fold_norm_launch
-from chapters.ch09_gemm.panels import pack_columns, pack_launch, pack_rows, panels_shape
+from chapters.ch09_gemm.panels import pack_columns, pack_columns_launch, pack_rows, pack_rows_launch, panels_shape
 from chapters.ch12_flash.decode_half import HEAD_DIMS
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX
 
@@ -30,18 +30,19 @@ def panels_model(
     """Matrices in chapter 9's panels, and embeddings, in float32 or float16; vectors in float32."""
     dtype = np.dtype(dtype)
 
-    def packed(array, pack, K, N):
+    def packed(array, pack, launch, K, N):
         panels = cuda.device_array(panels_shape(K, N), dtype)
-        pack[pack_launch(K, N)](array, panels, K, N)
+        pack[launch(K, N)](array, panels, K, N)
         return panels
 
     def upload(array, kind):
         if kind == "matrix":
-            return packed(cuda.to_device(np.ascontiguousarray(array)), pack_columns, *array.shape)
+            array = cuda.to_device(np.ascontiguousarray(array))
+            return packed(array, pack_columns, pack_columns_launch, *array.shape)
         return cuda.to_device(np.ascontiguousarray(array, dtype=np.float32 if kind == "vector" else dtype))
 
     model = gpt2(config, tensors, upload, on_tensor)
-    weight = packed(model.head.weight, pack_rows, config.d_model, config.vocab_size)
+    weight = packed(model.head.weight, pack_rows, pack_rows_launch, config.d_model, config.vocab_size)
     no_bias = cuda.to_device(np.zeros(config.vocab_size, np.float32))
     return replace(model, head=replace(model.head, weight=weight, bias=no_bias))
 

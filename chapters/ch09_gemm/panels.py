@@ -40,8 +40,13 @@ def panels_shape(K, N):
     return (N + PANEL - 1) // PANEL, K, PANEL
 
 
-def pack_launch(K, N):
-    """Launch configuration of :func:`pack_columns` and :func:`pack_rows`: ``(grid, block)``, a block a panel."""
+def pack_columns_launch(K, N):
+    """Launch configuration of :func:`pack_columns`: ``(grid, block)``, a block a row. ValueError as `panels_shape`."""
+    return panels_shape(K, N)[1], PANEL
+
+
+def pack_rows_launch(K, N):
+    """Launch configuration of :func:`pack_rows`: ``(grid, block)``, a block a panel. ValueError as `panels_shape`."""
     return panels_shape(K, N)[0], (PANEL, 8)
 
 
@@ -68,12 +73,12 @@ def linear(M, N):
 def pack_columns(W, panels, K, N):
     """panels[p, k, t] = W[k, 32 * p + t], 0 behind column N.
 
-    W: (K, N), panels: ``panels_shape(K, N)``, each float32 or float16, as it is to be kept. K, N: int32. Launch:
-    ``pack_columns[pack_launch(K, N)](…)``.
+    W: (K, N), panels: ``panels_shape(K, N)``, each float32 or float16, as it is to be kept. K, N: int32. A block reads
+    a row from end to end, and leaves a line in each panel. Launch: ``pack_columns[pack_columns_launch(K, N)](…)``.
     """
-    p, t = cuda.blockIdx.x, cuda.threadIdx.x
-    col = p * PANEL + t
-    for k in range(cuda.threadIdx.y, K, cuda.blockDim.y):
+    k, t = cuda.blockIdx.x, cuda.threadIdx.x
+    for p in range(panels.shape[0]):
+        col = p * PANEL + t
         panels[p, k, t] = float32(W[k, col]) if col < N else float32(0)
 
 
@@ -81,7 +86,7 @@ def pack_columns(W, panels, K, N):
 def pack_rows(W, panels, K, N):
     """:func:`pack_columns` of W.T: W is (N, K), as embeddings and checkpoints of other libraries have it.
 
-    Launch: ``pack_rows[pack_launch(K, N)](…)``.
+    Launch: ``pack_rows[pack_rows_launch(K, N)](…)``.
     """
     p, t = cuda.blockIdx.x, cuda.threadIdx.x
     row = p * PANEL + t

@@ -76,10 +76,13 @@ def test_columns_stay_apart(rng, kernel):
 def test_packing(rng, given, kept, K, N):
     W = rng.standard_normal((K, N)).astype(np.float16).astype(given)
     expected = panels.pack_reference(W.astype(kept))
-    for kernel, source in (panels.pack_columns, W), (panels.pack_rows, np.ascontiguousarray(W.T)):
+    for kernel, launch, source in (
+        (panels.pack_columns, panels.pack_columns_launch, W),
+        (panels.pack_rows, panels.pack_rows_launch, np.ascontiguousarray(W.T)),
+    ):
         packed = cuda.to_device(np.full((expected.size + 9,), 7, kept))
         out = packed[: expected.size].reshape(expected.shape)
-        kernel[panels.pack_launch(K, N)](on_device(source), out, K, N)
+        kernel[launch(K, N)](on_device(source), out, K, N)
         np.testing.assert_array_equal(out.copy_to_host(), expected)
         np.testing.assert_array_equal(packed.copy_to_host()[expected.size :], 7)
 
@@ -102,4 +105,4 @@ def test_launches_refuse():
     with pytest.raises(ValueError, match="up to 2097120 columns"):
         panels.linear_launch(1, 2097121)
     with pytest.raises(ValueError, match="K = 3, N = 0: a matrix has at least 1 row and 1 column"):
-        panels.pack_launch(3, 0)
+        panels.pack_rows_launch(3, 0)
