@@ -21,6 +21,7 @@ from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
+from chapters.ch07_warp_reduce.rmsnorm import rmsnorm_launch, rmsnorm_row
 from chapters.ch09_gemm.panels import linear
 from chapters.ch12_flash.ragged import (
     paged_lanes_launch,
@@ -30,9 +31,10 @@ from chapters.ch12_flash.ragged import (
     split_qkv_pages,
     split_qkv_pages_launch,
 )
-from chapters.ch13_llm_ops.batch import embed_rows, take_rows
+from chapters.ch13_llm_ops.batch import embed_rows, embed_tokens, take_rows
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch
-from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel
+from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel, swiglu_fused, swiglu_fused_launch
+from chapters.ch13_llm_ops.rope_rows import split_qkv_rope_launch, split_qkv_rope_pages
 
 
 def rows_attention(*sizes):
@@ -54,10 +56,17 @@ class Plain:
             "x": model.d_model, "h": model.d_model, "q": q_width, "att": q_width, "ff": model.d_ff,
             "qkv": (model.n_head + 2 * model.n_kv_head) * model.head_dim,
         }  # fmt: skip
+        if model.gated:
+            widths["gate_up"] = 2 * model.d_ff
         self._flat = {name: cuda.device_array(max_rows * width, np.float32) for name, width in widths.items()}
         self._widths = widths
         self.logits = cuda.device_array((max_logits, model.vocab_size), np.float32)
         self.model, self.rows, self.b = model, 0, SimpleNamespace()
+        wte, wpe = model.embedding
+        if wpe is None:  # then `append_rows` does not embed: a token after another has no position in this table
+            wpe = cuda.to_device(np.zeros((1, model.d_model), np.float32))
+            self._rows = cuda.to_device(np.arange(max_logits, dtype=np.int32))
+        self._ends_with = wte, wpe
         self.n_logits, self.single, self.best = 0, False, None  # its product of the logits leaves no largest ones
 
     def cut(self, shape: Shape) -> None:
@@ -71,20 +80,26 @@ class Plain:
         self.n_logits, self.single = shape.n_logits, shape.single
 
     def embed(self, embedding: tuple, batch: Batch) -> None:
-        """x = token embedding + position embedding."""
-        n, d = self.rows, self.model.d_model
+        """x = token embedding + position embedding, if there is one."""
+        n, d, (wte, wpe) = self.rows, self.model.d_model, embedding
         tokens = batch.tokens, batch.source, batch.chosen
-        embed_rows[blocks_2d(n, d)](*tokens, batch.positions, *embedding, self.b.x, n, d)
+        if wpe is None:
+            embed_tokens[blocks_2d(n, d)](*tokens, wte, self.b.x, n, d)
+        else:
+            embed_rows[blocks_2d(n, d)](*tokens, batch.positions, wte, wpe, self.b.x, n, d)
 
     def qkv(self, layer: Layer, cache, batch: Batch) -> None:
         """q = queries of norm(x); keys and values go to the rows' slots."""
         n, m = self.rows, self.model
         self._norm(layer.norm_1)
         self._product(self.b.h, layer.qkv, self.b.qkv)
-        split_qkv_pages[split_qkv_pages_launch(n, m.n_head, m.n_kv_head, m.head_dim)](
-            self.b.qkv, self.b.q, *cache.flat[layer.index], batch.slot_mapping, n, m.n_head, m.n_kv_head, m.head_dim,
-            cache.block_size,
-        )  # fmt: skip
+        sizes = n, m.n_head, m.n_kv_head, m.head_dim
+        places = self.b.qkv, self.b.q, *cache.flat[layer.index], batch.slot_mapping
+        if m.rotary is None:
+            split_qkv_pages[split_qkv_pages_launch(*sizes)](*places, *sizes, cache.block_size)
+        else:
+            launch = split_qkv_rope_launch(*sizes)
+            split_qkv_rope_pages[launch](*places, batch.positions, *m.rotary, *sizes, cache.block_size)
 
     def attend(self, layer: Layer, cache, batch: Batch) -> None:
         """att = attention of each row over its own sequence up to its own position."""
@@ -101,8 +116,13 @@ class Plain:
         self._product(inputs, linear, self.b.x, add=1)
 
     def up(self, layer: Layer, batch: Batch) -> None:
-        """ff = gelu(norm(x) @ weight + bias)."""
+        """ff = gelu(norm(x) @ weight + bias), or silu(gate) · value of the two halves of the product."""
         self._norm(layer.norm_2)
+        if self.model.gated:
+            self._product(self.b.h, layer.up, self.b.gate_up)
+            sizes = self.rows, self.model.d_ff
+            swiglu_fused[swiglu_fused_launch(*sizes)](self.b.gate_up, self.b.ff, *sizes)
+            return
         self._product(self.b.h, layer.up, self.b.ff)
         size = self.rows * self.model.d_ff
         gelu_kernel[activation_launch(size)](self.b.ff_flat, self.b.ff_flat, size)
@@ -117,9 +137,9 @@ class Plain:
 
     def logits_at(self, rows, n: int, out) -> None:
         """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device."""
-        d, norm, h = self.model.d_model, self.model.norm, self.b.h
+        d, h = self.model.d_model, self.b.h
         take_rows[blocks_2d(n, d)](self.b.x, rows, h, n, d)
-        layernorm_row[layernorm_launch(n, d)](h, norm.weight, norm.bias, h, d, np.float32(norm.eps))
+        self._norm(self.model.norm, h, n)
         self._product(h, self.model.head, out, n)
 
     def pick(self, model: Model, batch: Batch) -> None:
@@ -130,12 +150,18 @@ class Plain:
 
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""
-        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self._flat["x"])
+        n, d, (wte, wpe) = self.n_logits, self.model.d_model, model.embedding
+        append_rows[append_rows_launch(n)](*batch.ends, *self._ends_with, self._flat["x"])
+        if wpe is None:
+            embed_tokens[blocks_2d(n, d)](batch.tokens, self._rows, batch.chosen, wte, self.b.x, n, d)
 
-    def _norm(self, norm: Norm) -> None:
-        d = self.model.d_model
-        eps = np.float32(norm.eps)
-        layernorm_row[layernorm_launch(self.rows, d)](self.b.x, norm.weight, norm.bias, self.b.h, d, eps)
+    def _norm(self, norm: Norm, x=None, n: int = 0) -> None:
+        """h = norm(x), for the first ``n`` rows, by default all."""
+        d, eps, n, x = self.model.d_model, np.float32(norm.eps), n or self.rows, self.b.x if x is None else x
+        if norm.bias is None:
+            rmsnorm_row[rmsnorm_launch(n, d)](x, norm.weight, self.b.h, d, eps)
+        else:
+            layernorm_row[layernorm_launch(n, d)](x, norm.weight, norm.bias, self.b.h, d, eps)
 
     def _product(self, inputs, layer: Linear, out, n: int = 0, add: int = 0) -> None:
         """out = inputs @ weight + bias, for the first ``n`` rows, by default all; add: on top of what is there."""

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 
 ALIGNMENT = 64  # of the data and of each tensor in it: a cache line, and more than a type of 8 bytes needs
-# The types of tensors: (values, bytes) of a block; a row of the last axis is so many whole blocks. A type with several
-# values a block, such as 32 of 4 bits with a scale of 16 bits in 18 bytes, is one more entry.
-TYPES = {"fp16": (1, 2), "fp32": (1, 4), "bytes": (1, 1)}
+# The types of tensors: (values, bytes) of a block; a row of the last axis is so many whole blocks. `quantize.py` knows
+# those with several values a block.
+TYPES = {"fp16": (1, 2), "fp32": (1, 4), "bytes": (1, 1), "q8_0": (32, 34), "q4_1": (32, 20)}
 
 # Limits of sizes are generous (GPT-2 XL is 48, 25, 1600, 6400, 1024, 50257): they are there to catch garbage.
 LIMITS = {

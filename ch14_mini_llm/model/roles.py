@@ -26,7 +26,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """A layer norm. weight, bias: (d_model,) on the device. eps: added to the variance."""
+    """A layer norm, or without a bias an RMS norm. weight, bias: (d_model,) on the device. eps: added to the variance,
+    or to the mean square."""
 
     weight: object
     bias: object
@@ -35,7 +36,8 @@ class Norm:
 
 @dataclass(frozen=True)
 class Layer:
-    """One transformer block. qkv: queries, keys and values of a row one behind the other."""
+    """One transformer block. qkv: queries, keys and values of a row one behind the other. up: in a gated model, a row's
+    d_ff gates and then its d_ff values."""
 
     index: int
     norm_1: Norm
@@ -48,9 +50,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model. embedding: (of tokens (vocab_size, d_model), of positions (n_ctx, d_model)). head: if it is tied,
-    its weight has the numbers of the embedding, in the layout of a product. n_kv_head: key heads, each serving n_head /
-    n_kv_head heads."""
+    """A whole model.
+
+    embedding: of tokens (vocab_size, d_model), and of positions (n_ctx, d_model), None where they are rotary. head: if
+    it is tied, its weight has the numbers of the embedding, in the layout of a product. n_kv_head: key heads, each
+    serving n_head / n_kv_head heads. rotary: (cosines, sines), (n_ctx, head_dim / 2) each, or None. gated: SwiGLU, not
+    GELU.
+    """
 
     n_head: int
     n_kv_head: int
@@ -63,3 +69,5 @@ class Model:
     layers: tuple[Layer, ...]
     norm: Norm
     head: Linear
+    rotary: tuple | None = None
+    gated: bool = False

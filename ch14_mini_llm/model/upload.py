@@ -12,39 +12,60 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError
-from ch14_mini_llm.model.config import GPT2Config
+from ch14_mini_llm.model.config import GPT2Config, LlamaConfig
 from ch14_mini_llm.model.gpt2 import gpt2
+from ch14_mini_llm.model.llama import llama, rows_of
+from ch14_mini_llm.model.quantize import unpacked
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch09_gemm.gemv_tensor import fold_norm, fold_norm_launch
 from chapters.ch09_gemm.panels import pack_columns, pack_columns_launch, pack_rows, pack_rows_launch, panels_shape
 from chapters.ch12_flash.decode_half import HEAD_DIMS
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX
+from chapters.ch13_llm_ops.rope import rope_tables
 
 
 def panels_model(
-    config: GPT2Config,
-    tensors: Mapping[str, np.ndarray],
+    config: GPT2Config | LlamaConfig,
+    tensors: Mapping[str, object],
     on_tensor: Callable[[str, int], None] | None = None,
     dtype: str = "float32",
 ) -> Model:
     """Matrices in chapter 9's panels, and embeddings, in float32 or float16; vectors in float32."""
-    dtype = np.dtype(dtype)
+    kind_of = np.dtype(dtype)
+    made = _llama_panels if isinstance(config, LlamaConfig) else _gpt2_panels
+    return made(config, tensors, on_tensor, kind_of)
 
-    def packed(array, pack, launch, K, N):
-        panels = cuda.device_array(panels_shape(K, N), dtype)
-        pack[launch(K, N)](array, panels, K, N)
-        return panels
 
+def _packed(array, pack, launch, K: int, N: int, dtype):
+    panels = cuda.device_array(panels_shape(K, N), dtype)
+    pack[launch(K, N)](array, panels, K, N)
+    return panels
+
+
+def _gpt2_panels(config, tensors, on_tensor, dtype) -> Model:
     def upload(array, kind):
         if kind == "matrix":
             array = cuda.to_device(np.ascontiguousarray(array))
-            return packed(array, pack_columns, pack_columns_launch, *array.shape)
+            return _packed(array, pack_columns, pack_columns_launch, *array.shape, dtype)
         return cuda.to_device(np.ascontiguousarray(array, dtype=np.float32 if kind == "vector" else dtype))
 
     model = gpt2(config, tensors, upload, on_tensor)
-    weight = packed(model.head.weight, pack_rows, pack_rows_launch, config.d_model, config.vocab_size)
+    weight = _packed(model.head.weight, pack_rows, pack_rows_launch, config.d_model, config.vocab_size, dtype)
     no_bias = cuda.to_device(np.zeros(config.vocab_size, np.float32))
     return replace(model, head=replace(model.head, weight=weight, bias=no_bias))
+
+
+def _llama_panels(config, tensors, on_tensor, dtype) -> Model:
+    def upload(given, kind):
+        if kind == "zeros":
+            return cuda.to_device(np.zeros(given[0], np.float32))
+        array = rows_of(given, lambda tensor: unpacked(tensor, np.float32 if kind == "vector" else dtype))
+        if kind == "rows":
+            return _packed(cuda.to_device(array), pack_rows, pack_rows_launch, *array.shape[::-1], dtype)
+        return cuda.to_device(array)
+
+    rotary = tuple(map(cuda.to_device, rope_tables(config.n_ctx, config.head_dim, config.rotary_base)))
+    return llama(config, tensors, upload, rotary, on_tensor)
 
 
 def float16_model(
@@ -55,6 +76,8 @@ def float16_model(
 ) -> Model:
     """Matrices in float16, (n_out, n_in), with the layer norms moved into them; embeddings in float16, vectors in
     float32. Raises `RequestError` for sizes that the kernels do not take."""
+    if isinstance(config, LlamaConfig):
+        raise RequestError("engine fast has no kernels for a Llama yet: use engine kv")
     known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
     if config.head_dim not in known:
         sizes = ", ".join(map(str, known))

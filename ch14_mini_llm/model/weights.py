@@ -35,6 +35,7 @@ from ch14_mini_llm.model.layout import (
     read_version,
     write_layout,
 )
+from ch14_mini_llm.model.llama_file import load_llama
 from ch14_mini_llm.model.version1 import load_v1, tensor_table
 
 FP16_MAX = 65504.0
@@ -100,7 +101,7 @@ def load_weights(path: str | os.PathLike) -> tuple[GPT2Config, dict[str, np.ndar
         raise WeightsError(f"{path}: cannot be read ({error}); give the path of a weight file") from None
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    for name, tensor in tensors.items():
+    for name, tensor in tensors.items() if config.architecture == "gpt2" else ():
         flat = tensor.reshape(-1)
         bad = first_non_finite(flat)
         if bad is not None:
@@ -164,8 +165,12 @@ def _load_v2(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
     """Sizes and tensors of a GPT-2, not yet looked at for NaN."""
     layout = read_layout(file)
     model = layout.model
+    if model["architecture"] == "llama":
+        return load_llama(file, layout)
     if model["architecture"] != "gpt2":
-        raise WeightsError(f"architecture is {model['architecture']!r}; this code runs 'gpt2': choose another model")
+        raise WeightsError(
+            f"architecture is {model['architecture']!r}; this code runs 'gpt2' and 'llama': choose another model"
+        )
     config = GPT2Config(**{field.name: model[field.name] for field in fields(GPT2Config)})
     expected = _model_of(config)
     for field, value in model.items():

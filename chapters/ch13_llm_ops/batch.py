@@ -27,6 +27,18 @@ def embed_rows(tokens, source, chosen, positions, wte, wpe, out, n_rows, d_model
         out[r, col] = float32(wte[max(token, 0), col]) + float32(wpe[max(positions[r], 0), col])
 
 
+@cuda.jit
+def embed_tokens(tokens, source, chosen, wte, out, n_rows, d_model):
+    """out[r, c] = wte[token of r, c]: :func:`embed_rows` of a model that has no table of positions.
+
+    Arguments as there. Launch: ``embed_tokens[blocks_2d(n_rows, d_model)](…)``.
+    """
+    col, r = cuda.grid(2)
+    if r < n_rows and col < d_model:
+        token = tokens[r] if source[r] < 0 else chosen[source[r]]
+        out[r, col] = float32(wte[max(token, 0), col])
+
+
 @cuda.jit(device=True, forceinline=True)
 def slot_of(block_table, seq, position, block_size):
     """Where a token lies in the pages, page * block_size + place; -1 behind the table's end. block_size: 2 ** n."""
