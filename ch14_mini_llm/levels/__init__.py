@@ -22,9 +22,11 @@ def make_engine(level: str, config, tensors, max_length=None, on_tensor=None, dt
         raise RequestError(f"engine is {level!r}; it must be one of {', '.join(ENGINES)}")
     check_dtype(level, dtype)
     if level == "naive":
-        from ch14_mini_llm.naive.gpt2 import GPT2
-
-        return GPT2(config, tensors, max_length, on_tensor)
+        if config.architecture == "llama":
+            from ch14_mini_llm.naive.llama import Llama as Listed
+        else:
+            from ch14_mini_llm.naive.gpt2 import GPT2 as Listed
+        return Listed(config, tensors, max_length, on_tensor)
     from ch14_mini_llm.levels.single import Single
 
     return Single(config, tensors, max_length, on_tensor, level, dtype)

@@ -26,6 +26,8 @@ class Listing:
     on_tensor(name, n_values): called after each upload. Raises `RequestError` if max_length is not in 1 ... n_ctx.
     """
 
+    LAYER = "h.{}."  # in front of the names of a block's tensors
+
     def __init__(
         self,
         config: GPT2Config,
@@ -36,7 +38,7 @@ class Listing:
         self.config = config
         self.max_length = check_max_length(max_length, config.n_ctx)
         self.weights = {}
-        for name, tensor in tensors.items():
+        for name, tensor in self.arrays(tensors):
             self.weights[name] = cuda.to_device(np.ascontiguousarray(tensor, dtype=np.float32))
             if on_tensor is not None:
                 on_tensor(name, tensor.size)
@@ -47,6 +49,10 @@ class Listing:
     def from_file(cls, path: str | os.PathLike, **options) -> Listing:
         """The model in a weight file; options as for the class. Raises `WeightsError` like `load_weights`."""
         return cls(*load_weights(path), **options)
+
+    def arrays(self, tensors: dict) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors in the layout that the listing's kernels take."""
+        yield from tensors.items()
 
     def forward(self, tokens: Sequence[int], choose: Callable | None = None) -> int:
         """The token id that follows `tokens`: what a listing lists."""
@@ -85,6 +91,6 @@ class Listing:
         return launches
 
     def _layer(self, layer: int) -> dict:
-        """The weights of one transformer block, by their names without ``h.{layer}.``."""
-        prefix = f"h.{layer}."
+        """The weights of one transformer block, by their names without ``h.{layer}.`` in front."""
+        prefix = self.LAYER.format(layer)
         return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}

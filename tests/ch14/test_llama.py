@@ -1,0 +1,154 @@
+"""Chapter 14: a Llama as a listing and on the engine, against transformers."""
+
+import numpy as np
+import pytest
+
+from ch14_mini_llm.engine.engine import Engine
+from ch14_mini_llm.engine.request import Request, RequestError
+from ch14_mini_llm.levels import make_engine
+from ch14_mini_llm.levels.generate import generate
+from ch14_mini_llm.model.config import LlamaConfig
+from ch14_mini_llm.model.layout import WeightsError
+from ch14_mini_llm.model.llama import llama_tensors
+from ch14_mini_llm.model.llama_file import TOKENIZER, save_llama
+from ch14_mini_llm.model.quantize import Blocks, unpacked
+from ch14_mini_llm.model.weights import load_weights
+
+# grouped heads; one key head, untied, odd d_ff and d_model; as many key heads, wider than their share of d_model
+CONFIGS = [
+    LlamaConfig(2, 4, 2, 16, 48, 100, 128, 101, 1e-5, 10000.0, True),
+    LlamaConfig(1, 3, 1, 8, 33, 71, 128, 101, 1e-6, 1e5, False),
+    LlamaConfig(2, 2, 2, 32, 40, 129, 128, 101, 1e-5, 5e5, True),
+]
+LENGTHS = 1, 5, 17, 40
+
+
+def random_llama(config, seed=0):
+    """{name: float16 array}, and vectors in float32."""
+    rng = np.random.default_rng(seed)
+    number = lambda shape: 0.2 * rng.standard_normal(shape, dtype=np.float32) + (len(shape) == 1)
+    return {name: number(shape).astype(np.float16 if len(shape) == 2 else np.float32)
+            for name, shape in llama_tensors(config)}  # fmt: skip
+
+
+def theirs(torch, transformers, config, tensors):
+    """transformers' model of the same weights."""
+    c = config
+    sizes = transformers.LlamaConfig(
+        hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
+        num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, vocab_size=c.vocab_size, rms_norm_eps=c.epsilon,
+        max_position_embeddings=c.n_ctx, tie_word_embeddings=c.tied_head,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(sizes).eval()
+    state = {f"model.{name}".replace("model.lm_head", "lm_head"): torch.from_numpy(np.array(unpacked(tensor)))
+             for name, tensor in tensors.items()}  # fmt: skip
+    state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    model.load_state_dict(state)
+
+    def logits(tokens):
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].numpy()
+
+    return logits
+
+
+def prompts(config):
+    return [np.random.default_rng(n).integers(0, config.vocab_size, n).tolist() for n in LENGTHS]
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.n_head}-{config.n_kv_head}", scope="module")
+def config(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tensors(config):
+    return random_llama(config)
+
+
+def test_the_listing_is_transformers(torch, transformers, config, tensors):
+    logits, listing = theirs(torch, transformers, config, tensors), make_engine("naive", config, tensors, 48)
+    for prompt in prompts(config):
+        made = list(generate(listing, prompt, 4))
+        wanted = logits([*prompt, *made])[len(prompt) - 1 : -1]
+        assert made == wanted.argmax(1).tolist()
+        np.testing.assert_allclose(listing.logits.copy_to_host(), wanted[-1], atol=2e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_engine_is_the_listing(config, tensors, dtype):
+    """Alone and together, prompts cut into pieces: the same tokens, and bit by bit the same logits."""
+    listing = make_engine("naive", config, tensors, 64)
+    requests = [Request(prompt, 12) for prompt in prompts(config)]
+    engine = Engine.of(config, tensors, "kv", dtype=dtype, num_blocks=40, max_rows=33)
+    for request, result in zip(requests, engine.run(requests)):
+        assert result.tokens == list(generate(listing, request.tokens, 12)) and result.error is None
+    single = make_engine("kv", config, tensors, 64, dtype=dtype)
+    for prompt in prompts(config):
+        assert single.prefill(prompt) == listing.prefill(prompt)
+        expected = listing.logits.copy_to_host()
+        np.testing.assert_allclose(single.logits.copy_to_host(), expected, atol=2e-5 * np.abs(expected).max())
+    engine.check()
+
+
+def test_fast_says_that_it_does_not_know_it(config, tensors):
+    with pytest.raises(RequestError, match="engine fast has no kernels for a Llama yet: use engine kv"):
+        make_engine("fast", config, tensors)
+
+
+def packed(rng, kind, shape):
+    """Random blocks of a type, with scales that are numbers."""
+    n_bytes = {"q8_0": 34, "q4_1": 20}[kind]
+    blocks = rng.integers(0, 256, (shape[0], shape[1] // 32, n_bytes)).astype(np.uint8)
+    for at in range(0, 4 if kind == "q4_1" else 2, 2):
+        scales = (0.01 * rng.standard_normal(blocks.shape[:2])).astype(np.float16)
+        blocks[..., at : at + 2] = scales[..., None].view(np.uint8)
+    return Blocks(blocks.reshape(shape[0], -1), kind, shape)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_1"])
+def test_blocks_are_ggmls(rng, kind):
+    gguf = pytest.importorskip("gguf")
+    blocks = packed(rng, kind, (7, 96))
+    expected = gguf.quants.dequantize(blocks.data, gguf.GGMLQuantizationType[kind.upper()])
+    np.testing.assert_array_equal(blocks.unpack(), expected)
+    np.testing.assert_array_equal(blocks.unpack(np.float16), expected.astype(np.float16))
+
+
+def test_a_file_keeps_types_and_numbers(rng, tmp_path):
+    config = LlamaConfig(1, 2, 1, 16, 32, 64, 64, 61, 1e-5, 1e4, False)
+    kinds = {"self_attn.q_proj": "q4_1", "mlp.down_proj": "q8_0", "embed_tokens": "q8_0"}
+    tensors = random_llama(config)
+    for name, tensor in tensors.items():
+        for part, kind in kinds.items():
+            if part in name:
+                tensors[name] = packed(rng, kind, tensor.shape)
+    save_llama(tmp_path / "llama.bin", config, tensors, b"{}")
+    found_config, found = load_weights(tmp_path / "llama.bin")
+    assert found_config == config and bytes(found.pop(TOKENIZER)) == b"{}" and found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert type(found[name]) is Blocks or found[name].dtype == tensor.dtype
+        np.testing.assert_array_equal(unpacked(found[name]), unpacked(tensor))
+    result = list(generate(make_engine("kv", found_config, found, 40), [1, 2, 3], 5))
+    assert result == list(generate(make_engine("naive", config, tensors, 40), [1, 2, 3], 5))
+
+
+def test_files_that_cannot_be(rng, tmp_path):
+    config = LlamaConfig(1, 2, 1, 16, 32, 64, 64, 61, 1e-5, 1e4, True)
+    tensors = random_llama(config)
+    for change, named in (
+        ({"norm.weight": None}, "norm.weight is missing"),
+        ({"norm.weight": np.ones(31, np.float32)}, "norm.weight has shape"),
+        ({"norm.weight": np.ones(32)}, "norm.weight has dtype float64"),
+        ({"norm.weight": np.full(32, np.inf, np.float32)}, "a value of tensor norm.weight"),
+        ({"layers.0.mlp.up_proj.weight": Blocks(np.full((64, 34), 255, np.uint8), "q8_0", (64, 32))}, "a scale of"),
+    ):
+        given = {name: tensor for name, tensor in (tensors | change).items() if tensor is not None}
+        with pytest.raises(WeightsError, match=named):
+            save_llama(tmp_path / "no.bin", config, given, b"{}")
+    for field, value, named in (
+        ("n_kv_head", 3, "n_head must be a multiple"), ("head_dim", 15, "must be even"), ("n_layer", 0, "n_layer is 0"),
+    ):  # fmt: skip
+        with pytest.raises(WeightsError, match=named):
+            LlamaConfig(**{**vars(config), field: value})
