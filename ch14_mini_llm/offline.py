@@ -23,7 +23,8 @@ from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.files import FileError, open_input
 from ch14_mini_llm.start import describe, loading, pick_backend, say, shown
 from ch14_mini_llm.terminal import Terminal
-from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode
+from ch14_mini_llm.tokenizer.bpe import TokenizerError
+from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, tokenizer_of
 from ch14_mini_llm.watch import Watch
 
 DRAWING = (
@@ -36,6 +37,7 @@ SCORES = ("logprobs", "prompt_logprobs")
 FIELDS = ("id", "prompt", "tokens", "max_new", "priority", "stop_tokens", "ignore_eos", *DRAWING, *SCORES)
 LARGEST = 2**53  # whole numbers that every reader of JSON has
 MOST_BYTES = 1 << 30
+GPT2 = GPT2Tokenizer()
 
 
 def batch_lines(options) -> list[bytes] | None:
@@ -70,7 +72,7 @@ def read_lines(path: str | os.PathLike) -> list[bytes]:
     return lines
 
 
-def parse(line: bytes, defaults: dict, vocab_size: int) -> tuple[object, Request]:
+def parse(line: bytes, defaults: dict, vocab_size: int, tokenizer=GPT2) -> tuple[object, Request]:
     """``(id, request)`` of a line. defaults: fields that it may leave out. Raises `RequestError`."""
     try:
         fields = json.loads(line)
@@ -84,7 +86,7 @@ def parse(line: bytes, defaults: dict, vocab_size: int) -> tuple[object, Request
     if ("prompt" in fields) == ("tokens" in fields):
         raise RequestError("a request has one of the fields prompt and tokens")
     known = {**defaults, **{name: value for name, value in fields.items() if value is not None}}
-    tokens = known["tokens"] if "tokens" in fields else _encoded(known["prompt"])
+    tokens = known["tokens"] if "tokens" in fields else _encoded(known["prompt"], tokenizer)
     if not isinstance(tokens, list):
         raise RequestError("tokens must be a list of ids, such as [15496, 11]")
     stop = known.get("stop_tokens", [])
@@ -94,22 +96,24 @@ def parse(line: bytes, defaults: dict, vocab_size: int) -> tuple[object, Request
     for name, value in ("max_new", known["max_new"]), ("priority", known.get("priority", 0)):
         check_whole(name, value, -LARGEST, LARGEST, f"up to {LARGEST}")
     sampling = Sampling(**drawing).seeded() if drawing else None
-    if not known.get("ignore_eos") and vocab_size > END_OF_TEXT_ID:
-        stop = [*stop, END_OF_TEXT_ID]
+    if not known.get("ignore_eos"):
+        stop = [*stop, *(token for token in tokenizer.stop_tokens if token < vocab_size)]
     scores = {name: known.get(name) for name in SCORES}
     return fields.get("id"), Request(tokens, known["max_new"], sampling, stop, known.get("priority", 0), **scores)
 
 
-def _encoded(prompt) -> list[int]:
+def _encoded(prompt, tokenizer) -> list[int]:
     if not isinstance(prompt, str) or not prompt:
         raise RequestError("prompt must be a text of at least one character")
     try:
-        return encode(prompt)
+        return tokenizer.encode(prompt)
     except TokenizerError as error:
         raise RequestError(str(error)) from None
 
 
-def results(engine, lines: list[bytes], defaults: dict, on_end: Callable[[], None]) -> Iterator[dict]:
+def results(
+    engine, lines: list[bytes], defaults: dict, on_end: Callable[[], None], tokenizer=GPT2
+) -> Iterator[dict]:
     """Run the requests of ``lines``; yields a dict a line, in their order, each as soon as it can.
 
     on_end: called when a request has ended, whichever.
@@ -119,7 +123,7 @@ def results(engine, lines: list[bytes], defaults: dict, on_end: Callable[[], Non
     for number, line in enumerate(lines):
         name = None
         try:
-            name, request = parse(line, defaults, engine.model.vocab_size)
+            name, request = parse(line, defaults, engine.model.vocab_size, tokenizer)
             running[engine.submit(request)] = number, name, request, Result(None)
         except RequestError as error:
             found[number] = {"line": number + 1, "id": name, "finish_reason": "error", "error": str(error)}
@@ -134,7 +138,7 @@ def results(engine, lines: list[bytes], defaults: dict, on_end: Callable[[], Non
             if output.finish_reason is not None:
                 del running[output.id]
                 found[number] = {
-                    "line": number + 1, "id": name, "tokens": result.tokens, "text": decode(result.tokens),
+                    "line": number + 1, "id": name, "tokens": result.tokens, "text": tokenizer.decode(result.tokens),
                     "finish_reason": result.finish_reason, "error": result.error,
                     "seed": request.sampling.seed if request.sampling else None,
                 }  # fmt: skip
@@ -166,10 +170,11 @@ def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
     with loading(config) as on_tensor:
         level = options.engine or "kv"
         engine = Engine.of(config, tensors, level, on_tensor, options.dtype, static=options.static, **sizes)
-    return run_batch(engine, lines, defaults | {"ignore_eos": options.ignore_eos}, options.watch)
+    defaults["ignore_eos"] = options.ignore_eos
+    return run_batch(engine, lines, defaults, options.watch, tokenizer_of(config, tensors))
 
 
-def run_batch(engine, lines: list[bytes], defaults: dict, watched: bool = False) -> int:
+def run_batch(engine, lines: list[bytes], defaults: dict, watched: bool = False, tokenizer=GPT2) -> int:
     """Print a result a line, with progress on the standard error; returns the exit code, 1 if a request failed.
 
     watched: show what each sequence does in each step (`watch.Watch`) instead of a bar.
@@ -182,7 +187,7 @@ def run_batch(engine, lines: list[bytes], defaults: dict, watched: bool = False)
         engine.on_step = watch.step
     bar = tqdm(total=len(lines), unit=" requests", desc="running", leave=False, file=sys.stderr, disable=watched)
     with watch, bar:
-        for result in results(engine, lines, defaults, on_end=bar.update):
+        for result in results(engine, lines, defaults, bar.update, tokenizer):
             failed += result["error"] is not None
             terminal.clear()  # a picture in the way; the next step draws it again
             print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -1,10 +1,11 @@
-"""Generate text with GPT-2 on the book's own kernels.
+"""Generate text with GPT-2, or a Llama, on the book's own kernels.
 
     python ch14_mini_llm/run.py --tokens=15496,11,612,318 --max_new=64
     python ch14_mini_llm/run.py --prompt "Once upon a time" --temperature 0.8 --top_k 40 --seed 1
     python ch14_mini_llm/run.py --max_new=1 --trace
     python ch14_mini_llm/run.py --engine=fast --stats
     python ch14_mini_llm/run.py --batch requests.jsonl --watch
+    python ch14_mini_llm/run.py --weights data/smollm2-135m.bin --chat
 
 The text appears token by token; the last two lines are the final list of token ids and its text. With --json the
 output is one JSON object. Everything else (progress, messages) goes to the standard error.
@@ -31,6 +32,7 @@ if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == ROOT / "ch14_mini
 elif str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from ch14_mini_llm.chat import run_chat  # noqa: E402
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.dtypes import check_dtype  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
@@ -40,9 +42,10 @@ from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E
 from ch14_mini_llm.offline import OPTIONS, batch_lines, run_lines  # noqa: E402
 from ch14_mini_llm.show import Stream, notice_when_slow, print_stats, print_trace, rate  # noqa: E402
 from ch14_mini_llm.start import BackendProblem, describe, pick_backend, say, shown, upload  # noqa: E402
-from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode  # noqa: E402
+from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
+from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
-DEFAULT_TOKENS = (15496, 11, 612, 318)  # "Hello, there is"
+DEFAULT_PROMPT = "Hello, there is"  # GPT-2's 15496, 11, 612, 318
 DEFAULT_MAX_NEW = 64
 
 
@@ -54,16 +57,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int | None:
     """Load, generate, print: the program without its error handling; returns its exit code if that is not 0."""
+    for name in ("tokens", "batch"):
+        if options.chat and getattr(options, name) is not None:
+            raise RequestError(f"--chat and --{name} are both given; a conversation is in words: use --prompt")
     if options.weights == "":
         raise RequestError("--weights is empty; give the path of a weight file, or leave it out")
     path = options.weights or default_weights()
     lines = batch_lines(options)
-    level = options.engine or ("naive" if lines is None else "kv")
-    check_dtype(level, options.dtype)
     config, tensors = load_weights(path)
+    level = options.engine or ("naive" if lines is None and config.architecture == "gpt2" else "kv")
+    check_dtype(level, options.dtype)
     if lines is not None:
         return run_lines(options, lines, path, config, tensors)
-    prompt = prompt_tokens(options)
+    tokenizer = tokenizer_of(config, tensors)
+    if options.chat and options.prompt is None:
+        return run_chat(options, path, config, tensors, tokenizer, level, build_sampling(options))
+    prompt = prompt_tokens(options, tokenizer)
     sampling = build_sampling(options)
     check_request(config, prompt, options.max_new, sampling)
 
@@ -82,24 +91,24 @@ def run(options: argparse.Namespace) -> int | None:
         say(f"engine {level}: {note}")
 
     tokens, times = list(prompt), []
-    stream = Stream(enabled=not options.json)
+    stream = Stream(not options.json, tokenizer)
     start = time.perf_counter()
     with notice_when_slow(backend) as stop_notice:
         for token in generate(
-            model, prompt, options.max_new, sampling, stop=None if options.ignore_eos else END_OF_TEXT_ID
+            model, prompt, options.max_new, sampling, () if options.ignore_eos else tokenizer.stop_tokens
         ):
             times.append(time.perf_counter())
             stop_notice()
-            stream.write([token] if len(times) > 1 else [*prompt, token])
+            stream.write([token] if len(times) > 1 or options.chat else [*prompt, token])
             tokens.append(token)
     end = time.perf_counter()
-    stream.finish(tokens=[] if times else prompt)
+    stream.finish(tokens=[] if times or options.chat else prompt)
 
     first = times[0] if times else end
     result = {
         "prompt_tokens": list(prompt),
         "tokens": tokens,
-        "text": decode(tokens),
+        "text": tokenizer.decode(tokens),
         "stopped": "max_new" if len(times) == options.max_new else "end_of_text",
         "backend": backend,
         "device": device,
@@ -109,6 +118,8 @@ def run(options: argparse.Namespace) -> int | None:
         "first_token_s": first - start,
         "first_token_from_program_start_s": first - PROGRAM_START,
     }
+    if options.chat:
+        result["answer"] = tokenizer.decode(tokens[len(prompt) :])
     if sampling is not None:
         result["seed"] = sampling.seed
     launches = model.trace_step(tokens[:-1] if times else tokens, sampling) if options.trace else []
@@ -152,6 +163,7 @@ def build_parser() -> Parser:
     add("--block_size", metavar="N", type=integer, help="with --batch: tokens a block: 4, 8, 16 … 256 (default 16)")
     add("--static", action="store_true", help="with --batch: padded batches that begin and end together, to compare")
     add("--watch", action="store_true", help="with --batch: show what each sequence does in each step")
+    add("--chat", action="store_true", help="talk with a model that was made for it, or have one answer to --prompt")
     add("--max_new", metavar="N", type=integer, default=DEFAULT_MAX_NEW, help="how many tokens to add (default 64)")
     add("--weights", metavar="FILE", help="a weight file (default: data/gpt2-small.bin if there, else the tiny model)")
     add("--temperature", metavar="T", type=number, help="draw with the logits divided by T (default 1)")
@@ -169,16 +181,18 @@ def build_parser() -> Parser:
     return parser
 
 
-def prompt_tokens(options: argparse.Namespace) -> list[int]:
-    """The token ids of the prompt; raises `RequestError`."""
+def prompt_tokens(options: argparse.Namespace, tokenizer) -> list[int]:
+    """The token ids of the prompt; raises `RequestError` and `TokenizerError`."""
     if options.tokens is not None and options.prompt is not None:
         raise RequestError("--tokens and --prompt are both given; give one of them")
     if options.prompt is not None:
         if not options.prompt:
             raise RequestError("--prompt is empty; give at least one character")
-        return encode(options.prompt)
+        if options.chat:
+            return tokenizer.chat([{"role": "user", "content": options.prompt}])
+        return tokenizer.encode(options.prompt)
     if options.tokens is None:
-        return list(DEFAULT_TOKENS)
+        return tokenizer.encode(DEFAULT_PROMPT)
     if not options.tokens.strip():
         raise RequestError("--tokens is empty; give at least one id, such as --tokens=15496,11,612,318")
     ids = []

@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 
 from ch14_mini_llm.start import say
-from ch14_mini_llm.tokenizer.bpe import StreamDecoder
+from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, StreamDecoder
 
 SLOW = 1.5  # seconds without a first token until a message says what takes so long
 
@@ -15,8 +15,8 @@ SLOW = 1.5  # seconds without a first token until a message says what takes so l
 class Stream:
     """Writes tokens to the standard output as text, whole characters at a time."""
 
-    def __init__(self, enabled: bool) -> None:
-        self.enabled, self.decoder = enabled, StreamDecoder()
+    def __init__(self, enabled: bool, tokenizer: GPT2Tokenizer) -> None:
+        self.enabled, self.decoder = enabled, StreamDecoder(tokenizer)
 
     def write(self, tokens) -> None:
         """Show the text of `tokens`."""

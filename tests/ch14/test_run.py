@@ -14,7 +14,7 @@ import common
 from ch14_mini_llm import run as run_module
 from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
-from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, VOCAB_SIZE, decode
+from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, VOCAB_SIZE, decode, encode
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "ch14_mini_llm" / "run.py"
@@ -168,7 +168,7 @@ def test_every_token_is_on_screen_before_the_next_is_made(weights, monkeypatch, 
 
 
 def test_half_a_character_waits_for_the_other_half(weights, monkeypatch, capsys):
-    snake = run_module.encode("\U0001f40d")
+    snake = encode("\U0001f40d")
     assert len(snake) > 1
     made = iter([*snake, snake[0]])
     import ch14_mini_llm.levels.generate

@@ -1,0 +1,153 @@
+"""A model's own tokenizer, from its weight file; and GPT-2's, with the same methods.
+
+A weight file has it as JSON: ``tokenizer`` in the form of the `tokenizers` library, ``stop_tokens``, which end a text,
+and ``chat_template``, the form of a conversation in Jinja, or null. A template comes with a model that somebody made:
+it runs in Jinja's sandbox.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from operator import index
+
+from ch14_mini_llm.tokenizer import bpe
+from ch14_mini_llm.tokenizer.bpe import TokenizerError
+
+FIELDS = {"tokenizer", "stop_tokens", "chat_template"}
+
+
+class GPT2Tokenizer:
+    """GPT-2's byte-level BPE: `bpe`'s functions."""
+
+    stop_tokens = (bpe.END_OF_TEXT_ID,)
+    can_chat = False
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; raises `TokenizerError`."""
+        return bpe.encode(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
+        return bpe.token_bytes(token)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins; raises `TokenizerError`."""
+        raise TokenizerError("this model has no form for a conversation; give --prompt without --chat")
+
+
+class OwnTokenizer(GPT2Tokenizer):
+    """The tokenizer in a weight file. data: its bytes. Raises `TokenizerError` for what is none."""
+
+    def __init__(self, data: bytes) -> None:
+        try:
+            fields = json.loads(data)
+            if not isinstance(fields, dict) or fields.keys() != FIELDS:
+                raise ValueError(f"it must have the fields {', '.join(sorted(FIELDS))}")
+            self.stop_tokens = tuple(map(index, fields["stop_tokens"]))
+            self._bpe = _library().from_str(json.dumps(fields["tokenizer"]))
+        except TokenizerError:
+            raise
+        except Exception as error:  # the library raises bare Exceptions
+            raise TokenizerError(f"the weight file's tokenizer cannot be read: {str(error)[:100]}") from None
+        self.template = fields["chat_template"]
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether it has a form for a conversation."""
+        return self.template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, in which special tokens are written out as they look; raises `TokenizerError`."""
+        bpe._require_utf8(text)
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
+        last = len(self._table) - 1
+        try:
+            number = index(token)
+        except TypeError:
+            raise TokenizerError(f"token id {token!r} is not an integer; ids are 0 to {last}") from None
+        if not 0 <= number <= last:
+            raise TokenizerError(f"token id {token} is not in the vocabulary; ids are 0 to {last}")
+        return self._table[number]
+
+    @cached_property
+    def _table(self) -> list[bytes]:
+        """The bytes of every id; none for numbers that stand for nothing."""
+        byte_of = bpe._byte_of_character()
+        vocabulary = self._bpe.get_vocab(with_added_tokens=True)
+        special = {token.content for token in self._bpe.get_added_tokens_decoder().values()}
+        table = [b""] * (max(vocabulary.values()) + 1)
+        for token, number in vocabulary.items():
+            known = token not in special and all(character in byte_of for character in token)
+            table[number] = bytes(byte_of[character] for character in token) if known else token.encode()
+        return table
+
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins; raises `TokenizerError`.
+
+        messages: each {"role": "system", "user" or "assistant", "content": text}.
+        """
+        if self.template is None:
+            return super().chat(messages)
+        try:
+            return self.encode(self._form.render(messages=list(messages), add_generation_prompt=True))
+        except TokenizerError:
+            raise
+        except Exception as error:  # whatever a template does
+            raise TokenizerError(f"the model's form of a conversation fails: {str(error)[:100]}") from None
+
+    @cached_property
+    def _form(self):
+        from jinja2.exceptions import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def fail(message):
+            raise TemplateError(message)
+
+        options = dict(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])  # transformers'
+        form = ImmutableSandboxedEnvironment(**options)
+        form.globals["raise_exception"] = fail
+        return form.from_string(self.template)
+
+
+class StreamDecoder:
+    """Decodes a stream of ids piece by piece; the pieces, and `finish()` last, join up to ``tokenizer.decode``."""
+
+    def __init__(self, tokenizer: GPT2Tokenizer) -> None:
+        self._tokenizer, self._utf8 = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The characters that `token` completes; may be empty."""
+        return self._utf8.decode(self._tokenizer.token_bytes(token))
+
+    def finish(self) -> str:
+        """U+FFFD if the stream ended inside a character, else the empty string. Starts afresh."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def tokenizer_of(config, tensors: Mapping[str, object]) -> GPT2Tokenizer:
+    """The tokenizer of a model, of what `load_weights` gives."""
+    if config.architecture == "gpt2":
+        return GPT2Tokenizer()
+    from ch14_mini_llm.model.llama_file import TOKENIZER
+
+    return OwnTokenizer(bytes(tensors[TOKENIZER]))
+
+
+def _library():
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise TokenizerError("text needs the tokenizers package: pip install tokenizers") from None
+    return Tokenizer
