@@ -71,6 +71,15 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)), target
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("chapters/*/*.md")), ids=name)
+def test_code_that_a_page_shows_is_the_files(page):
+    """After ``<!-- from FILE, FUNCTION -->``: lines one after another, of which some may be left out."""
+    for file, block in re.findall(r"<!-- from (\S+), \S+ -->\n```python\n(.*?)```", page.read_text(), re.DOTALL):
+        source = iter([line.strip() for line in (page.parent / file).read_text().splitlines()])
+        for line in filter(None, map(str.strip, block.splitlines())):
+            assert line in ("…", "...") or line in source, f"{file} has no {line!r} there"
+
+
 def test_a_function_that_chooses_a_kernel_is_a_name_of_it():
     found = lessons.kernels(next(folder for folder in FOLDERS if folder.name == "ch09_gemm"))
     assert found["gemm_parts_32"][2] == found["gemm_parts_64"][2] == ["gemm_parts"]

@@ -110,7 +110,7 @@ def linear_v1_column(x, W, bias, y, M, N, K, add):
     if col < N:
         total = float32(0)
         for k in range(K):
-            total += x[row, k] * float32(W[k, col])
+            total = cuda.fma(x[row, k], float32(W[k, col]), total)
         total += bias[col]
         y[row, col] = y[row, col] + total if add else total
 
@@ -126,7 +126,7 @@ def linear_v2_panels(x, panels, bias, y, M, N, K, add):
     col = p * PANEL + t
     total = float32(0)
     for k in range(K):
-        total += x[row, k] * float32(panels[p, k, t])
+        total = cuda.fma(x[row, k], float32(panels[p, k, t]), total)
     if col < N:
         total += bias[col]
         y[row, col] = y[row, col] + total if add else total
@@ -151,15 +151,15 @@ def linear_v3_rows(x, panels, bias, y, M, N, K, add):
         for r in range(ROWS):
             if r < n_rows:
                 total = totals[r]
-                total += x[row0 + r, k] * w0
-                total += x[row0 + r, k + 1] * w1
-                total += x[row0 + r, k + 2] * w2
-                total += x[row0 + r, k + 3] * w3
+                total = cuda.fma(x[row0 + r, k], w0, total)
+                total = cuda.fma(x[row0 + r, k + 1], w1, total)
+                total = cuda.fma(x[row0 + r, k + 2], w2, total)
+                total = cuda.fma(x[row0 + r, k + 3], w3, total)
                 totals[r] = total
     for k in range(whole, K):
         for r in range(ROWS):
             if r < n_rows:
-                totals[r] += x[row0 + r, k] * float32(panels[p, k, t])
+                totals[r] = cuda.fma(x[row0 + r, k], float32(panels[p, k, t]), totals[r])
     if col < N:
         for r in range(ROWS):
             if r < n_rows:
