@@ -13,6 +13,7 @@ import pytest
 from numba import cuda, float32, int32
 
 from common.cpu import launch
+from common.cpu import team as team_module
 from common.cpu.team import Team
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,9 +64,13 @@ def test_a_small_and_a_large_launch_of_one_kernel_are_estimated_apart(monkeypatc
     assert shared
 
 
-@pytest.fixture(scope="module")
-def team():
-    team = Team(3)
+@pytest.fixture(scope="module", params=["looks", "sleeps"])
+def team(request):
+    """Three helpers, who look for work for a while before they sleep, or, as on other processors, sleep at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "sleeps":
+            patch.setattr(team_module, "_compiled", lambda: None)
+        team = Team(3)
     yield team
     team._end()
 
