@@ -13,6 +13,7 @@ import pytest
 from numba import cuda, float32, int32
 
 from common.cpu import launch
+from common.cpu import team as team_module
 from common.cpu.team import Team
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,9 +64,13 @@ def test_a_small_and_a_large_launch_of_one_kernel_are_estimated_apart(monkeypatc
     assert shared
 
 
-@pytest.fixture(scope="module")
-def team():
-    team = Team(3)
+@pytest.fixture(scope="module", params=["looks", "sleeps"])
+def team(request):
+    """Three helpers, who look for work for a while before they sleep, or, as on other processors, sleep at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "sleeps":
+            patch.setattr(team_module, "_compiled", lambda: None)
+        team = Team(3)
     yield team
     team._end()
 
@@ -80,21 +85,24 @@ def test_each_comes_at_most_once_and_none_is_waited_for_who_did_not_come(team):
 
 
 def test_all_come_to_work_that_takes_a_while(team):
-    came = set()
+    came, all_of_them = set(), threading.Barrier(4, timeout=60)
 
     def work():
         came.add(threading.current_thread().name)
-        time.sleep(0.05)
+        all_of_them.wait()
 
     team.run(work)
     assert len(came) == 4
 
 
 def test_an_error_of_a_helper_is_raised(team):
+    came = threading.Event()
+
     def work():
         if threading.current_thread() is not threading.main_thread():
+            came.set()
             raise ValueError("of a helper")
-        time.sleep(0.05)
+        assert came.wait(60)
 
     with pytest.raises(ValueError, match="of a helper"):
         team.run(work)
@@ -102,19 +110,19 @@ def test_an_error_of_a_helper_is_raised(team):
 
 
 def test_an_error_here_stops_the_others_and_waits_for_them(team):
-    stopped, left = threading.Event(), []
+    stopped, left, all_of_them = threading.Event(), [], threading.Barrier(4, timeout=60)
 
     def work():
+        all_of_them.wait()
         if threading.current_thread() is threading.main_thread():
-            time.sleep(0.02)
             raise KeyError("here")
-        stopped.wait(5)
+        assert stopped.wait(60)
         time.sleep(0.02)
         left.append(1)
 
     with pytest.raises(KeyError, match="here"):
         team.run(work, stop=stopped.set)
-    assert stopped.is_set() and len(left) == 3
+    assert len(left) == 3
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
