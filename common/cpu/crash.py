@@ -42,6 +42,7 @@ ROWS, HELPERS, SUSPECTS, LENT, MOST_PLACES = 1024, 1024, 4, 256, 10_000
 ARENA, ARENA_END, DYING, SPEAKER, N_LENT, N_FILES, FILES, WAIT, SPEAK, NEXT_SUSPECT = 0, 1, 2, 3, 4, 5, 6, 8, 9, 10
 DEFAULT = 11
 MOST_WAIT = 400_000  # µs, in which a notebook's other threads carry the message to its cell
+LINGER = 20_000  # µs, in which threads of the same launch come here as well, and not to the handlers before this one
 OLD = 16  # addresses of the handlers before ours, by number of the signal
 REASONS = OLD + 32  # addresses of what a signal means, by its number
 TEXTS = REASONS + 32  # addresses of the messages' other parts
@@ -270,6 +271,7 @@ def _on_signal(table, signum, info, context):
         _store(table + SPEAKER * 8, thread)
         if row != 0 or _load(table + SPEAK * 8) != 0 and _load(table + SUSPECT * 8) != 0:
             _speak(table, signum, row, full)
+        _usleep(np.int32(LINGER))
         _sigaction(signum, _load(table + (OLD + signum) * 8), 0)
     else:
         if _load(table + SPEAKER * 8) != thread:  # another thread is about to end the process: let it finish
