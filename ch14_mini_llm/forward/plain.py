@@ -117,9 +117,9 @@ class Plain:
 
     def logits_at(self, rows, n: int, out) -> None:
         """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device."""
-        d, norm, h = self.model.d_model, self.model.norm, self.b.h
+        d, h = self.model.d_model, self.b.h
         take_rows[blocks_2d(n, d)](self.b.x, rows, h, n, d)
-        layernorm_row[layernorm_launch(n, d)](h, norm.weight, norm.bias, h, d, np.float32(norm.eps))
+        self._norm(self.model.norm, h, n)
         self._product(h, self.model.head, out, n)
 
     def pick(self, model: Model, batch: Batch) -> None:
@@ -132,10 +132,10 @@ class Plain:
         """The chosen tokens become the rows' newest."""
         append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self._flat["x"])
 
-    def _norm(self, norm: Norm) -> None:
-        d = self.model.d_model
-        eps = np.float32(norm.eps)
-        layernorm_row[layernorm_launch(self.rows, d)](self.b.x, norm.weight, norm.bias, self.b.h, d, eps)
+    def _norm(self, norm: Norm, x=None, n: int = 0) -> None:
+        """h = norm(x), of the first ``n`` rows, by default all; x: by default the residual stream."""
+        n, x, d, eps = n or self.rows, self.b.x if x is None else x, self.model.d_model, np.float32(norm.eps)
+        layernorm_row[layernorm_launch(n, d)](x, norm.weight, norm.bias, self.b.h, d, eps)
 
     def _product(self, inputs, layer: Linear, out, n: int = 0, add: int = 0) -> None:
         """out = inputs @ weight + bias, for the first ``n`` rows, by default all; add: on top of what is there."""
