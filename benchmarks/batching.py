@@ -39,6 +39,7 @@ from numba import cuda  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
+from benchmarks.random_gpt2 import GPT2_124M, random_weights  # noqa: E402
 from ch14_mini_llm.cache.pages import block_bytes  # noqa: E402
 from ch14_mini_llm.cache.pool import BlockPool  # noqa: E402
 from ch14_mini_llm.cache.radix import RadixCache  # noqa: E402
@@ -48,12 +49,10 @@ from ch14_mini_llm.engine.scheduler import Scheduler  # noqa: E402
 from ch14_mini_llm.engine.sequence import Sequence  # noqa: E402
 from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
-from ch14_mini_llm.model.config import GPT2Config  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, load_weights  # noqa: E402
 from common import bench  # noqa: E402
 
-GPT2_124M = GPT2Config(n_layer=12, n_head=12, d_model=768, d_ff=3072, n_ctx=1024, vocab_size=50257)
 SEED = 14
 PROMPT, NEW = (4, 64), (4, 128)  # tokens, from … to
 BLOCK_SIZES = (4, 8, 16, 32, 64, 128, 256)
@@ -289,8 +288,6 @@ def format_table(result):
 def load(options):
     """``(model, its name)`` as the options say."""
     if options.random:
-        from benchmarks.peers import random_weights
-
         config, tensors, name = GPT2_124M, random_weights(GPT2_124M), "GPT-2 124M, random weights"
     else:
         path = options.weights or DATA_DIR / "tiny-gpt2.bin"

@@ -54,7 +54,7 @@ from benchmarks import batched_peers as batched  # noqa: E402
 from benchmarks import start_time  # noqa: E402
 from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _packages, _summary, weight_bytes  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
-from benchmarks.peers import random_weights  # noqa: E402
+from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from ch14_mini_llm.engine.engine import MODELS, Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
 from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402

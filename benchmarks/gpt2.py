@@ -42,14 +42,13 @@ from tqdm import tqdm  # noqa: E402
 
 from benchmarks import peers as other  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
+from benchmarks.random_gpt2 import GPT2_124M, random_weights  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.levels.generate import generate  # noqa: E402
-from ch14_mini_llm.model.config import GPT2Config  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, load_weights  # noqa: E402
 from common import bench  # noqa: E402
 
-GPT2_124M = GPT2Config(n_layer=12, n_head=12, d_model=768, d_ff=3072, n_ctx=1024, vocab_size=50257)
 LEVELS = ("naive", "kv", "fast")
 PREFILL = (128, 512, 1024)  # tokens
 REPEATS = {"decode": 5, "prefill": 10}
@@ -390,7 +389,7 @@ def main(argv=None):
         make_output(path, "--out")
     except FileError as error:
         parser.error(str(error))
-    tensors = tensors or other.random_weights(config)
+    tensors = tensors or random_weights(config)
     what = options.levels, options.peers
     with tqdm(total=steps(config, *what, options.skip_prefill), disable=None) as bar:
 

@@ -43,28 +43,16 @@ import common  # noqa: E402, F401  (before numba.cuda)
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from benchmarks.random_gpt2 import GPT2_124M, random_weights  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
-from ch14_mini_llm.model.config import GPT2Config  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
-from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table  # noqa: E402
+from ch14_mini_llm.model.weights import load_weights, save_weights  # noqa: E402
 
-GPT2_124M = GPT2Config(n_layer=12, n_head=12, d_model=768, d_ff=3072, n_ctx=1024, vocab_size=50257)
 PARTS = ("decode", "batch", "prefill", "start")
 PEERS = {"transformers": ("torch", "transformers"), "llama.cpp": ("xllamacpp", "gguf")}  # and what must be installed
 RESULTS = ROOT / "benchmarks" / "results"
 SEQUENCES, PREFILL_ROWS = 8, 512
 DTYPES = ("float32", "float16")
-
-
-def random_weights(config, seed=0, std=0.02):
-    """{name: float16 array}: normal matrices, biases 0, weights of the norms 1."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: (std * rng.standard_normal(shape, dtype=np.float32)).astype(np.float16)
-        if len(shape) == 2
-        else np.full(shape, name.endswith("weight"), np.float16)
-        for name, shape, _ in tensor_table(config)
-    }
 
 
 # --- what is measured, each in a process of its own ------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tqdm import tqdm  # noqa: E402
 
 from benchmarks.gpt2 import GPT2_124M, LEVELS, _names, _summary  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
-from benchmarks.peers import random_weights  # noqa: E402
+from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, save_weights  # noqa: E402
 from common import bench  # noqa: E402

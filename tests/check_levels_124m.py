@@ -20,7 +20,7 @@ import numpy as np  # noqa: E402
 
 import common  # noqa: E402  (before numba.cuda)
 from benchmarks.gpt2 import GPT2_124M  # noqa: E402
-from benchmarks.peers import random_weights  # noqa: E402
+from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError  # noqa: E402
 from ch14_mini_llm.levels import make_engine  # noqa: E402
 from ch14_mini_llm.levels.generate import generate  # noqa: E402

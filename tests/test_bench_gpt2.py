@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from benchmarks import gpt2, gpt2_plot, peers
+from benchmarks import gpt2, gpt2_plot, peers, random_gpt2
 from benchmarks.ladders import device_folder
 from ch14_mini_llm.levels.generate import generate
 from ch14_mini_llm.model.config import GPT2Config
@@ -110,13 +110,13 @@ def test_logit_gaps_find_a_wrong_token(ours):
 
 
 def test_random_weights_are_those_of_an_untrained_gpt2():
-    tensors = peers.random_weights(TINY)
+    tensors = random_gpt2.random_weights(TINY)
     assert {name: value.shape for name, value in tensors.items()} == {n: shape for n, shape, _ in tensor_table(TINY)}
     assert all(value.dtype == np.float16 for value in tensors.values())
     assert abs(tensors["wte.weight"].astype(np.float32).std() - 0.02) < 0.001
     assert (tensors["ln_f.weight"] == 1).all() and (tensors["h.1.ln_2.weight"] == 1).all()
     assert (tensors["ln_f.bias"] == 0).all() and (tensors["h.0.attn.c_attn.bias"] == 0).all()
-    again = peers.random_weights(TINY)
+    again = random_gpt2.random_weights(TINY)
     assert all(np.array_equal(value, again[name]) for name, value in tensors.items())
 
 

@@ -156,8 +156,8 @@ class Plain:
             embed_tokens[blocks_2d(n, d)](batch.tokens, self._rows, batch.chosen, wte, self.b.x, n, d)
 
     def _norm(self, norm: Norm, x=None, n: int = 0) -> None:
-        """h = norm(x), for the first ``n`` rows, by default all."""
-        d, eps, n, x = self.model.d_model, np.float32(norm.eps), n or self.rows, self.b.x if x is None else x
+        """h = norm(x), of the first ``n`` rows, by default all; x: by default the residual stream."""
+        n, x, d, eps = n or self.rows, self.b.x if x is None else x, self.model.d_model, np.float32(norm.eps)
         if norm.bias is None:
             rmsnorm_row[rmsnorm_launch(n, d)](x, norm.weight, self.b.h, d, eps)
         else:

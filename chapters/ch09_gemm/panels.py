@@ -119,7 +119,7 @@ def linear_v1_column(x, W, bias, y, M, N, K, add):
 def linear_v2_panels(x, panels, bias, y, M, N, K, add):
     """y = x @ W + bias, rung 2: W in panels, so that a warp reads it in one piece, 128 bytes after 128 bytes.
 
-    panels: of :func:`pack_columns` or :func:`pack_rows`, float32 or float16. All else as in :func:`linear_v1_column`.
+    panels: of :func:`pack_columns` or :func:`pack_rows`, float32 or float16. The others as in :func:`linear_v1_column`.
     Launch: ``linear_v2_panels[linear_launch(M, N)](…)``.
     """
     row, p, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
@@ -136,7 +136,7 @@ def linear_v2_panels(x, panels, bias, y, M, N, K, add):
 def linear_v3_rows(x, panels, bias, y, M, N, K, add):
     """y = x @ W + bias, rung 3: 16 rows share what is read of W, and four weights wait in registers for all of them.
 
-    All else as in :func:`linear_v2_panels`. Launch: ``linear_v3_rows[linear_launch(M, N, ROWS)](…)``.
+    Arguments as in :func:`linear_v2_panels`. Launch: ``linear_v3_rows[linear_launch(M, N, ROWS)](…)``.
     """
     totals = cuda.local.array(ROWS, float32)
     row0, p, t = cuda.blockIdx.x * ROWS, cuda.blockIdx.y, cuda.threadIdx.x

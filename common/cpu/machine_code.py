@@ -15,6 +15,7 @@ import types as pytypes
 import warnings
 
 import llvmlite
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba.core import compiler, config, typed_passes, untyped_passes
@@ -238,7 +239,8 @@ def compile_in_child(run, signature):
     receiving, sending = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of forks in programs with threads
-        child = os.fork()
+        with llvm.ffi.lib._lock:  # llvmlite's own; the child would wait for it for ever if another thread held it
+            child = os.fork()
     if child == 0:
         try:
             faulthandler.disable()

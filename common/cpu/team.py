@@ -1,4 +1,4 @@
-"""The threads that run a launch's blocks together, and how they are told of one in a microsecond.
+"""The threads that run a launch's blocks together, and how they are called to one in a microsecond.
 
 A step of a small model is hundreds of launches of some 100 µs. To wake a sleeping thread takes about as long, so a
 helper that has run out of work looks at one word of memory for a while before it sleeps, as OpenMP's and BLAS

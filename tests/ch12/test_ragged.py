@@ -9,9 +9,9 @@ from chapters.ch12_flash.paged import paged_slots
 
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 LENGTHS = [1, 5, 33, 64, 17]  # tokens of each sequence, those that are new included
+NEW = [1, 5, 3, 1, 17]  # of them, the new ones: steps, whole prompts, the end of a prompt
 RUNGS = {ragged.paged_v3_rows: ragged.paged_rows_launch, ragged.paged_v7_key_per_lane: ragged.paged_lanes_launch}
 every_rung = pytest.mark.parametrize("kernel", RUNGS, ids=lambda kernel: kernel.py_func.__name__)
-NEW = [1, 5, 3, 1, 17]  # of them, the new ones: steps, whole prompts, the end of a prompt
 
 
 def scale_of(head_dim):

@@ -363,6 +363,47 @@ def test_a_launch_in_a_thread_while_another_compiles_numba_code(tmp_path):
     assert not compiled.is_alive()
 
 
+LLVM_MEANWHILE = """
+import sys, threading
+sys.path[:0] = [{root!r}, {folder!r}]
+import llvmlite.binding as llvm
+import numpy as np
+import common
+
+sums = "".join(f"%x{{i + 1}} = mul i64 %x{{i}}, 3\\n" for i in range(3000))
+text = "define i64 @f(i64 %x0) {{\\n" + sums + "ret i64 %x3000 }}"
+at_it, done = threading.Event(), False
+
+def parse():
+    while not done:
+        llvm.parse_assembly(text)
+        at_it.set()
+
+thread = threading.Thread(target=parse)
+thread.start()
+at_it.wait()
+import cold
+out = np.zeros(64, np.int64)
+try:
+    for k in range(4):
+        getattr(cold, f"kernel_{{k}}")[2, 32](out, 3)
+finally:
+    done = True
+thread.join()
+print(out[1])
+"""
+
+
+def test_a_kernel_is_compiled_while_another_thread_uses_llvm(tmp_path, folder):
+    """llvmlite has a lock of its own, which whoever calls LLVM holds: a forked child must not inherit it locked."""
+    text = "from numba import cuda\n" + "".join(COLD.format(k=k, times=k + 2) for k in range(4))
+    (tmp_path / "cold.py").write_text(text)
+    script = LLVM_MEANWHILE.format(root=str(ROOT), folder=str(tmp_path))
+    environ = {**os.environ, "MINI_CACHE_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "16\n"), done.stderr
+
+
 def test_what_is_kept_can_be_loaded_by_a_process_without_a_compiler_child(folder, monkeypatch, tmp_path):
     path = tmp_path / "lesson.py"
     path.write_text(textwrap.dedent(KERNEL.format(head="", expression="9")))
