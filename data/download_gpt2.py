@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,10 +97,12 @@ def local_folder(source: str | Path) -> Path | None:
     return None
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+def fetch(name: str, revision: str | None = None, read=None, more: Sequence[str] = ()) -> Path:
     """Download config.json and the weights of a hub model into the hub's cache; returns the folder they lie in.
 
-    Files already in the cache are not fetched again. Raises `ConversionError` offline and for unknown names.
+    read(path): what config.json must pass before the weights are fetched, by default `read_config`. more: files to
+    fetch as well, where the model has them. Files already in the cache are not fetched again. Raises `ConversionError`
+    offline and for unknown names.
     """
     try:
         from huggingface_hub import hf_hub_download
@@ -112,17 +115,24 @@ def fetch(name: str, revision: str | None = None) -> Path:
     def get(filename: str) -> Path:
         return Path(hf_hub_download(repo, filename, revision=revision, local_files_only=offline))
 
+    def get_if_there(filename: str) -> Path | None:
+        try:
+            return get(filename)
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and not offline:
+                raise  # the connection broke; the file may well exist
+            return None
+
     try:
         config = get("config.json")
-        read_config(config)  # refuse an unsuitable model before its weights are fetched
+        (read or read_config)(config)  # refuse an unsuitable model before its weights are fetched
         folder = config.parent
-        revision = folder.name  # the commit: both files from the same one, should the branch move meanwhile
+        revision = folder.name  # the commit: all files from the same one, should the branch move meanwhile
+        for filename in more:
+            get_if_there(filename)
         for filename in WEIGHT_FILES:
-            try:
-                path = get(filename)
-            except EntryNotFoundError as error:
-                if isinstance(error, LocalEntryNotFoundError) and not offline:
-                    raise  # the connection broke; the file may well exist
+            path = get_if_there(filename)
+            if path is None:
                 continue
             if filename.endswith(".index.json"):
                 for shard in sorted(_shards(path)):
@@ -182,7 +192,7 @@ def _offline_message(repo: str) -> str:
 
 def _shards(index: Path) -> dict[str, set[str]]:
     """{file: names of its tensors} of a model.safetensors.index.json; raises `ConversionError`."""
-    content = _read_json(index)
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConversionError(f"{index}: there is no weight_map of tensors in it; fetch it again")
@@ -198,37 +208,8 @@ def _shards(index: Path) -> dict[str, set[str]]:
 
 def read_config(path: Path) -> GPT2Config:
     """The sizes in a transformers config.json. Raises `ConversionError` for anything the kernels do not compute."""
-    settings = _read_json(path)
-    if not isinstance(settings, dict):
-        raise ConversionError(f"{path}: not a JSON object; give the config.json of a GPT-2")
-    problems = []
-    if settings.get("model_type") != "gpt2":
-        problems.append(f"model_type is {_shown(settings.get('model_type'))}, not 'gpt2'")
-    for field, allowed in SUPPORTED.items():
-        value = settings.get(field, allowed[0])
-        if value not in allowed:
-            problems.append(f"{field} is {_shown(value)}, not {' or '.join(repr(choice) for choice in allowed)}")
-    if problems:
-        raise ConversionError(f"{path}: this model cannot be run here: {'; '.join(problems)}; choose a plain GPT-2")
-
-    def size(*names: str, fallback: str | None = None) -> int:
-        """The value of the names that transformers takes for one another, or else of `fallback`."""
-        given = {name: settings[name] for name in names if settings.get(name) is not None}
-        if not given and fallback is not None and settings.get(fallback) is not None:
-            given = {fallback: settings[fallback]}
-        if not given:
-            raise ConversionError(f"{path}: {names[0]} is missing; give the config.json that belongs to the model")
-        (name, value), *others = given.items()
-        for other, different in others:
-            if different != value:
-                raise ConversionError(
-                    f"{path}: {name} is {_shown(value)} and {other} is {_shown(different)}, two names of one size; "
-                    "remove the wrong one"
-                )
-        if type(value) is not int:
-            raise ConversionError(f"{path}: {name} is {_shown(value)}; it must be an integer")
-        return value
-
+    settings = read_settings(path, SUPPORTED, "gpt2", "a plain GPT-2")
+    size = partial(read_size, path, settings)
     d_model = size("n_embd", "hidden_size")
     try:
         return GPT2Config(
@@ -243,12 +224,52 @@ def read_config(path: Path) -> GPT2Config:
         raise ConversionError(f"{path}: {error}") from None
 
 
-def _shown(value: object) -> str:
+def read_size(path: Path, settings: dict, *names: str, fallback: str | None = None) -> int:
+    """The value of the names that transformers takes for one another, or else of `fallback`."""
+    given = {name: settings[name] for name in names if settings.get(name) is not None}
+    if not given and fallback is not None and settings.get(fallback) is not None:
+        given = {fallback: settings[fallback]}
+    if not given:
+        raise ConversionError(f"{path}: {names[0]} is missing; give the config.json that belongs to the model")
+    (name, value), *others = given.items()
+    for other, different in others:
+        if different != value:
+            raise ConversionError(
+                f"{path}: {name} is {shown(value)} and {other} is {shown(different)}, two names of one size; "
+                "remove the wrong one"
+            )
+    if type(value) is not int:
+        raise ConversionError(f"{path}: {name} is {shown(value)}; it must be an integer")
+    return value
+
+
+def read_settings(path: Path, supported: Mapping[str, tuple], model_type: str, what: str) -> dict:
+    """A config.json of this model_type. Raises `ConversionError` for a value that is not among the `supported` ones.
+
+    supported: field -> what it may be, what it is when it is absent first. what: the model is to be, in words.
+    """
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise ConversionError(f"{path}: not a JSON object; give the config.json of {what}")
+    problems = []
+    if settings.get("model_type") != model_type:
+        problems.append(f"model_type is {shown(settings.get('model_type'))}, not {model_type!r}")
+    for field, allowed in supported.items():
+        value = settings.get(field, allowed[0])
+        if value not in allowed:
+            problems.append(f"{field} is {shown(value)}, not {' or '.join(repr(choice) for choice in allowed)}")
+    if problems:
+        raise ConversionError(f"{path}: this model cannot be run here: {'; '.join(problems)}; choose {what}")
+    return settings
+
+
+def shown(value: object) -> str:
     """A value of a JSON file, not longer than a line."""
     return cut(value) if isinstance(value, str) else f"{value!r}"[:60]
 
 
-def _read_json(path: Path):
+def read_json(path: Path):
+    """What a JSON file of a model says. Raises `ConversionError`."""
     try:
         with open_input(path) as file:
             text = file.read(LARGEST_JSON + 1)
@@ -343,9 +364,26 @@ def _safetensors_readers(path: Path) -> dict[str, Callable[[], np.ndarray]]:
     except Exception as error:  # of many types, the library's own among them
         raise ConversionError(f"{path}: cannot be read ({_reason(error)}); delete it and fetch it again") from None
     for name, dtype in types.items():
-        if dtype not in ("F16", "F32", "F64") and not _is_ignored(_plain_name(name)):
+        if dtype not in ("F16", "F32", "F64", "BF16") and not _is_ignored(_plain_name(name)):
             raise ConversionError(f"{path}: {_name(name)} is stored as {dtype}; {SAVE_AS_FLOAT}")
-    return {name: lambda name=name: file.get_tensor(name) for name in types}
+    return {
+        name: lambda name=name: _bfloat16(path, name) if types[name] == "BF16" else file.get_tensor(name)
+        for name in types
+    }
+
+
+def _bfloat16(path: Path, name: str) -> np.ndarray:
+    """A bfloat16 tensor of a safetensors file that the library has opened, as float32: NumPy has no such type.
+
+    The file is the header's length, 8 bytes; the header in JSON; the tensors.
+    """
+    with open_input(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        start, end = entry["data_offsets"]
+        file.seek(8 + length + start)
+        upper = np.frombuffer(file.read(end - start), "<u2").astype(np.uint32)  # the first half of a float32
+    return (upper << 16).view(np.float32).reshape(entry["shape"])
 
 
 def _pytorch_readers(path: Path) -> dict[str, Callable[[], np.ndarray]]:

@@ -123,7 +123,7 @@ def tensor_of(file: Gguf, name: str, shape: tuple[int, ...], n_head: int = 0):
 
 def tokenizer_of(file: Gguf) -> bytes:
     """What `tokenizer.own` reads: the JSON of the `tokenizers` library, tokens that end a text, the form of a chat."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     kind, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2" or pre not in PRE_TOKENIZERS:
@@ -137,8 +137,14 @@ def tokenizer_of(file: Gguf) -> bytes:
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Sequence(steps), decoders.ByteLevel()
     bpe.add_special_tokens([token for token, kind in zip(tokens, types) if kind == 3])
     eos = int(file.get("tokenizer.ggml.eos_token_id"))
+    special = {"eos_token": tokens[eos]}
+    if "tokenizer.ggml.bos_token_id" in file.fields:
+        bos = int(file.get("tokenizer.ggml.bos_token_id"))
+        special["bos_token"] = tokens[bos]
+        if file.get("tokenizer.ggml.add_bos_token", False):
+            bpe.post_processor = processors.TemplateProcessing(f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
     return json.dumps({
-        "tokenizer": json.loads(bpe.to_str()), "stop_tokens": [eos],
+        "tokenizer": json.loads(bpe.to_str()), "stop_tokens": [eos], "special_tokens": special,
         "chat_template": file.get("tokenizer.chat_template", "") or None,
     }).encode()  # fmt: skip
 

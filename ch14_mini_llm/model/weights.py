@@ -71,7 +71,7 @@ def save_weights(
             raise WeightsError(f"{len(names)} tensors are {what}: {some}; see tensor_table(config) for the names")
 
     def read(name: str) -> memoryview:
-        return _to_fp16(name, tensors[name], shapes[name]).reshape(-1).view(np.uint8).data
+        return to_fp16(name, tensors[name], shapes[name]).reshape(-1).view(np.uint8).data
 
     return write_layout(path, gpt2_layout(config), read, on_tensor)
 
@@ -189,7 +189,7 @@ def _load_v2(file: BinaryIO) -> tuple[GPT2Config, dict[str, np.ndarray]]:
 _LOADERS = {1: load_v1, 2: _load_v2}
 
 
-def _to_fp16(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def to_fp16(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """`tensor` as a C-contiguous little-endian fp16 array, after checking shape and values."""
     tensor = np.asarray(tensor)
     if tensor.shape != shape:

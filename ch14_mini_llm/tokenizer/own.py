@@ -1,22 +1,25 @@
 """A model's own tokenizer, from its weight file; and GPT-2's, with the same methods.
 
 A weight file has it as JSON: ``tokenizer`` in the form of the `tokenizers` library, ``stop_tokens``, which end a text,
-and ``chat_template``, the form of a conversation in Jinja, or null. A template comes with a model that somebody made:
-it runs in Jinja's sandbox.
+``chat_template``, the form of a conversation in Jinja, or null, and ``special_tokens``, which a template may name, such
+as {"bos_token": "<s>"}. A template comes with a model that somebody made: it runs in Jinja's sandbox.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from operator import index
 
 from ch14_mini_llm.tokenizer import bpe
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
 
-FIELDS = {"tokenizer", "stop_tokens", "chat_template"}
+FIELDS = {"tokenizer", "stop_tokens", "chat_template", "special_tokens"}
+SPACE = "\u2581"  # a blank, in the tokens of SentencePiece
 
 
 class GPT2Tokenizer:
@@ -24,6 +27,7 @@ class GPT2Tokenizer:
 
     stop_tokens = (bpe.END_OF_TEXT_ID,)
     can_chat = False
+    starts_with_space = False  # whether texts are given a blank in front, which is taken away again
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; raises `TokenizerError`."""
@@ -35,7 +39,8 @@ class GPT2Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.starts_with_space else text
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the answer begins; raises `TokenizerError`."""
@@ -51,7 +56,9 @@ class OwnTokenizer(GPT2Tokenizer):
             if not isinstance(fields, dict) or fields.keys() != FIELDS:
                 raise ValueError(f"it must have the fields {', '.join(sorted(FIELDS))}")
             self.stop_tokens = tuple(map(index, fields["stop_tokens"]))
+            self._special = {str(name): str(token) for name, token in fields["special_tokens"].items()}
             self._bpe = _library().from_str(json.dumps(fields["tokenizer"]))
+            self._by_bytes, self.starts_with_space = _form_of_tokens(fields["tokenizer"]["decoder"])
         except TokenizerError:
             raise
         except Exception as error:  # the library raises bare Exceptions
@@ -64,9 +71,12 @@ class OwnTokenizer(GPT2Tokenizer):
         return self.template is not None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, in which special tokens are written out as they look; raises `TokenizerError`."""
+        """Token ids of a text, with what the model wants in front; raises `TokenizerError`.
+
+        A special token that is spelled out in the text is one, as in transformers.
+        """
         bpe._require_utf8(text)
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        return self._bpe.encode(text).ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
@@ -79,6 +89,10 @@ class OwnTokenizer(GPT2Tokenizer):
             raise TokenizerError(f"token id {token} is not in the vocabulary; ids are 0 to {last}")
         return self._table[number]
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it; None if there is none."""
+        return self._bpe.token_to_id(token)
+
     @cached_property
     def _table(self) -> list[bytes]:
         """The bytes of every id; none for numbers that stand for nothing."""
@@ -87,8 +101,15 @@ class OwnTokenizer(GPT2Tokenizer):
         special = {token.content for token in self._bpe.get_added_tokens_decoder().values()}
         table = [b""] * (max(vocabulary.values()) + 1)
         for token, number in vocabulary.items():
-            known = token not in special and all(character in byte_of for character in token)
-            table[number] = bytes(byte_of[character] for character in token) if known else token.encode()
+            if token in special:
+                table[number] = token.encode()
+            elif self._by_bytes:
+                known = all(character in byte_of for character in token)
+                table[number] = bytes(byte_of[character] for character in token) if known else token.encode()
+            elif re.fullmatch("<0x[0-9A-F]{2}>", token):
+                table[number] = bytes.fromhex(token[3:5])
+            else:
+                table[number] = token.replace(SPACE, " ").encode()
         return table
 
     def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -99,7 +120,10 @@ class OwnTokenizer(GPT2Tokenizer):
         if self.template is None:
             return super().chat(messages)
         try:
-            return self.encode(self._form.render(messages=list(messages), add_generation_prompt=True))
+            given = {**self._special, "messages": list(messages), "tools": None, "documents": None}
+            text = self._form.render(given, add_generation_prompt=True)
+            bpe._require_utf8(text)
+            return self._bpe.encode(text, add_special_tokens=False).ids
         except TokenizerError:
             raise
         except Exception as error:  # whatever a template does
@@ -113,9 +137,11 @@ class OwnTokenizer(GPT2Tokenizer):
         def fail(message):
             raise TemplateError(message)
 
-        options = dict(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])  # transformers'
+        # What a template may use: as in transformers.
+        options = dict(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         form = ImmutableSandboxedEnvironment(**options)
-        form.globals["raise_exception"] = fail
+        form.globals.update(raise_exception=fail, strftime_now=lambda form: datetime.now().strftime(form))
+        form.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False, **options})
         return form.from_string(self.template)
 
 
@@ -124,15 +150,21 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: GPT2Tokenizer) -> None:
         self._tokenizer, self._utf8 = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begins = tokenizer.starts_with_space  # and nothing has come yet
 
     def push(self, token: int) -> str:
         """The characters that `token` completes; may be empty."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token))
+        text = self._utf8.decode(self._tokenizer.token_bytes(token))
+        if self._begins and text:
+            self._begins = False
+            return text.removeprefix(" ")
+        return text
 
     def finish(self) -> str:
         """U+FFFD if the stream ended inside a character, else the empty string. Starts afresh."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
+        self._begins = self._tokenizer.starts_with_space
         return rest
 
 
@@ -143,6 +175,24 @@ def tokenizer_of(config, tensors: Mapping[str, object]) -> GPT2Tokenizer:
     from ch14_mini_llm.model.llama_file import TOKENIZER
 
     return OwnTokenizer(bytes(tensors[TOKENIZER]))
+
+
+def _form_of_tokens(decoder: dict | None) -> tuple[bool, bool]:
+    """``(by_bytes, starts_with_space)`` of a tokenizer's decoder: whether a token is bytes, each written as a character
+    (GPT-2, Llama 3), or else characters, as SentencePiece has them (Llama 2). Raises `ValueError` for others."""
+    steps = (decoder or {}).get("decoders", [decoder])
+    kinds = [step and step["type"] for step in steps]
+    if kinds == ["ByteLevel"]:
+        return True, False
+    if kinds in (["Replace", "ByteFallback", "Fuse"], ["Replace", "ByteFallback", "Fuse", "Strip"]):
+        replaces = steps[0]["pattern"] == {"String": SPACE} and steps[0]["content"] == " "
+        strips = [steps[3][field] for field in ("content", "start", "stop")] if kinds[3:] else [" ", 1, 0]
+        if replaces and strips == [" ", 1, 0]:
+            return False, bool(kinds[3:])
+    raise ValueError(
+        f"its decoder is {'a ' + decoder['type'] if decoder else None}; this project reads tokens of bytes (GPT-2, "
+        "Llama 3) and of SentencePiece (Llama 2)"
+    )
 
 
 def _library():

@@ -34,8 +34,10 @@ def library():
 
 
 def data(library, **changes):
-    fields = {"tokenizer": json.loads(library.to_str()), "stop_tokens": [2], "chat_template": TEMPLATE} | changes
-    return json.dumps(fields).encode()
+    fields = {
+        "tokenizer": json.loads(library.to_str()), "stop_tokens": [2], "chat_template": TEMPLATE, "special_tokens": {},
+    }  # fmt: skip
+    return json.dumps(fields | changes).encode()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,10 @@ def test_a_template_that_fails_is_one_line(library, template, named):
         own.chat([{"role": "user", "content": "hello"}])
 
 
-@pytest.mark.parametrize("given", [b"", b"[]", b"{}", b'{"tokenizer": 1, "stop_tokens": [2], "chat_template": null}'])
+NO_TOKENIZER = b'{"tokenizer": 1, "stop_tokens": [2], "chat_template": null, "special_tokens": {}}'
+
+
+@pytest.mark.parametrize("given", [b"", b"[]", b"{}", NO_TOKENIZER])
 def test_what_is_no_tokenizer_is_refused(given):
     with pytest.raises(TokenizerError, match="the weight file's tokenizer cannot be read"):
         OwnTokenizer(given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "ch14"))
 
 import download_gpt2
 from download_gpt2 import ConversionError, convert
+from fake_hub import Hub
 from make_models import make_hf_model
 
 from ch14_mini_llm.files import FileError
@@ -205,15 +205,19 @@ def test_a_damaged_file_is_named(checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "m.bin")
 
 
-def test_bfloat16_is_refused_by_name(checkpoint, tmp_path):
+def test_bfloat16_is_read_and_whole_numbers_are_refused_by_name(made, checkpoint, tmp_path):
     import torch
     from safetensors.torch import load_file as load_torch
     from safetensors.torch import save_file as save_torch
 
     tensors = load_torch(checkpoint / "model.safetensors")
-    tensors["transformer.ln_f.bias"] = tensors["transformer.ln_f.bias"].to(torch.bfloat16)
-    save_torch(tensors, checkpoint / "model.safetensors")
-    with pytest.raises(ConversionError, match=r"transformer.ln_f.bias is stored as BF16; save the model as float32"):
+    short = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    save_torch(short, checkpoint / "model.safetensors")
+    convert(checkpoint, tmp_path / "m.bin")
+    for name, tensor in load_weights(tmp_path / "m.bin")[1].items():
+        np.testing.assert_array_equal(tensor, short[f"transformer.{name}"].to(torch.float16).numpy())
+    save_torch({**tensors, "transformer.ln_f.bias": torch.ones(33, dtype=torch.int8)}, checkpoint / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"transformer.ln_f.bias is stored as I8; save the model as float32"):
         convert(checkpoint, tmp_path / "m.bin")
 
 
@@ -292,49 +296,6 @@ def test_missing_packages_are_named(made, monkeypatch, tmp_path):
         convert(made[0], tmp_path / "m.bin")
     with pytest.raises(ConversionError, match="pip install huggingface_hub"):
         convert("gpt2", tmp_path / "m.bin")
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """Just enough of the Hugging Face hub: a folder's files under /repo/resolve/revision/, and a list of requests."""
-
-    COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-    def __init__(self, folder, repo):
-        self.folder, self.repo, self.asked = folder, repo, []
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    def reply(self, status, body=b"", **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        if self.path == "/":
-            return self.reply(200)
-        self.server.asked.append(f"{self.command} {self.path}")
-        commit = {"X_Repo_Commit": Hub.COMMIT}
-        prefixes = [f"/{self.server.repo}/resolve/{revision}/" for revision in ("main", Hub.COMMIT)]
-        prefix = next((prefix for prefix in prefixes if self.path.startswith(prefix)), None)
-        if prefix is None:
-            code = "RevisionNotFound" if self.path.startswith(f"/{self.server.repo}/") else "RepoNotFound"
-            return self.reply(404, X_Error_Code=code)
-        path = self.server.folder / self.path.removeprefix(prefix)
-        if not path.is_file():
-            return self.reply(404, X_Error_Code="EntryNotFound", **commit)
-        body = path.read_bytes()
-        return self.reply(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', **commit)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
