@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
-from ch14_mini_llm.start import describe, loading, pick_backend, say, shown
+from ch14_mini_llm.start import best_level, describe, loading, pick_backend, say, shown
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, StreamDecoder
 
 BLOCK_SIZE = 16
@@ -65,14 +65,15 @@ class Chat:
             self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
-def run_chat(options, path, config, tensors, tokenizer, level: str, sampling: Sampling | None) -> None:
+def run_chat(options, path, config, tensors, tokenizer, sampling: Sampling | None) -> None:
     """``run.py --chat``: read lines from the standard input, write answers to the standard output."""
     if options.json or options.trace or options.stats:
         raise RequestError("--json, --trace and --stats are of one answer: give --prompt as well")
     tokenizer.chat([{"role": "user", "content": "Hello"}])  # whether the model has a form for it, before it is loaded
-    if level == "naive":
+    if options.engine == "naive":
         raise RequestError("--chat and --engine=naive: a conversation runs on the levels kv and fast")
     backend, device, reason = pick_backend()
+    level = options.engine or best_level(config, backend, options.dtype)
     say(f"weights: {shown(path)} ({describe(config)})")
     say(f"backend: {backend}, {device} ({reason})")
     from ch14_mini_llm.engine.engine import Engine

@@ -21,7 +21,7 @@ from ch14_mini_llm.engine.plan import Result
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling, check_whole
 from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.files import FileError, open_input
-from ch14_mini_llm.start import describe, loading, pick_backend, say, shown
+from ch14_mini_llm.start import best_level, describe, loading, pick_backend, say, shown
 from ch14_mini_llm.terminal import Terminal
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, tokenizer_of
@@ -51,7 +51,7 @@ def batch_lines(options) -> list[bytes] | None:
         if getattr(options, name) not in (None, False):
             raise RequestError(f"--batch and --{name} are both given; with --batch, requests and results are in files")
     if options.engine == "naive":
-        raise RequestError("--batch and --engine=naive: batches run on the levels kv (the default) and fast")
+        raise RequestError("--batch and --engine=naive: batches run on the levels kv and fast")
     return read_lines(options.batch)
 
 
@@ -168,7 +168,7 @@ def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
 
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
     with loading(config) as on_tensor:
-        level = options.engine or "kv"
+        level = options.engine or best_level(config, backend, options.dtype)
         engine = Engine.of(config, tensors, level, on_tensor, options.dtype, static=options.static, **sizes)
     defaults["ignore_eos"] = options.ignore_eos
     return run_batch(engine, lines, defaults, options.watch, tokenizer_of(config, tensors))

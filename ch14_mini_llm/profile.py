@@ -38,8 +38,10 @@ from ch14_mini_llm.run import prompt_tokens  # noqa: E402
 from ch14_mini_llm.start import BackendProblem, describe, pick_backend, say, shown, upload  # noqa: E402
 from ch14_mini_llm.timeline import draw, format_profile  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
+from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
 PICTURES = (".svg", ".png")
+NAMES = {"gpt2": "GPT-2", "llama": "a Llama"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     """Measure one forward pass and show it: the program without its error handling."""
     path = check_usage(options)
     config, tensors = load_weights(path)
-    tokens = prompt_tokens(options)
+    tokens = prompt_tokens(options, tokenizer_of(config, tensors))
     if options.length is not None:
         if options.length >= config.n_ctx:  # before so many are in memory
             raise RequestError(f"--length is {options.length}; this model's context (n_ctx) leaves room for 1 to "
@@ -92,7 +94,8 @@ def run(options: argparse.Namespace) -> None:
             tool = "trace"
     if tool == "trace":
         slices = measure(upload(config, tensors, len(tokens)), tokens)
-    title = f"one forward pass of GPT-2 over {len(tokens)} token{'' if len(tokens) == 1 else 's'}"
+    many = f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}"
+    title = f"one forward pass of {NAMES[config.architecture]} over {many}"
     how = f"{device}, timed by {'our own event trace' if tool == 'trace' else tool}"
     if options.save:
         draw(slices, f"{title}\n{describe(config)}\n{how}", options.save)

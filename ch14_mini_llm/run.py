@@ -2,8 +2,8 @@
 
     python ch14_mini_llm/run.py --tokens=15496,11,612,318 --max_new=64
     python ch14_mini_llm/run.py --prompt "Once upon a time" --temperature 0.8 --top_k 40 --seed 1
-    python ch14_mini_llm/run.py --max_new=1 --trace
-    python ch14_mini_llm/run.py --engine=fast --stats
+    python ch14_mini_llm/run.py --engine=naive --max_new=1 --trace
+    python ch14_mini_llm/run.py --stats
     python ch14_mini_llm/run.py --batch requests.jsonl --watch
     python ch14_mini_llm/run.py --weights data/smollm2-135m.bin --chat
 
@@ -41,7 +41,7 @@ from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
 from ch14_mini_llm.offline import OPTIONS, batch_lines, run_lines  # noqa: E402
 from ch14_mini_llm.show import Stream, notice_when_slow, print_stats, print_trace, rate  # noqa: E402
-from ch14_mini_llm.start import BackendProblem, describe, pick_backend, say, shown, upload  # noqa: E402
+from ch14_mini_llm.start import BackendProblem, best_level, describe, pick_backend, say, shown, upload  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
 from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
@@ -65,13 +65,13 @@ def run(options: argparse.Namespace) -> int | None:
     path = options.weights or default_weights()
     lines = batch_lines(options)
     config, tensors = load_weights(path)
-    level = options.engine or ("naive" if lines is None and config.architecture == "gpt2" else "kv")
-    check_dtype(level, options.dtype)
+    if options.engine is not None:
+        check_dtype(options.engine, options.dtype)
     if lines is not None:
         return run_lines(options, lines, path, config, tensors)
     tokenizer = tokenizer_of(config, tensors)
     if options.chat and options.prompt is None:
-        return run_chat(options, path, config, tensors, tokenizer, level, build_sampling(options))
+        return run_chat(options, path, config, tensors, tokenizer, build_sampling(options))
     prompt = prompt_tokens(options, tokenizer)
     sampling = build_sampling(options)
     check_request(config, prompt, options.max_new, sampling)
@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int | None:
     backend, device, reason = pick_backend()
     say(f"weights: {shown(path)} ({describe(config)})")
     say(f"backend: {backend}, {device} ({reason})")
+    level = options.engine or best_level(config, backend, options.dtype)
     if sampling is not None:
         settings = ", ".join(f"{name} {vars(sampling)[name]}" for name in OPTIONS if vars(sampling)[name] is not None)
         say(f"sampling: {settings}")
@@ -149,7 +150,7 @@ def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
         prog="run.py",
-        description="Generate text with GPT-2 on the book's own kernels.",
+        description="Generate text with GPT-2, or a Llama, on the book's own kernels.",
         epilog="Without --temperature, --top_k, --top_p and --seed every token is the most likely one; "
         "with --temperature=0 too.",
         allow_abbrev=False,
@@ -171,7 +172,7 @@ def build_parser() -> Parser:
     add("--top_p", metavar="P", type=number, help="draw from the fewest tokens that have P of the probability")
     add("--seed", metavar="S", type=integer, help="start of the random numbers: the same seed, the same text")
     add("--ignore_eos", action="store_true", help="go on after <|endoftext|> (default: stop there and leave it out)")
-    add("--engine", metavar="LEVEL", choices=list(ENGINES), help="naive (default), kv or fast: " + "; ".join(
+    add("--engine", metavar="LEVEL", choices=list(ENGINES), help="default: fast on a GPU, kv without. " + "; ".join(
         f"{level} is {what}" for level, what in ENGINES.items()))  # fmt: skip
     add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv: float32 "
         "(default) or float16, which is half the memory")  # fmt: skip
@@ -188,7 +189,7 @@ def prompt_tokens(options: argparse.Namespace, tokenizer) -> list[int]:
     if options.prompt is not None:
         if not options.prompt:
             raise RequestError("--prompt is empty; give at least one character")
-        if options.chat:
+        if getattr(options, "chat", False):
             return tokenizer.chat([{"role": "user", "content": options.prompt}])
         return tokenizer.encode(options.prompt)
     if options.tokens is None:

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ch14_mini_llm.cli import cut
+from ch14_mini_llm.engine.dtypes import DTYPES
 from ch14_mini_llm.levels import make_engine
 
 ROOT = Path(__file__).resolve().parent.parent
+OLDEST_FAST = 7, 5  # compute capability: tensor cores as the level fast uses them
 SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
 
 
@@ -36,6 +38,18 @@ def pick_backend() -> tuple[str, str, str]:
             named = "" if "MINI_THREADS" in str(error) else f"MINI_THREADS is {cut(os.environ['MINI_THREADS'])}: "
             raise BackendProblem(f"{named}{error}") from None
     return facts["backend"], facts["device"], facts["reason"]
+
+
+def best_level(config, backend: str, dtype: str | None = None) -> str:
+    """The fastest level for a model on a backend ("gpu" or "cpu"), of those that take ``dtype``."""
+    from ch14_mini_llm.model.upload import why_not_fast
+
+    if backend == "gpu" and dtype in (None, *DTYPES["fast"]) and why_not_fast(config) is None:
+        from numba import cuda
+
+        if cuda.get_current_device().compute_capability >= OLDEST_FAST:
+            return "fast"
+    return "kv"
 
 
 @contextmanager

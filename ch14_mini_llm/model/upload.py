@@ -68,6 +68,19 @@ def _llama_panels(config, tensors, on_tensor, dtype) -> Model:
     return llama(config, tensors, upload, rotary, on_tensor)
 
 
+def why_not_fast(config) -> str | None:
+    """What about a model's sizes the level ``fast`` has no kernels for; None if it has."""
+    if isinstance(config, LlamaConfig):
+        return "engine fast has no kernels for a Llama yet"
+    known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
+    if config.head_dim not in known:
+        return f"head_dim is {config.head_dim}; engine fast has attention for {', '.join(map(str, known))}"
+    for field in ("d_model", "d_ff"):
+        if getattr(config, field) % 8:
+            return f"{field} is {getattr(config, field)}; engine fast needs a multiple of 8 (16 bytes of float16)"
+    return None
+
+
 def float16_model(
     config: GPT2Config,
     tensors: Mapping[str, np.ndarray],
@@ -76,18 +89,9 @@ def float16_model(
 ) -> Model:
     """Matrices in float16, (n_out, n_in), with the layer norms moved into them; embeddings in float16, vectors in
     float32. Raises `RequestError` for sizes that the kernels do not take."""
-    if isinstance(config, LlamaConfig):
-        raise RequestError("engine fast has no kernels for a Llama yet: use engine kv")
-    known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
-    if config.head_dim not in known:
-        sizes = ", ".join(map(str, known))
-        raise RequestError(f"head_dim is {config.head_dim}; engine fast has attention for {sizes}: use engine kv")
-    for field in ("d_model", "d_ff"):
-        if getattr(config, field) % 8:
-            raise RequestError(
-                f"{field} is {getattr(config, field)}; engine fast needs a multiple of 8 (16 bytes of float16): use "
-                "engine kv"
-            )
+    problem = why_not_fast(config)
+    if problem is not None:
+        raise RequestError(f"{problem}: use engine kv")
 
     def upload(array, kind):
         dtype = np.float32 if kind == "vector" else np.float16

@@ -52,7 +52,7 @@ def test_exit_code_0_where_all_is_well(tmp_path):
     [
         (["--batch", "none.jsonl"], "there is no file"), (["--batch", "."], "cannot be read"),
         (["--batch", "empty"], "has no requests"), (["--batch", "empty", "--prompt=x"], "--batch and --prompt"),
-        (["--batch", "empty", "--engine=naive"], "levels kv (the default) and fast"),
+        (["--batch", "empty", "--engine=naive"], "levels kv and fast"),
         (["--batch", "empty", "--trace"], "--batch and --trace"),
     ],
 )  # fmt: skip

@@ -62,7 +62,7 @@ def run_json(*arguments):
 
 
 def test_text_with_stats_and_trace(weights):
-    code, out, err = call("--weights", weights, "--max_new=5", "--stats", "--trace")
+    code, out, err = call("--weights", weights, "--max_new=5", "--stats", "--trace", "--engine=naive")
     assert code == 0, err
     assert out.startswith("Hello, there is")  # the default prompt
     *_, tokens_line, text_line = out.splitlines()
@@ -78,7 +78,7 @@ def test_text_with_stats_and_trace(weights):
 
 
 def test_json_holds_everything(weights):
-    found = run_json("--weights", weights, "--tokens=15496,11,612,318", "--max_new=5", "--trace")
+    found = run_json("--weights", weights, "--tokens=15496,11,612,318", "--max_new=5", "--trace", "--engine=naive")
     assert found["prompt_tokens"] == HELLO == found["tokens"][:4]
     assert len(found["tokens"]) == 9
     assert found["text"] == decode(found["tokens"])
@@ -248,7 +248,7 @@ def assert_one_line(code, out, err, *needles):
         (["--prompt=a", "--weights=no\nsuch"], ["no\\nsuch: there is no such weight file"]),
         (["--weights=nowhere.bin"], ["nowhere.bin", "no such weight file"]),
         (["--weights="], ["--weights is empty"]),
-        (["--dtype=float16"], ["dtype is 'float16'", "engine naive keeps weights as float32", "use engine kv or fast"]),
+        (["--dtype=float16", "--engine=naive"], ["dtype is 'float16'", "keeps weights as float32", "kv or fast"]),
         (["--dtype=float32", "--engine=fast"], ["engine fast keeps weights as float16", "use engine naive or kv"]),
         (["--dtype=bfloat16", "--engine=kv"], ["--dtype", "'bfloat16'"]),
         (["--no_such_option"], ["--no_such_option"]),
