@@ -509,8 +509,8 @@ def test_the_next_models_need_no_other_version(tmp_path, monkeypatch):
     monkeypatch.setitem(header.TYPES, "q4", (32, 18))
     monkeypatch.setitem(header.LATER_FIELDS, "rotary_scaling", (float, None))
     model = {
-        "architecture": "llama", "n_layer": 1, "n_head": 8, "n_kv_head": 2, "head_dim": 16, "d_model": 96, "d_ff": 352,
-        "n_ctx": 4096, "vocab_size": 1000, "epsilon": 1e-6, "rotary_base": 500000.0, "tied_head": False,
+        "architecture": "mistral", "n_layer": 1, "n_head": 8, "n_kv_head": 2, "head_dim": 16, "d_model": 96,
+        "d_ff": 352, "n_ctx": 4096, "vocab_size": 1000, "epsilon": 1e-6, "rotary_base": 500000.0, "tied_head": False,
         "tokenizer": "tokenizer.json", "rotary_scaling": 8.0,
     }  # fmt: skip
     tokenizer = json.dumps({"a": 1}).encode()
@@ -520,7 +520,7 @@ def test_the_next_models_need_no_other_version(tmp_path, monkeypatch):
     sizes = {"embedding": 2 * 96000, "0.gate": 352 * 3 * 18, "0.norm": 4 * 96, "head": 1000 * 3 * 18}
     stored = {name: rng.integers(0, 256, size, dtype=np.uint8).tobytes() for name, size in sizes.items()}
     stored["tokenizer.json"] = tokenizer
-    path = tmp_path / "llama.bin"
+    path = tmp_path / "mistral.bin"
     digest = layout.write_layout(path, layout.make_layout(model, tensors), stored.__getitem__)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     with open(path, "rb") as file:
@@ -529,7 +529,7 @@ def test_the_next_models_need_no_other_version(tmp_path, monkeypatch):
         data = layout.read_tensors(file, found)
     assert found.model == model and [(t.name, t.type, t.shape) for t in found.tensors] == tensors
     assert {name: bytes(value) for name, value in data.items()} == stored
-    assert_refused(path, "architecture is 'llama'; this code runs 'gpt2'")
+    assert_refused(path, "architecture is 'mistral'; this code runs 'gpt2' and 'llama'")
     monkeypatch.delitem(header.LATER_FIELDS, "rotary_scaling")
     assert_refused(path, "field 'rotary_scaling' is unknown")
     with pytest.raises(WeightsError, match="needs rows of a multiple of 32"):

@@ -1,4 +1,4 @@
-"""The checks of ch14/llama_block: see `common.grade`. The oracle is a block in NumPy, in float64."""
+"""The checks of ch13/llama_block: see `common.grade`. The oracle is a block in NumPy, in float64."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""Exercise ch14/llama_block: a block of a Llama, of the kernels of chapters 3 to 13 and one of your own.
+"""Exercise ch13/llama_block: a block of a Llama, of the kernels of chapters 3 to 13 and one of your own.
 
-Edit between the marks only; the task is in README.md beside this file. Grade it: make grade EX=ch14/llama_block
+Edit between the marks only; the task is in README.md beside this file. Grade it: make grade EX=ch13/llama_block
 """
 
 import common  # picks the backend, so before numba.cuda
