@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
-from ch14_mini_llm.start import best_level, describe, loading, pick_backend, say, shown
+from ch14_mini_llm.start import best_level, introduce, loading, say
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, StreamDecoder
 
 BLOCK_SIZE = 16
@@ -72,10 +72,8 @@ def run_chat(options, path, config, tensors, tokenizer, sampling: Sampling | Non
     tokenizer.chat([{"role": "user", "content": "Hello"}])  # whether the model has a form for it, before it is loaded
     if options.engine == "naive":
         raise RequestError("--chat and --engine=naive: a conversation runs on the levels kv and fast")
-    backend, device, reason = pick_backend()
+    backend, _ = introduce(path, config)
     level = options.engine or best_level(config, backend, options.dtype)
-    say(f"weights: {shown(path)} ({describe(config)})")
-    say(f"backend: {backend}, {device} ({reason})")
     from ch14_mini_llm.engine.engine import Engine
 
     with loading(config) as on_tensor:

@@ -21,7 +21,7 @@ from ch14_mini_llm.engine.plan import Result
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling, check_whole
 from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.files import FileError, open_input
-from ch14_mini_llm.start import best_level, describe, loading, pick_backend, say, shown
+from ch14_mini_llm.start import best_level, introduce, loading
 from ch14_mini_llm.terminal import Terminal
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, tokenizer_of
@@ -161,9 +161,7 @@ def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
     """Run a file of requests on the engine, as ``run.py``'s options say; returns the exit code."""
     defaults = {name: getattr(options, name) for name in ("max_new", *OPTIONS)}
     defaults = {name: value for name, value in defaults.items() if value is not None}
-    backend, device, reason = pick_backend()
-    say(f"weights: {shown(path)} ({describe(config)})")
-    say(f"backend: {backend}, {device} ({reason})")
+    backend, _ = introduce(path, config)
     from ch14_mini_llm.engine.engine import Engine
 
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}

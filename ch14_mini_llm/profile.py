@@ -63,6 +63,7 @@ def build_parser() -> Parser:
     add("--with", dest="tool", metavar="TOOL", default="auto", help="auto (default), trace, nsys or ncu")
     add("--save", metavar="FILE", help="draw the timeline to FILE.svg or FILE.png as well (needs matplotlib)")
     add("--child", metavar="FILE", help=argparse.SUPPRESS)  # what a tool starts: the launches go to FILE as JSON
+    parser.set_defaults(chat=False)  # `prompt_tokens` asks
     return parser
 
 

@@ -41,7 +41,7 @@ from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
 from ch14_mini_llm.offline import OPTIONS, batch_lines, run_lines  # noqa: E402
 from ch14_mini_llm.show import Stream, notice_when_slow, print_stats, print_trace, rate  # noqa: E402
-from ch14_mini_llm.start import BackendProblem, best_level, describe, pick_backend, say, shown, upload  # noqa: E402
+from ch14_mini_llm.start import BackendProblem, best_level, introduce, say, upload  # noqa: E402
 from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
 from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
@@ -76,9 +76,7 @@ def run(options: argparse.Namespace) -> int | None:
     sampling = build_sampling(options)
     check_request(config, prompt, options.max_new, sampling)
 
-    backend, device, reason = pick_backend()
-    say(f"weights: {shown(path)} ({describe(config)})")
-    say(f"backend: {backend}, {device} ({reason})")
+    backend, device = introduce(path, config)
     level = options.engine or best_level(config, backend, options.dtype)
     if sampling is not None:
         settings = ", ".join(f"{name} {vars(sampling)[name]}" for name in OPTIONS if vars(sampling)[name] is not None)
@@ -189,7 +187,7 @@ def prompt_tokens(options: argparse.Namespace, tokenizer) -> list[int]:
     if options.prompt is not None:
         if not options.prompt:
             raise RequestError("--prompt is empty; give at least one character")
-        if getattr(options, "chat", False):
+        if options.chat:
             return tokenizer.chat([{"role": "user", "content": options.prompt}])
         return tokenizer.encode(options.prompt)
     if options.tokens is None:

@@ -40,6 +40,14 @@ def pick_backend() -> tuple[str, str, str]:
     return facts["backend"], facts["device"], facts["reason"]
 
 
+def introduce(path, config) -> tuple[str, str]:
+    """Pick the backend, and say what the weights are and where they run; returns (backend, device)."""
+    backend, device, reason = pick_backend()
+    say(f"weights: {shown(path)} ({describe(config)})")
+    say(f"backend: {backend}, {device} ({reason})")
+    return backend, device
+
+
 def best_level(config, backend: str, dtype: str | None = None) -> str:
     """The fastest level for a model on a backend ("gpu" or "cpu"), of those that take ``dtype``."""
     from ch14_mini_llm.model.upload import why_not_fast
