@@ -11,7 +11,6 @@ in fp32; a GGUF file's tensors stay in their types. A Llama takes its tokenizer 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -31,7 +30,7 @@ from ch14_mini_llm.model.llama import EMBEDDING, HEAD, llama_tensors
 from ch14_mini_llm.model.llama_file import save_llama
 from ch14_mini_llm.model.weights import to_fp16
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
-from ch14_mini_llm.tokenizer.own import OwnTokenizer
+from ch14_mini_llm.tokenizer.own import OwnTokenizer, packed
 from data import download_gpt2, gguf_model
 from data.download_gpt2 import (
     ConversionError,
@@ -39,6 +38,7 @@ from data.download_gpt2 import (
     fetch,
     local_folder,
     open_tensors,
+    plain_names,
     read_json,
     read_settings,
     read_size,
@@ -144,10 +144,11 @@ def _rotary_base(path: Path, settings: dict) -> float:
 def select_llama(stored: Mapping[str, np.ndarray], config: LlamaConfig) -> LazyTensors:
     """A Llama's tensors out of a checkpoint's, without "model." and buffers: matrices in fp16, vectors in fp32.
 
-    Raises `ConversionError` for missing or unknown tensors, and for a head that is to be the token embedding and is
-    not; `WeightsError`, when a tensor is read, for values that are not finite or do not fit fp16.
+    Raises `ConversionError` for missing or unknown tensors, for one that is there under two names, and for a head that
+    is to be the token embedding and is not; `WeightsError`, when a tensor is read, for values that are not finite or do
+    not fit fp16.
     """
-    names = {name.removeprefix("model."): name for name in stored if not name.endswith(".rotary_emb.inv_freq")}
+    names = plain_names((name for name in stored if not name.endswith(".rotary_emb.inv_freq")), "model.")
     wanted = dict(llama_tensors(config))
     head = names.pop(HEAD, None) if config.tied_head else None
     for what, found in (("is missing", wanted.keys() - names), ("is unknown", names.keys() - wanted)):
@@ -191,14 +192,9 @@ def read_tokenizer(folder: Path) -> bytes:
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
     if not all(type(end) is int and end >= 0 for end in ends):
         raise ConversionError(f"{folder}: eos_token_id is {shown(ends)}; it must be token ids")
-    fields = {
-        "tokenizer": tokenizer, "stop_tokens": ends, "special_tokens": special,
-        "chat_template": _chat_template(folder, own.get("chat_template")),
-    }  # fmt: skip
-    read = OwnTokenizer(json.dumps(fields).encode())
-    end = read.id_of(special.get("eos_token", ""))
-    fields["stop_tokens"] = sorted({*ends, *([] if end is None else [end])})
-    return json.dumps(fields).encode()
+    template = _chat_template(folder, own.get("chat_template"))
+    end = OwnTokenizer(packed(tokenizer, ends, special, template)).id_of(special.get("eos_token", ""))
+    return packed(tokenizer, sorted({*ends, *([] if end is None else [end])}), special, template)
 
 
 def _chat_template(folder: Path, listed: object) -> str | None:

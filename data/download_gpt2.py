@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +36,7 @@ HUB_NAMES = {
     "distilgpt2": "distilbert/distilgpt2",
 }
 LARGEST_JSON = 1 << 26  # bytes
+PREFIX = "transformer."  # of most names in a GPT-2's checkpoint
 SAVE_AS_FLOAT = "save the model as float32 or float16 first"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
@@ -425,12 +426,24 @@ def _name(name: str) -> str:
 
 
 def _plain_name(name: str) -> str:
-    return name.removeprefix("transformer.")
+    return name.removeprefix(PREFIX)
 
 
 def _is_ignored(name: str) -> bool:
     # the causal mask, which some checkpoints carry as a tensor
     return name.startswith("h.") and name.endswith((".attn.bias", ".attn.masked_bias"))
+
+
+def plain_names(stored: Iterable[str], prefix: str) -> dict[str, str]:
+    """{name without the prefix: name as it is stored}. Raises `ConversionError` for one that is there both ways."""
+    names: dict[str, str] = {}
+    for name in stored:
+        plain = name.removeprefix(prefix)
+        if plain in names:
+            both = f"{_name(names[plain])} and {_name(name)}"
+            raise ConversionError(f"tensor {_name(plain)} is there twice, as {both}; remove the wrong one")
+        names[plain] = name
+    return names
 
 
 def select_tensors(stored: Mapping[str, np.ndarray], config: GPT2Config) -> LazyTensors:
@@ -439,13 +452,7 @@ def select_tensors(stored: Mapping[str, np.ndarray], config: GPT2Config) -> Lazy
     Raises `ConversionError` for missing or unknown tensors, for one that is there under two names, and for a head that
     differs from the token embedding.
     """
-    names: dict[str, str] = {}
-    for name in stored:
-        plain = _plain_name(name)
-        if plain in names:
-            both = f"{_name(names[plain])} and {_name(name)}"
-            raise ConversionError(f"tensor {_name(plain)} is there twice, as {both}; remove the wrong one")
-        names[plain] = name
+    names = plain_names(stored, PREFIX)
     layers = range(config.n_layer)
     masks = {f"h.{layer}.attn.{mask}" for layer in layers for mask in ("bias", "masked_bias")}
     names = {plain: name for plain, name in names.items() if plain not in masks}

