@@ -18,13 +18,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 import common  # noqa: E402, F401  (before numba.cuda)
+from benchmarks.peers import TransformersLlama  # noqa: E402
 from ch14_mini_llm.engine.engine import Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request  # noqa: E402
 from ch14_mini_llm.levels import make_engine  # noqa: E402
 from ch14_mini_llm.model.llama_file import TOKENIZER  # noqa: E402
-from ch14_mini_llm.model.quantize import unpacked  # noqa: E402
 from ch14_mini_llm.model.weights import load_weights  # noqa: E402
 from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
@@ -38,31 +39,6 @@ PROMPTS = [
     "Write a Python function that adds two numbers.", "Who are you?", "Count from 1 to 10.",
     "Say \u00e7a va \U0001f600.",
 ]  # fmt: skip
-
-
-def reference(config, tensors):
-    """transformers' model of the same numbers, as a function of token ids to logits (tokens, vocabulary)."""
-    import torch
-    import transformers
-
-    c = config
-    sizes = transformers.LlamaConfig(
-        hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, vocab_size=c.vocab_size, rms_norm_eps=c.epsilon,
-        max_position_embeddings=c.n_ctx, tie_word_embeddings=c.tied_head,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(sizes).eval()
-    state = {f"model.{name}": torch.from_numpy(np.array(unpacked(tensor)))
-             for name, tensor in tensors.items() if name != TOKENIZER}  # fmt: skip
-    state["lm_head.weight"] = state.pop("model.lm_head.weight", state["model.embed_tokens.weight"])
-    model.load_state_dict(state)
-
-    def logits(tokens):
-        with torch.no_grad():
-            return model(torch.tensor([tokens])).logits[0].numpy()
-
-    return logits
 
 
 def their_ids(tensors):
@@ -86,7 +62,8 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=RELATIVE)
     options = parser.parse_args()
     config, tensors = load_weights(options.weights)
-    tokenizer, theirs, logits = tokenizer_of(config, tensors), their_ids(tensors), reference(config, tensors)
+    tokenizer, theirs = tokenizer_of(config, tensors), their_ids(tensors)
+    logits = TransformersLlama(config, tensors, device="cpu", dtype=torch.float32).logits
     conversations = [[{"role": "user", "content": text}] for text in PROMPTS]
     prompts = [tokenizer.chat(messages) for messages in conversations]
     same_ids = [theirs(messages) == prompt for messages, prompt in zip(conversations, prompts)]

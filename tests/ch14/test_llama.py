@@ -31,28 +31,6 @@ def random_llama(config, seed=0):
             for name, shape in llama_tensors(config)}  # fmt: skip
 
 
-def theirs(torch, transformers, config, tensors):
-    """transformers' model of the same weights."""
-    c = config
-    sizes = transformers.LlamaConfig(
-        hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, vocab_size=c.vocab_size, rms_norm_eps=c.epsilon,
-        max_position_embeddings=c.n_ctx, tie_word_embeddings=c.tied_head,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(sizes).eval()
-    state = {f"model.{name}".replace("model.lm_head", "lm_head"): torch.from_numpy(np.array(unpacked(tensor)))
-             for name, tensor in tensors.items()}  # fmt: skip
-    state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    model.load_state_dict(state)
-
-    def logits(tokens):
-        with torch.no_grad():
-            return model(torch.tensor([tokens])).logits[0].numpy()
-
-    return logits
-
-
 def prompts(config):
     return [np.random.default_rng(n).integers(0, config.vocab_size, n).tolist() for n in LENGTHS]
 
@@ -68,7 +46,10 @@ def tensors(config):
 
 
 def test_the_listing_is_transformers(torch, transformers, config, tensors):
-    logits, listing = theirs(torch, transformers, config, tensors), make_engine("naive", config, tensors, 48)
+    from benchmarks.peers import TransformersLlama
+
+    logits = TransformersLlama(config, tensors, device="cpu", dtype=torch.float32).logits
+    listing = make_engine("naive", config, tensors, 48)
     for prompt in prompts(config):
         made = list(generate(listing, prompt, 4))
         wanted = logits([*prompt, *made])[len(prompt) - 1 : -1]
