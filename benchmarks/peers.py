@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ch14_mini_llm.model.config import LAYER_NORM_EPS, GPT2Config
+from ch14_mini_llm.model.llama import EMBEDDING, HEAD, llama_tensors
+from ch14_mini_llm.model.quantize import unpacked
 
 
 def default_device():
@@ -128,6 +130,32 @@ class TransformersEager(Peer):
         for _ in range(n):
             made.append(self._step(made[-1]))
         return torch.cat(made[1:]).flatten().tolist()
+
+
+class TransformersLlama(TransformersEager):
+    """transformers' Llama as it comes. config: a `LlamaConfig`; tensors: as `load_weights` gives them, few bits too."""
+
+    def _build(self, tensors):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        c = self.config
+        config = LlamaConfig(
+            hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer, head_dim=c.head_dim,
+            num_attention_heads=c.n_head, num_key_value_heads=c.n_kv_head, vocab_size=c.vocab_size,
+            rms_norm_eps=c.epsilon, max_position_embeddings=c.n_ctx, tie_word_embeddings=c.tied_head,
+            rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base}, attn_implementation="sdpa",
+        )  # fmt: skip
+        self.model = LlamaForCausalLM(config).to(self.device, self.dtype).eval()
+        arrays = {name: unpacked(tensors[name]) for name, _ in llama_tensors(c)}
+        state = {name if name == HEAD else f"model.{name}": value
+                 for name, value in _on_device(arrays, self.device, self.dtype).items()}  # fmt: skip
+        state.setdefault(HEAD, state[f"model.{EMBEDDING}"])
+        self.model.load_state_dict(state)
+
+    def logits(self, tokens):
+        """The logits that follow each of ``tokens``: (len(tokens), vocab_size)."""
+        with torch.no_grad():
+            return self.model(torch.tensor([tokens], device=self.device)).logits[0].float().cpu().numpy()
 
 
 class TransformersStatic(TransformersEager):

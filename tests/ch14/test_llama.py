@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ch14_mini_llm.engine.engine import Engine
-from ch14_mini_llm.engine.request import Request, RequestError
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.levels import make_engine
 from ch14_mini_llm.levels.generate import generate
 from ch14_mini_llm.model.config import LlamaConfig
@@ -31,28 +31,6 @@ def random_llama(config, seed=0):
             for name, shape in llama_tensors(config)}  # fmt: skip
 
 
-def theirs(torch, transformers, config, tensors):
-    """transformers' model of the same weights."""
-    c = config
-    sizes = transformers.LlamaConfig(
-        hidden_size=c.d_model, intermediate_size=c.d_ff, num_hidden_layers=c.n_layer, num_attention_heads=c.n_head,
-        num_key_value_heads=c.n_kv_head, head_dim=c.head_dim, vocab_size=c.vocab_size, rms_norm_eps=c.epsilon,
-        max_position_embeddings=c.n_ctx, tie_word_embeddings=c.tied_head,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rotary_base},
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(sizes).eval()
-    state = {f"model.{name}".replace("model.lm_head", "lm_head"): torch.from_numpy(np.array(unpacked(tensor)))
-             for name, tensor in tensors.items()}  # fmt: skip
-    state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    model.load_state_dict(state)
-
-    def logits(tokens):
-        with torch.no_grad():
-            return model(torch.tensor([tokens])).logits[0].numpy()
-
-    return logits
-
-
 def prompts(config):
     return [np.random.default_rng(n).integers(0, config.vocab_size, n).tolist() for n in LENGTHS]
 
@@ -68,7 +46,10 @@ def tensors(config):
 
 
 def test_the_listing_is_transformers(torch, transformers, config, tensors):
-    logits, listing = theirs(torch, transformers, config, tensors), make_engine("naive", config, tensors, 48)
+    from benchmarks.peers import TransformersLlama
+
+    logits = TransformersLlama(config, tensors, device="cpu", dtype=torch.float32).logits
+    listing = make_engine("naive", config, tensors, 48)
     for prompt in prompts(config):
         made = list(generate(listing, prompt, 4))
         wanted = logits([*prompt, *made])[len(prompt) - 1 : -1]
@@ -152,3 +133,31 @@ def test_files_that_cannot_be(rng, tmp_path):
     ):  # fmt: skip
         with pytest.raises(WeightsError, match=named):
             LlamaConfig(**{**vars(config), field: value})
+
+
+def test_a_long_text_streamed_and_cancelled(torch, transformers):
+    """1500 tokens, one a step, in a pool that has just room for them; wherever it is cancelled, blocks come back."""
+    from benchmarks.peers import TransformersLlama
+
+    config, n = LlamaConfig(1, 2, 1, 16, 32, 64, 8192, 101, 1e-5, 1e5, True), 1500
+    tensors, prompt = random_llama(config, seed=1), prompts(config)[-1]
+    engine = Engine.of(config, tensors, "kv", num_blocks=-(-(len(prompt) + n) // 16) + 1, prefix_cache=False)
+    with pytest.raises(RequestError, match="9000"):
+        engine.submit(Request(prompt, 9000))
+    for stop_after in (1, 17, 200, n):
+        request, made, scores = engine.submit(Request(prompt, n, Sampling(2.0, seed=3), logprobs=0)), [], []
+        while len(made) < stop_after:
+            for output in engine.step():
+                assert len(output.tokens) <= 1 and output.error is None
+                made += output.tokens
+                scores += [score.logprob for score in output.logprobs]
+        if stop_after < n:
+            engine.abort(request)
+            while not engine.idle:
+                engine.step()
+        assert engine.idle and engine.pool.free == engine.pool.n_blocks
+        engine.check()
+    logits = TransformersLlama(config, tensors, device="cpu", dtype=torch.float32).logits([*prompt, *made])
+    expected = torch.log_softmax(torch.from_numpy(logits[len(prompt) - 1 : -1]), 1)[np.arange(n), made]
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    assert len(set(made)) > 50
