@@ -29,7 +29,6 @@ class Compiled:
         self.parts_taken = tables.get("PARTS", [])  # arrays that may be written where it is not seen
         self.points, self.counters = tables.get("POINTS", []), tables.get("COUNTERS", [])  # memory reports
 
-
     def native(self):
         """``(address, types of the arguments)`` of the machine code behind ``run``; None where a `native.record`, which
         is there for such functions only, does not do for them."""

@@ -7,6 +7,7 @@ there, and is made anew. A folder that cannot be used costs a compilation in eac
 import functools
 import hashlib
 import json
+import opcode
 import os
 import re
 import stat
@@ -142,6 +143,7 @@ def _meanings(paths):
     return json.loads(known)
 
 
+NOP = opcode.opmap["NOP"]
 IMPORT = re.compile(r"^[ \t]*from \.(\w*) import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
 
 
@@ -160,8 +162,9 @@ def _meaning_of(text):
         if isinstance(value, type(_meaning_of.__code__)):
             facts = value.co_name, value.co_flags, value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount
             names = value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars
-            handlers = getattr(value, "co_exceptiontable", b"")
-            return repr((facts, names, value.co_code, handlers, [described(const) for const in value.co_consts]))
+            handlers, code = getattr(value, "co_exceptiontable", b""), value.co_code
+            code = [code[k : k + 2] for k in range(0, len(code), 2) if code[k] != NOP]  # all that a docstring leaves
+            return repr((facts, names, b"".join(code), handlers, [described(const) for const in value.co_consts]))
         if isinstance(value, tuple):
             return f"({', '.join(map(described, value))})"
         if isinstance(value, frozenset):  # whose order is another in each process
