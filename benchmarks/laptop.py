@@ -1,7 +1,7 @@
 """GPT-2 without a GPU, in one run: the level ``kv`` compared with transformers, llama.cpp and NumPy's products.
 
-    python benchmarks/laptop.py [--weights FILE] [--only decode,batch,prefill,start] [--peers transformers,llama.cpp]
-                                [--tokens 64] [--prompt 16] [--rounds 3] [--out benchmarks/results]
+    python benchmarks/laptop.py [--weights FILE] [--only decode,batch,prefill,start,llama] [--tokens 64] [--prompt 16]
+                                [--peers transformers,llama.cpp] [--rounds 3] [--out benchmarks/results]
 
 Prints a table and writes ``<out>/cpu/laptop.json``. Without ``--weights`` the model has the size of GPT-2 (124M) and
 random weights, on which the time does not depend. Run it on an idle machine: everything here is one or two cores'
@@ -12,7 +12,10 @@ arithmetic, and what else they do is in the figures.
   -e .[peers]``). The floor is the time in which NumPy, adding up an array, reads as many bytes as there are weights.
 * ``batch``: 8 sequences at once compared with one, tokens a second of all together.
 * ``prefill``: chapter 9's product of 512 rows compared with NumPy's, at the four shapes of a layer.
-* ``start``: processor seconds of ``run.py`` up to its first token, with compiled kernels on disk and without.
+* ``start``: processor seconds of ``run.py`` up to its first token, with compiled kernels on disk and without. Each time
+  after a run that is not counted: on a virtual machine, memory that others have given back is slow to come again.
+* ``llama``: SmolLM2, if ``make smollm2`` has fetched it: tokens a second as in ``decode``, and the seconds of a whole
+  ``run.py --chat`` to the first token of an answer.
 
 Every figure is measured in a process of its own, in rounds (ours, theirs, ours, theirs …), so that a slow moment of the
 machine meets all; it is the median, with the lowest and the highest next to it.
@@ -48,7 +51,8 @@ from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import load_weights, save_weights  # noqa: E402
 
-PARTS = ("decode", "batch", "prefill", "start")
+PARTS = ("decode", "batch", "prefill", "start", "llama")
+SMOLLM2, QUESTION = ROOT / "data" / "smollm2-135m.bin", "What is the capital of France?"
 PEERS = {"transformers": ("torch", "transformers"), "llama.cpp": ("xllamacpp", "gguf")}  # and what must be installed
 RESULTS = ROOT / "benchmarks" / "results"
 SEQUENCES, PREFILL_ROWS = 8, 512
@@ -73,10 +77,11 @@ def decode_ours(weights, dtype, n_tokens, n_prompt):
 
 def decode_transformers(weights, n_tokens, n_prompt):
     """Tokens a second of transformers in float32, with its cache, the loop written out."""
-    from benchmarks.peers import TransformersEager
+    from benchmarks.peers import TransformersEager, TransformersLlama
 
     config, tensors = load_weights(weights)
-    model, rates = TransformersEager(config, tensors, device="cpu"), []
+    peer = {"gpt2": TransformersEager, "llama": TransformersLlama}[config.architecture]
+    model, rates = peer(config, tensors, n_prompt + n_tokens, device="cpu"), []
     for _ in range(3):
         first = model.prefill(prompt_of(config, n_prompt))
         start = time.perf_counter()
@@ -169,12 +174,26 @@ def first_token(weights, dtype, cold):
     """Processor seconds of a whole ``run.py`` that makes one token."""
     with tempfile.TemporaryDirectory() as folder:
         environ = {**os.environ, "MINI_BACKEND": "cpu", **({"MINI_CACHE_DIR": folder} if cold else {})}
+        environ.pop("PYTHONDONTWRITEBYTECODE", None)  # Python keeps what it compiles, by default
         command = [sys.executable, "ch14_mini_llm/run.py", "--engine=kv", f"--dtype={dtype}", f"--weights={weights}",
                    "--tokens=1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16", "--max_new=1", "--json"]  # fmt: skip
+        uncounted = {name: value for name, value in environ.items() if name != "MINI_CACHE_DIR"}
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=uncounted)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environ)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def first_word(weights, dtype):
+    """Seconds from the start of ``run.py --chat`` to the first token of its answer to `QUESTION`."""
+    command = [sys.executable, "ch14_mini_llm/run.py", "--chat", f"--prompt={QUESTION}", f"--weights={weights}",
+               "--engine=kv", f"--dtype={dtype}", "--max_new=16", "--json"]  # fmt: skip
+    environ = {**os.environ, "MINI_BACKEND": "cpu"}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for _ in range(2):  # the first is not counted
+        done = subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environ)
+    return json.loads(done.stdout)["first_token_from_program_start_s"]
 
 
 def prompt_of(config, n, seed=0):
@@ -265,6 +284,12 @@ def plan(parts, peers, weights, n_tokens, n_prompt):
         for cold in (False, True):
             name = f"start to first token, {'cold' if cold else 'warm'}, CPU s"
             work.append((name, lambda cold=cold: first_token(weights, "float32", cold)))
+    if "llama" in parts and SMOLLM2.exists():
+        for dtype in DTYPES:
+            add(f"SmolLM2 {dtype}", "decode_ours", str(SMOLLM2), dtype, *how)
+        if "transformers" in peers:
+            add("SmolLM2 transformers float32", "decode_transformers", str(SMOLLM2), *how)
+        work.append(("SmolLM2, start to the first token of an answer, s", lambda: first_word(SMOLLM2, "float32")))
     return work
 
 
@@ -296,6 +321,7 @@ def ratios(figures, weight_bytes):
     pairs = {
         "float32 / transformers": ("decode float32", "decode transformers float32"),
         "float16 / llama.cpp F16": ("decode float16", "decode llama.cpp F16"),
+        "SmolLM2 float32 / transformers": ("SmolLM2 float32", "SmolLM2 transformers float32"),
         f"{SEQUENCES} sequences / one": (f"batch of {SEQUENCES}, float32", "batch of 1, float32"),
     }
     found = {name: median[a] / median[b] for name, (a, b) in pairs.items() if a in median and b in median}
@@ -325,7 +351,7 @@ def main(argv=None):
     """Run the program; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--weights", help="a weight file (default: 124M random weights)")
-    parser.add_argument("--only", default=",".join(PARTS), help="of decode,batch,prefill,start")
+    parser.add_argument("--only", default=",".join(PARTS), help="of decode,batch,prefill,start,llama")
     parser.add_argument("--peers", default=",".join(PEERS), help="of transformers,llama.cpp; or none")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens (64)")
     parser.add_argument("--prompt", type=int, default=16, help="tokens of the prompt (16)")
@@ -345,6 +371,8 @@ def main(argv=None):
         parser.error("--tokens must be at least 2, --prompt and --rounds at least 1")
     left_out = {name: f"not installed: {', '.join(lacking)}" for name in peers
                 if (lacking := [module for module in PEERS[name] if not importlib.util.find_spec(module)])}  # fmt: skip
+    if "llama" in parts and not SMOLLM2.exists():
+        left_out["llama"] = f"there is no {SMOLLM2.relative_to(ROOT)}: make smollm2"
     path = options.out / "cpu" / "laptop.json"
     try:
         make_output(path, "--out")

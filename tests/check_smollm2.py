@@ -1,7 +1,7 @@
 """The big check of a Llama, run by hand: SmolLM2-135M-Instruct against transformers on the same weights.
 
     make smollm2
-    python tests/check_smollm2.py [--weights data/smollm2-135m.bin] [--new 32] [--dtype float32]
+    python tests/check_smollm2.py [--weights data/smollm2-135m.bin] [--new 32] [--dtype float32] [--long 6000]
 
 Twenty prompts in the form of a conversation. For each: the logits after the prompt, compared with transformers' in
 float32 on the unpacked weights; then greedy tokens, all requests at once in one engine, against the likeliest of
@@ -12,6 +12,7 @@ prompts are compared with those of transformers' tokenizer, made of the same JSO
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ import torch  # noqa: E402
 import common  # noqa: E402, F401  (before numba.cuda)
 from benchmarks.peers import TransformersLlama  # noqa: E402
 from ch14_mini_llm.engine.engine import Engine  # noqa: E402
-from ch14_mini_llm.engine.request import Request  # noqa: E402
+from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
 from ch14_mini_llm.levels import make_engine  # noqa: E402
 from ch14_mini_llm.model.llama_file import TOKENIZER  # noqa: E402
 from ch14_mini_llm.model.weights import load_weights  # noqa: E402
@@ -60,6 +61,7 @@ def main():
     parser.add_argument("--weights", default=ROOT / "data" / "smollm2-135m.bin")
     parser.add_argument("--new", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=RELATIVE)
+    parser.add_argument("--long", type=int, default=0, help="one text of so many tokens as well, 500 to 8000")
     options = parser.parse_args()
     config, tensors = load_weights(options.weights)
     tokenizer, theirs = tokenizer_of(config, tensors), their_ids(tensors)
@@ -85,7 +87,30 @@ def main():
         print(f"{'ok ' if good else 'BAD'} {error:8.1e}  {words:<26} {text}", flush=True)
         all_good, most = all_good and good, max(most, error)
     print(f"ids of the prompts equal: {sum(same_ids)} of {len(PROMPTS)}; largest error of a logit: {most:.1e}")
+    if options.long:
+        all_good &= long_text(config, tensors, options, prompts[4], logits)
     return 0 if all_good else 1
+
+
+def long_text(config, tensors, options, prompt, logits):
+    """A text of so many tokens, drawn: their log-probabilities against transformers' over the whole text, and the time
+    of a token at its beginning and at its end."""
+    blocks = -(-(len(prompt) + options.long) // 16) + 1
+    engine = Engine.of(config, tensors, "kv", dtype=options.dtype, num_blocks=blocks, max_batch=1)
+    engine.submit(Request(prompt, options.long, Sampling(1.0, seed=1), logprobs=0))
+    made, scores, times = [], [], []
+    while not engine.idle:
+        for output in engine.step():
+            made += output.tokens
+            scores += [score.logprob for score in output.logprobs]
+            times += [time.perf_counter()] * len(output.tokens)
+    wanted = logits([*prompt, *made])[len(prompt) - 1 : -1].astype(np.float64)
+    wanted -= np.log(np.exp(wanted - wanted.max(1, keepdims=True)).sum(1, keepdims=True)) + wanted.max(1, keepdims=True)
+    error = float(np.abs(wanted[np.arange(len(made)), made] - scores).max())
+    first, last = ((times[a + 200] - times[a]) / 200 * 1e3 for a in (50, len(times) - 201))
+    print(f"{len(made)} tokens: log-probabilities differ by {error:.1e} at most")
+    print(f"a token took {first:.1f} ms at the beginning, {last:.1f} ms at the end")
+    return len(made) == options.long and error <= 20 * RELATIVE[options.dtype]
 
 
 if __name__ == "__main__":

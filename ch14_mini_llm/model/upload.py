@@ -30,10 +30,18 @@ def panels_model(
     on_tensor: Callable[[str, int], None] | None = None,
     dtype: str = "float32",
 ) -> Model:
-    """Matrices in chapter 9's panels, and embeddings, in float32 or float16; vectors in float32."""
+    """Matrices in chapter 9's panels, in float32 or float16; vectors in float32. Embeddings, of which a step reads a
+    row a token, stay in float16 if they are: converting them would take longer than a step, and change nothing."""
     kind_of = np.dtype(dtype)
     made = _llama_panels if isinstance(config, LlamaConfig) else _gpt2_panels
     return made(config, tensors, on_tensor, kind_of)
+
+
+def _table_type(tensor, dtype, kind: str):
+    """The type for a tensor that is no matrix of a product."""
+    if kind == "vector":
+        return np.float32
+    return np.float16 if getattr(tensor, "dtype", None) == np.float16 else dtype
 
 
 def _packed(array, pack, launch, K: int, N: int, dtype):
@@ -47,7 +55,7 @@ def _gpt2_panels(config, tensors, on_tensor, dtype) -> Model:
         if kind == "matrix":
             array = cuda.to_device(np.ascontiguousarray(array))
             return _packed(array, pack_columns, pack_columns_launch, *array.shape, dtype)
-        return cuda.to_device(np.ascontiguousarray(array, dtype=np.float32 if kind == "vector" else dtype))
+        return cuda.to_device(np.ascontiguousarray(array, dtype=_table_type(array, dtype, kind)))
 
     model = gpt2(config, tensors, upload, on_tensor)
     weight = _packed(model.head.weight, pack_rows, pack_rows_launch, config.d_model, config.vocab_size, dtype)
@@ -59,7 +67,8 @@ def _llama_panels(config, tensors, on_tensor, dtype) -> Model:
     def upload(given, kind):
         if kind == "zeros":
             return cuda.to_device(np.zeros(given[0], np.float32))
-        array = rows_of(given, lambda tensor: unpacked(tensor, np.float32 if kind == "vector" else dtype))
+        wanted = dtype if kind == "rows" else _table_type(given[0], dtype, kind)
+        array = rows_of(given, lambda tensor: unpacked(tensor, wanted))
         if kind == "rows":
             return _packed(cuda.to_device(array), pack_rows, pack_rows_launch, *array.shape[::-1], dtype)
         return cuda.to_device(array)

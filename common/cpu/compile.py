@@ -5,7 +5,7 @@ import pickle
 import numba
 from numba.core import types
 
-from . import machine_code, memlog, shadow, store
+from . import machine_code, memlog, native, shadow, store
 from .device_code import DeviceModule
 from .errors import CompileError
 from .pipeline import check_device, check_kernel, generate
@@ -18,8 +18,9 @@ class Compiled:
     is slow where an array is float16. tables: what is known of the kernel beside its code. source: the generated code.
     """
 
-    def __init__(self, run, tables, source):
-        self.run, self.sites, self.source = run, tables["SITES"], source
+    def __init__(self, result, types, tables, source):
+        self.run, self.sites, self.source = result.entry_point, tables["SITES"], source
+        self._result, self._types, self._native = result, types, None
         self.static_bytes, self.uses_dynamic = tables["STATIC_SHARED_BYTES"], tables["DYNAMIC_SHARED"]
         self.arrays = tables.get("ARRAYS", [])  # these seven: where accesses are looked at
         self.shared_cells, self.stamps = tables.get("SHARED_CELLS", (0, 0)), tables.get("STAMPS", 0)
@@ -27,6 +28,16 @@ class Compiled:
         self.notices, self.fences = tables.get("NOTICES", []), tables.get("FENCES", False)
         self.parts_taken = tables.get("PARTS", [])  # arrays that may be written where it is not seen
         self.points, self.counters = tables.get("POINTS", []), tables.get("COUNTERS", [])  # memory reports
+
+    def native(self):
+        """``(address, types of the arguments)`` of the machine code behind ``run``; None where a `native.record`, which
+        is there for such functions only, does not do for them."""
+        if self._native is None:
+            result, address = self._result, None
+            if native.IS_HERE and native.layout_of(self._types, result.target_context):
+                address = result.library.get_pointer_to_function(result.fndesc.llvm_func_name) or None
+            self._native = address, self._types
+        return self._native
 
 
 def load(function, names, block_dim, arg_types, nonneg, check, debug):
@@ -58,7 +69,7 @@ def load(function, names, block_dim, arg_types, nonneg, check, debug):
             signature += tuple(memlog.PARAMETERS.values())
         machine_code.compile_kernel(run, signature)
     source = "\n".join([code, *(device.text for device in devices.values())])
-    return Compiled(run.overloads[signature].entry_point, tables, source)
+    return Compiled(run.overloads[signature], signature, tables, source)
 
 
 def check_types(function, names, signature, device):

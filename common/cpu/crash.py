@@ -450,6 +450,11 @@ def helper():
     return number
 
 
+def helping_at(number):
+    """The address of the word that `helping` sets."""
+    return _at + 8 * (HELPER + 2 * number + 1)
+
+
 def helping(number, row):
     """The helper works for a row from now on (its first word), or for none (0)."""
     _cells[HELPER + 2 * number + 1] = row

@@ -636,6 +636,17 @@ def _run_shared(work, blocks, row):
         running[_PART] = 0
 
 
+def run_program(program):
+    """Run a `native.Program` with every helper that is free; gives what it gives."""
+    team = _helpers()
+    if team is None or not team.lock.acquire(blocking=False):
+        return program.run(None)
+    try:
+        return program.run(team)
+    finally:
+        team.lock.release()
+
+
 def _together(work, row, stop):
     """Call ``work()`` here and in every helper that is free; here only, in a launch within a launch."""
     team = _helpers()

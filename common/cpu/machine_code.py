@@ -162,11 +162,19 @@ def jit(**options):
     return lambda f: kept(numba.njit(**{"error_model": "numpy", "nogil": True} | options)(f), _own_name(f))
 
 
-def callback(function, signature):
-    """A compiled function with an address, as ``numba.cfunc`` makes them, kept on disk."""
+def callback(function, signature, optimized=True):
+    """A compiled function with an address, as ``numba.cfunc`` makes them, kept on disk.
+
+    optimized: False for one that mostly waits: a third of the time to compile it is saved.
+    """
     made = CFunc(function, (signature.args, signature.return_type), {}, {"error_model": "numpy"})
     made._cache = Kept(_own_name(function))
-    made.compile()
+    with global_compiler_lock:
+        keep, config.OPT = config.OPT, config.OPT if optimized else type(config.OPT)(0)
+        try:
+            made.compile()
+        finally:
+            config.OPT = keep
     return made
 
 

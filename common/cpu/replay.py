@@ -6,11 +6,14 @@ for each launch a word that says which kernel runs, and one call.
 """
 
 import functools
+import math
 
-from . import crash, fresh, guard, launch
+from . import crash, fresh, guard, launch, native
 from .arrays import checking
 from .errors import OutOfBoundsError
 from .streams import IN_ORDER
+
+SHARED_SECONDS = 6e-6  # a launch estimated shorter than this is not divided between threads
 
 
 class Replay:
@@ -24,6 +27,7 @@ class Replay:
         self._launches = launches
         self._steps = None  # see `Dispatcher._launch`
         self._calls, self._canaries, self._row = [], [], None  # what they are made into for a thread: see `_bind`
+        self._unsure = False  # whether there is one whose time was not known then
 
     def run(self):
         """Run the launches, in order."""
@@ -33,7 +37,7 @@ class Replay:
         fresh.unwatched_launch()
         with IN_ORDER:
             row = launch._mine.__dict__.get("row")
-            if row is None or row is not self._row:
+            if row is None or row is not self._row or self._unsure:
                 row = self._bind()
             if row.running[launch._NOTE]:  # a signal handler's, in the middle of another launch
                 self._launches()
@@ -55,43 +59,79 @@ class Replay:
         self._steps = steps if None not in steps else None
 
     def _bind(self):
-        """Make a call of each launch, with the error array of this thread's row; returns the row."""
+        """Make calls of the launches, with the error array of this thread's row; returns the row."""
         row = launch._mine.row = launch._mine.__dict__.get("row") or crash.Row()
         self._row, self._calls, canaries, several = row, [], {}, launch.workers() > 1
-        for kernel, compiled, history, last, block, shared_bytes, values, pairs in self._steps:
+        records, first, all_seconds, self._unsure = [], 0, 0.0, False
+        for number, (kernel, compiled, history, last, block, shared_bytes, values, pairs) in enumerate(self._steps):
             blocks = last.grid[0] * last.grid[1] * last.grid[2]
             seconds = last.known * blocks
+            self._unsure |= math.isinf(seconds)
             arguments = *last.grid, launch._NOTHING, row.err, *values
-            if shared_bytes or not seconds < launch.SLICE:
-                call = functools.partial(kernel._run, compiled, history, last, True, row, block, shared_bytes, values)
-            elif blocks > 1 and several and seconds > launch.INLINE_SECONDS:
-                work = functools.partial(compiled.run, 0, 0, *arguments)
-                call = functools.partial(launch._run_shared, work, blocks, row)
+            shared, record = blocks > 1 and several, None
+            if not shared_bytes and seconds < launch.SLICE:
+                divided = shared and seconds > SHARED_SECONDS
+                record = native.record(compiled, last.place, blocks, divided, arguments)
+            if records and (record is None or all_seconds > launch.SLICE):
+                self._calls.append((first, self._program(records, row)))
+                records, first, all_seconds = [], number, 0.0
+            if record is not None:
+                records.append(record)
+                all_seconds += seconds
             else:
-                call = functools.partial(compiled.run, 0, blocks, *arguments)
-            self._calls.append((last.place, call))
+                first = number + 1
+                if shared_bytes or not seconds < launch.SLICE:
+                    call = functools.partial(
+                        kernel._run, compiled, history, last, True, row, block, shared_bytes, values
+                    )
+                elif shared and seconds > launch.INLINE_SECONDS:
+                    work = functools.partial(compiled.run, 0, 0, *arguments)
+                    call = functools.partial(launch._run_shared, work, blocks, row)
+                else:
+                    call = functools.partial(compiled.run, 0, blocks, *arguments)
+                self._calls.append((number, functools.partial(self._called, last.place, call, row)))
             if last.shapes:  # on memory whose ends nobody watches
                 crash.suspect(last.place)
             canaries |= {id(pair[0]): pair for pair in pairs}
+        if records:
+            self._calls.append((first, self._program(records, row)))
         self._canaries = list(canaries.values())
         return row
 
+    @staticmethod
+    def _program(records, row):
+        return functools.partial(launch.run_program, native.Program(records, row, launch.workers()))
+
+    @staticmethod
+    def _called(place, call, row):
+        """A launch by way of Python; gives 1 if it failed, as a `native.Program` of one would."""
+        row.running[launch._NOTE] = place
+        call()
+        return int(row.running[launch._ERR] != 0)
+
     def _run(self, row):
-        running, note, err, number = row.running, launch._NOTE, launch._ERR, -1
+        running, number = row.running, 0
         try:
-            for place, call in self._calls:
-                number += 1
-                running[note] = place
-                call()
-                if running[err]:
-                    raise IndexError
-            running[note] = 0
+            for number, call in self._calls:
+                failed = call()
+                if failed:
+                    number += failed - 1
+                    self._raise(number, row)
+            running[launch._NOTE] = 0
         except BaseException as error:
-            running[note] = 0
+            running[launch._NOTE] = 0
             kernel, compiled, history, last, block, shared_bytes, values, _ = self._steps[number]
             self._row = None
             kernel._broken_off(error, row, values)
             kernel._failed(compiled, history, last, row, block, shared_bytes, values, values)
+
+    def _raise(self, number, row):
+        """Raise what a launch did that has failed: where the row does not know, by running it once more."""
+        _, compiled, _, last, _, _, values, _ = self._steps[number]
+        if row.err[0] in (0, crash.STOPPED):
+            row.err[0] = 0
+            compiled.run(0, math.prod(last.grid), *last.grid, launch._NOTHING, row.err, *values)
+        raise IndexError
 
     def _damaged(self):
         """Something was written next to an array: launch everything again, where each launch is looked at."""

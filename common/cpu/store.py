@@ -4,11 +4,12 @@ An entry is read only if it is whole, belongs to this user and nobody else can w
 there, and is made anew. A folder that cannot be used costs a compilation in each process, and one line of warning.
 """
 
-import ast
 import functools
 import hashlib
 import json
+import opcode
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -133,24 +134,41 @@ def _meanings(paths):
     name = f"meaning_{hashlib.sha256(repr((sys.version_info[:2], texts)).encode()).hexdigest()[:24]}"
     known = read(name)
     if known is None:
-        trees = {path.stem: ast.parse(text) for path, text in zip(paths, texts)}
         meanings = {
-            stem: (hashlib.sha256(_without_docstrings(tree).encode()).hexdigest(), sorted(set(_relative_imports(tree))))
-            for stem, tree in trees.items()
+            path.stem: (short_digest(_meaning_of(text)), sorted(_relative_imports(text.decode())))
+            for path, text in zip(paths, texts)
         }
         known = json.dumps(meanings).encode()
         write(name, known)
     return json.loads(known)
 
 
-def _relative_imports(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            yield from [node.module] if node.module else [alias.name for alias in node.names]
+NOP = opcode.opmap["NOP"]
+IMPORT = re.compile(r"^[ \t]*from \.(\w*) import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
 
 
-def _without_docstrings(tree):
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+def _relative_imports(text):
+    """The modules of its own folder that a file imports."""
+    found = set()
+    for module, names in IMPORT.findall(text):
+        found |= {module} if module else {name.split()[0] for name in names.strip("() \n").split(",") if name.strip()}
+    return found
+
+
+def _meaning_of(text):
+    """What a file is compiled to, without docstrings and the numbers of lines: four times as fast as by its tree."""
+
+    def described(value):
+        if isinstance(value, type(_meaning_of.__code__)):
+            facts = value.co_name, value.co_flags, value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount
+            names = value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars
+            handlers, code = getattr(value, "co_exceptiontable", b""), value.co_code
+            code = [code[k : k + 2] for k in range(0, len(code), 2) if code[k] != NOP]  # all that a docstring leaves
+            return repr((facts, names, b"".join(code), handlers, [described(const) for const in value.co_consts]))
+        if isinstance(value, tuple):
+            return f"({', '.join(map(described, value))})"
+        if isinstance(value, frozenset):  # whose order is another in each process
+            return f"{{{', '.join(sorted(map(described, value)))}}}"
+        return f"{type(value).__name__} {value!r}"
+
+    return described(compile(text, "", "exec", dont_inherit=True, optimize=2))

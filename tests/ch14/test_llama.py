@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ch14_mini_llm.engine.engine import Engine
-from ch14_mini_llm.engine.request import Request, RequestError
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling
 from ch14_mini_llm.levels import make_engine
 from ch14_mini_llm.levels.generate import generate
 from ch14_mini_llm.model.config import LlamaConfig
@@ -133,3 +133,31 @@ def test_files_that_cannot_be(rng, tmp_path):
     ):  # fmt: skip
         with pytest.raises(WeightsError, match=named):
             LlamaConfig(**{**vars(config), field: value})
+
+
+def test_a_long_text_streamed_and_cancelled(torch, transformers):
+    """1500 tokens, one a step, in a pool that has just room for them; wherever it is cancelled, blocks come back."""
+    from benchmarks.peers import TransformersLlama
+
+    config, n = LlamaConfig(1, 2, 1, 16, 32, 64, 8192, 101, 1e-5, 1e5, True), 1500
+    tensors, prompt = random_llama(config, seed=1), prompts(config)[-1]
+    engine = Engine.of(config, tensors, "kv", num_blocks=-(-(len(prompt) + n) // 16) + 1, prefix_cache=False)
+    with pytest.raises(RequestError, match="9000"):
+        engine.submit(Request(prompt, 9000))
+    for stop_after in (1, 17, 200, n):
+        request, made, scores = engine.submit(Request(prompt, n, Sampling(2.0, seed=3), logprobs=0)), [], []
+        while len(made) < stop_after:
+            for output in engine.step():
+                assert len(output.tokens) <= 1 and output.error is None
+                made += output.tokens
+                scores += [score.logprob for score in output.logprobs]
+        if stop_after < n:
+            engine.abort(request)
+            while not engine.idle:
+                engine.step()
+        assert engine.idle and engine.pool.free == engine.pool.n_blocks
+        engine.check()
+    logits = TransformersLlama(config, tensors, device="cpu", dtype=torch.float32).logits([*prompt, *made])
+    expected = torch.log_softmax(torch.from_numpy(logits[len(prompt) - 1 : -1]), 1)[np.arange(n), made]
+    np.testing.assert_allclose(scores, expected, atol=1e-3)
+    assert len(set(made)) > 50

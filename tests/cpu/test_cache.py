@@ -1,5 +1,6 @@
 """The disk cache: a kernel depends on all that its code depends on; damaged or foreign files are not used."""
 
+import ast
 import importlib.util
 import os
 import random
@@ -361,6 +362,47 @@ def test_a_launch_in_a_thread_while_another_compiles_numba_code(tmp_path):
     assert launch_text(path) == 8
     compiled.join(timeout=60)
     assert not compiled.is_alive()
+
+
+def test_the_meaning_of_a_file_leaves_out_what_does_not_matter():
+    """Not comments, docstrings and line numbers; but every constant, name and default, and in no order of a process."""
+    base = """
+    import os
+    def f(x, y=1):
+        "What it does."
+        for _ in range(3):
+            x += y * 0.0 if x in {"a", "b", "c"} else -2
+        return lambda z: (x, z, 1)
+    """
+    plain = textwrap.dedent(base)
+    known = store._meaning_of(plain.encode())
+    moved = plain.replace('"What it does."', '"Another."').replace("import os", "# a comment\n\nimport os  # why")
+    assert store._meaning_of(moved.encode()) == known
+    for old, new in (
+        ("y=1", "y=2"), ("y=1", "y=1.0"), ("y=1", "y=True"), ("0.0", "-0.0"), ("range(3)", "range(4)"), ('"c"', '"d"'),
+        ("lambda z", "lambda w"), ("(x, z, 1)", "(x, z, 1.0)"), ("import os", "import sys"), ("+=", "-="),
+    ):  # fmt: skip
+        assert store._meaning_of(plain.replace(old, new).encode()) != known, (old, new)
+    script = f"""
+import sys, zlib
+sys.path[:0] = [{str(ROOT)!r}]
+from common.cpu import store
+print(zlib.crc32(store._meaning_of({plain!r}).encode()))
+"""
+    seen = set()
+    for seed in "123":
+        environ = {**os.environ, "PYTHONHASHSEED": seed}
+        seen.add(subprocess.run([sys.executable, "-c", script], env=environ, capture_output=True, text=True).stdout)
+    assert len(seen) == 1 and seen.pop().strip().isdigit()
+
+
+def test_imports_are_found_without_a_parser():
+    for path in (ROOT / "common" / "cpu").glob("*.py"):
+        text, found = path.read_text(), set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                found |= {node.module} if node.module else {alias.name for alias in node.names}
+        assert store._relative_imports(text) == found, path
 
 
 LLVM_MEANWHILE = """

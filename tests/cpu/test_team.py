@@ -69,7 +69,7 @@ def team(request):
     """Three helpers, who look for work for a while before they sleep, or, as on other processors, sleep at once."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "sleeps":
-            patch.setattr(team_module, "_compiled", lambda: None)
+            patch.setattr(team_module.native, "loops", lambda: None)
         team = Team(3)
     yield team
     team._end()
