@@ -11,7 +11,8 @@ The passes, in the order a kernel goes through them::
     infer      Numba's own type inference on a variant without barriers; `device_code` has the device functions
     emit       fission: loops over the block's threads between the barriers
     module_text, machine_code
-               the generated module, compiled by Numba, with a GPU's casts and shifts (`gpu_numbers`)
+               the generated module, compiled by Numba, with a GPU's casts and shifts (`gpu_numbers`) and
+               what else the CPU target has no code for (`half`, `scalars`, registered in `lowering`)
     store      what is kept on disk
     launch     arguments as explicit `signatures` have them; blocks on all cores; `guard` and `crash` watch
 

@@ -16,9 +16,10 @@ import operator
 
 from llvmlite import ir
 from numba.core import types
-from numba.core.imputils import lower_cast
 from numba.core.registry import cpu_target
 from numba.cpython import numbers
+
+from . import lowering
 
 active = False  # is a kernel being compiled?
 
@@ -48,7 +49,7 @@ def _cast(context, builder, fromty, toty, value):
 
 for _float in _FLOATS:
     for _integer in _INTEGERS:
-        lower_cast(_float, _integer)(_cast)
+        lowering.lower_cast(_float, _integer)(_cast)
 
 
 def _places(builder, amount, kind):
@@ -85,7 +86,7 @@ _SHIFTS = {numbers.int_shl_impl: _shift_left, numbers.int_shr_impl: _shift_right
 @functools.cache
 def install():
     """Put the shifts in the place of Numba's own, which are registered for the same types."""
-    cpu_target.target_context.refresh()
+    lowering.install()
     for shift in (operator.lshift, operator.ilshift, operator.rshift, operator.irshift):
         known = cpu_target.target_context._defns[shift]
         known.versions = [(signature, _SHIFTS.get(code, code)) for signature, code in known.versions]

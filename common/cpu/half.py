@@ -26,10 +26,13 @@ from llvmlite import ir
 from numba.core import pythonapi, types
 from numba.core.datamodel import models, register_default
 from numba.core.errors import TypingError
-from numba.core.imputils import impl_ret_borrowed, lower_builtin, lower_cast
+from numba.core.imputils import impl_ret_borrowed
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, builtin_registry, infer_global
 from numba.extending import intrinsic
+
+from . import lowering
+from .lowering import lower_builtin, lower_cast
 
 f16, f32, f64 = types.float16, types.float32, types.float64
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -282,3 +285,5 @@ class _FloatOfHalf(AbstractTemplate):
 
     def generic(self, args, kws):
         return signature(f16, f16) if args == (f16,) and not kws else None
+
+lowering.install()

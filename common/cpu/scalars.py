@@ -27,12 +27,12 @@ from inspect import Parameter, Signature
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
-from numba.core.imputils import lower_builtin
 from numba.core.typing import signature
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic
 
-from . import gpu_numbers, vecmath
+from . import gpu_numbers, lowering, vecmath
+from .lowering import lower_builtin
 
 f16, f32, f64 = types.float16, types.float32, types.float64
 i32, u32, i64, u64 = types.int32, types.uint32, types.int64, types.uint64
@@ -325,3 +325,5 @@ def _lower_minmax(stub, llvm_name, compare):
 _lower_minmax(max2, "llvm.maxnum", operator.gt)
 _lower_minmax(min2, "llvm.minnum", operator.lt)
 BUILTIN = {"min": min2, "max": max2}
+
+lowering.install()

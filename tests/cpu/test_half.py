@@ -441,6 +441,16 @@ def test_ordinary_numba_is_typed_as_before():
     assert done.stdout.strip() == "same", done.stderr
 
 
+def test_nothing_of_it_reaches_numbas_shared_registry():
+    """numba-cuda takes over what others than Numba have registered there, and would emit it on a GPU."""
+    from numba.core.imputils import builtin_registry
+
+    registered = [entry[0] for kind in ("functions", "getattrs", "casts") for entry in getattr(builtin_registry, kind)]
+    assert len(registered) > 100
+    assert not [code for code in registered if code.__module__.startswith("common.")]
+
+
+
 @pytest.mark.skipif(not HAS_F16C, reason="no F16C that could be left out")
 def test_a_processor_without_half_instructions_gets_the_same_values():
     code = textwrap.dedent("""

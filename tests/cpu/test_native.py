@@ -13,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import cuda, float32, int32, types
 
+import common
 from common.cpu import launch, native, replay
 from common.cpu.errors import KernelError, OutOfBoundsError
 from common.cpu.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(not native.IS_HERE, reason="records are of x86-64")
+pytestmark = [
+    pytest.mark.skipif(common.BACKEND != "cpu", reason="about the CPU backend's launches"),
+    pytest.mark.skipif(not native.IS_HERE, reason="records are of x86-64"),
+]
 
 
 @cuda.jit
