@@ -1,4 +1,4 @@
-"""What the engine is measured beside, both made of the same weights: a static batch in torch, and transformers' engine.
+"""What the engine is compared with, both made of the same weights: a static batch in torch, and transformers' engine.
 
 `StaticBatch` is gpt-fast's way of decoding (https://github.com/meta-pytorch/gpt-fast) with more than one sequence:
 prompts of one length, keys and values in buffers of a fixed size, and a step that torch compiles into one CUDA graph.
@@ -19,6 +19,8 @@ import torch.nn.functional as F
 
 from benchmarks import peers
 from benchmarks.gpt2 import _summary
+from benchmarks.torch_llama import TorchLlama
+from ch14_mini_llm.model.config import LlamaConfig
 
 MULTIPLE = 64  # the buffers' length is a multiple of it: 128 + 200 tokens get 384 places
 PAGED_ROWS = 8192  # tokens of a step of transformers' engine, at most: its own default where there is memory
@@ -89,7 +91,8 @@ class StaticBatch:
     def __init__(self, config, tensors, n, length, tuned=False, device=None, dtype=None, compile=None):
         self.device = torch.device(device or peers.default_device())
         gpu = self.device.type == "cuda"
-        self.model = BatchedGPT2.of(config, tensors, self.device, dtype or (torch.float16 if gpu else torch.float32))
+        kind = TorchLlama if isinstance(config, LlamaConfig) else BatchedGPT2
+        self.model = kind.of(config, tensors, self.device, dtype or (torch.float16 if gpu else torch.float32))
         self.n, self.tuned, self.compiles = n, tuned, gpu if compile is None else compile
         self.length = min(-(-length // MULTIPLE) * MULTIPLE, config.n_ctx)
         self.model.reserve(n, self.length)
@@ -252,11 +255,13 @@ class Judge:
     """A plain float32 forward pass in torch, as `peers.logit_gaps` has it; kept, because many are judged."""
 
     def __init__(self, config, tensors, device=None):
-        self.model = peers.TorchGPT2.of(config, tensors, device or peers.default_device(), torch.float32)
+        kind = TorchLlama if isinstance(config, LlamaConfig) else peers.TorchGPT2
+        self.device = torch.device(device or peers.default_device())
+        self.model = kind.of(config, tensors, self.device, torch.float32)
 
     def gap(self, prompt, tokens, among=1):
         """How far the logit of a token of ``tokens`` is below the ``among``-th largest one, at most; NaN for a NaN."""
-        ids = torch.tensor([[*prompt, *tokens[:-1]]], device=self.model.wte.weight.device)
+        ids = torch.tensor([[*prompt, *tokens[:-1]]], device=self.device)
         with torch.no_grad():
             hidden = self.model(ids, torch.arange(ids.shape[1], device=ids.device))[0, len(prompt) - 1 :]
             logits = self.model.head(hidden)

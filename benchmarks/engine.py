@@ -2,11 +2,12 @@
 
     python benchmarks/engine.py [--only decode,requests,sampling,prefix,gap,deterministic,run] [--sequences 1,8,32]
                                 [--peers compiled,tuned,transformers] [--engine kv|fast] [--weights FILE]
-                                [--repeats 3] [--out benchmarks/results]
+                                [--shape smollm2-135m|llama-3.2-1b|llama-2-7b] [--repeats 3] [--out benchmarks/results]
 
 Prints the figures and writes them to ``<out>/<device>/engine.json``. On a GPU it takes the level ``fast`` and GPT-2's
 size (124M) with random weights, on which the time does not depend; without one the level ``kv``, the tiny model, and
-sizes that only show that it works. `SIZES` has the numbers of each question:
+sizes that only show that it works. ``--shape``: a published Llama's size instead, with random weights made on the GPU;
+by default how fast one sequence decodes, in ``engine_<shape>.json``. `SIZES` has the numbers of each question:
 
 - *decode*: tokens a second while n sequences decode, and the share of the floor: the time that the device's own copy
   takes for the bytes of a step, the weights once and each sequence's keys and values, all in float16.
@@ -55,11 +56,13 @@ from benchmarks import start_time  # noqa: E402
 from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _packages, _summary, weight_bytes  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.random_gpt2 import random_weights  # noqa: E402
+from benchmarks.torch_llama import SHAPES, random_llama, to_numba  # noqa: E402
 from ch14_mini_llm.engine.engine import MODELS, Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
 from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
+from ch14_mini_llm.model.upload import llama_float16  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, load_weights, save_weights  # noqa: E402
 from common import bench  # noqa: E402
 
@@ -131,8 +134,14 @@ class Bench:
         self.config, self.tensors, self.level, self.sizes = config, tensors, level, sizes
         self.repeats, self.peers, self.weights, self.progress = repeats, peers, weights, progress
         self.device = "cuda" if common.BACKEND == "gpu" else "cpu"
-        self.copy, self.model = bench.copy_bandwidth(), MODELS[level](config, tensors)
+        self.copy = bench.copy_bandwidth()
+        if isinstance(next(iter(tensors.values())), torch.Tensor):
+            self.model = llama_float16(config, tensors, to_device=to_numba)
+        else:
+            self.model = MODELS[level](config, tensors)
         self.judge, self._rates = batched.Judge(config, tensors, self.device), {}
+        gc.collect()
+        gc.freeze()  # as `start.loading` does for run.py
 
     def engine(self, **options):
         """A new engine; without a prefix cache, so that the same requests take the same time again."""
@@ -435,24 +444,41 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/engine.py", description=__doc__.split("\n")[0])
     sizes, known = SIZES[common.BACKEND], batched.PEERS
     level, repeats = ("fast", 3) if common.BACKEND == "gpu" else ("kv", 1)
-    parser.add_argument("--only", type=_names(ASKED), default=list(ASKED), help=f"questions, of {','.join(ASKED)}")
+    parser.add_argument("--only", type=_names(ASKED), help=f"questions, of {','.join(ASKED)}; or all")
     parser.add_argument("--sequences", type=numbers, metavar="N,…", help="how many decode at once, for other numbers")
-    parser.add_argument("--peers", type=_names(known), default=list(known), help=f"of {','.join(known)}; or none")
+    parser.add_argument("--peers", type=_names(known), help=f"of {','.join(known)}; or none; by default all")
     parser.add_argument("--engine", choices=list(LEVELS), default=level, help=f"the level ({level})")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weight file; by default 124M random "
                         "weights on a GPU, without one the tiny model")
+    parser.add_argument("--shape", choices=list(SHAPES), help="a Llama of this size; asks for --engine=fast")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"runs that count, of each figure ({repeats})")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)
+    if options.shape:
+        defaults, name = (["decode"], [*batched.SETTINGS]), f"engine_{options.shape}.json"
+        sizes = sizes | {"decode": sizes["decode"] | {"sequences": (1,), "idle_at": 1}}
+    else:
+        defaults, name = ([*ASKED], [*known]), "engine.json"
+    options.only = defaults[0] if options.only is None else options.only
+    options.peers = defaults[1] if options.peers is None else options.peers
+    if options.shape and (options.weights or options.engine != "fast" or {"run"} & {*options.only}):
+        parser.error("--shape brings its own weights, on the level fast, which run.py knows nothing of: leave out "
+                     "--weights, --engine and the question run")
+    if options.shape and "transformers" in options.peers:
+        parser.error(f"--peers={','.join(options.peers)}: with --shape there are only {','.join(batched.SETTINGS)}")
     if options.repeats < 1 or not options.only:
         parser.error(f"--repeats={options.repeats} --only={','.join(options.only)}: at least one of each")
     if options.sequences:
         sizes = sizes | {"decode": sizes["decode"] | {"sequences": options.sequences}}
-    weights = options.weights or (None if common.BACKEND == "gpu" else DATA_DIR / "tiny-gpt2.bin")
-    path = options.out / device_folder() / "engine.json"
+    weights = options.weights or (None if common.BACKEND == "gpu" or options.shape else DATA_DIR / "tiny-gpt2.bin")
+    path = options.out / device_folder() / name
     try:
         make_output(path, "--out")
-        config, tensors = load_weights(weights) if weights else (GPT2_124M, random_weights(GPT2_124M))
+        if options.shape:
+            config = SHAPES[options.shape]
+            tensors = random_llama(config, "cuda" if common.BACKEND == "gpu" else "cpu")
+        else:
+            config, tensors = load_weights(weights) if weights else (GPT2_124M, random_weights(GPT2_124M))
     except (FileError, WeightsError) as error:
         parser.error(str(error))
     if common.BACKEND == "cpu":
@@ -465,7 +491,7 @@ def main(argv=None):
 
         what = {"repeats": options.repeats, "peers": options.peers, "weights": weights}
         result = measure(config, tensors, options.engine, sizes, options.only, progress, **what)
-    result = {"model": weights.name if weights else "GPT-2 124M, random weights", **result}
+    result = {"model": weights.name if weights else f"{options.shape or 'GPT-2 124M'}, random weights", **result}
     write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"\n{format_table(result)}\n\nwritten: {path}")
     raise SystemExit(1 if errors(result) else 0)

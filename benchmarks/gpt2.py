@@ -45,6 +45,7 @@ from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.random_gpt2 import GPT2_124M, random_weights  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.levels.generate import generate  # noqa: E402
+from ch14_mini_llm.model.config import LlamaConfig  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, load_weights  # noqa: E402
 from common import bench  # noqa: E402
@@ -173,11 +174,13 @@ def steps(config, levels, peers, skip_prefill=False):
 
 
 def weight_bytes(config):
-    """Bytes that any GPT-2 with fp16 weights reads for a token: all but the positions' embedding, of which it is a row.
+    """Bytes that any model with fp16 weights reads for a token: all but embeddings of which it is a row.
 
-    The tokens' embedding counts once: the head reads all of it. Keys and values come on top, after 272 tokens of the
-    124M model another 4 %.
+    A tied embedding of tokens counts once: the head reads all of it. Keys and values come on top, after 272 tokens of
+    GPT-2's 124M another 4 %.
     """
+    if isinstance(config, LlamaConfig):
+        return 2 * (config.n_parameters - (0 if config.tied_head else config.vocab_size * config.d_model))
     return 2 * (config.n_parameters - config.n_ctx * config.d_model)
 
 

@@ -388,9 +388,18 @@ if ON_CPU:
             a = b = c = d = np.float32(0)
         return a, b, c, d
 
+    @cuda.jit(device=True)
+    def load_half8_once_if(array, index, inside):
+        """:func:`load_half8_if` past the L1 cache."""
+        if inside:
+            a, b, c, d = load_half8(array, index)
+        else:
+            a = b = c = d = np.uint32(0)
+        return a, b, c, d
+
 else:
 
-    def _loader_if(name, array, index, inside, element, word):
+    def _loader_if(name, array, index, inside, element, word, once=False):
         """What an intrinsic returns that loads 16 bytes of global memory, or zeros."""
         _require(name, array, index, element)
         result = types.UniTuple(word, 4)
@@ -401,7 +410,8 @@ else:
             here = context.cast(builder, args[2], inside, types.boolean)
             here = builder.zext(builder.icmp_unsigned("!=", here, ir.Constant(here.type, 0)), U32)
             zeros = " ".join(f"mov.{kind} ${i}, {zero};" for i in range(4))
-            text = f"{{ .reg .pred p; setp.ne.u32 p, $5, 0; {zeros} @p ld.global.v4.{kind} {{$0, $1, $2, $3}}, [$4]; }}"
+            load = f"ld.global{'.L1::no_allocate' if once else ''}.v4.{kind}"
+            text = f"{{ .reg .pred p; setp.ne.u32 p, $5, 0; {zeros} @p {load} {{$0, $1, $2, $3}}, [$4]; }}"
             loaded = _assembly(builder, text, f"=&{letter}," * 4 + "l,r,~{memory}",
                                ir.LiteralStructType([context.get_value_type(word)] * 4),
                                [builder.ptrtoint(address, U64), here])  # fmt: skip
@@ -418,6 +428,11 @@ else:
     def load_float4_if(typingctx, array, index, inside):
         """Four float32, or zeros: see the CPU's version above."""
         return _loader_if("load_float4_if", array, index, inside, types.float32, types.float32)
+
+    @intrinsic
+    def load_half8_once_if(typingctx, array, index, inside):
+        """Eight float16, or zeros, past the L1 cache."""
+        return _loader_if("load_half8_once_if", array, index, inside, types.float16, types.uint32, once=True)
 
 
 # --- copies in the background ----------------------------------------------------------------------------------------

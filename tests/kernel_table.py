@@ -40,10 +40,13 @@ ONE_SHAPE = {
         "gemm_bias_residual", "gemm_bias_gelu", "flash_v2_shared_tiles", "flash_v3_register_tiles", "flash_v4_64",
         "flash_v4_128", "flash_v5_pages_64", "flash_v5_pages_128", "gemm_parts_32", "gemm_parts_64",
         "gemm_qkv_pages_32", "gemm_qkv_pages_64", "gemm_gelu_32", "gemm_gelu_64", "gemm_logits_32", "gemm_logits_64",
+        "gemm_qkv_rope_32", "gemm_qkv_rope_64", "gemm_swiglu_32", "gemm_swiglu_64",
     ],
     "so many warps share the rows or keys, and have room for their sums": [
-        "gemv_v4_half", "gemv_v5_tensor_core", "gemv_bias_residual", "gemv_ln", "gemv_ln_gelu", "gemv_ln_qkv",
-        "gemv_parts_residual", "gemv_ln_logits", "decode_v1_block_per_head", "decode_v2_split_k", "decode_v3_chunks",
+        "gemv_v4_half", "gemv_v5_tensor_core", "gemv_bias_residual", "gemv_wide_residual", "gemv_ln",
+        "gemv_ln_gelu", "gemv_ln_qkv",
+        "gemv_parts_residual", "gemv_ln_logits", "gemv_rms_qkv_rope", "gemv_rms_swiglu", "gemv_rms_logits",
+        "decode_v1_block_per_head", "decode_v2_split_k", "decode_v3_chunks",
         "decode_v4_parts", "paged_v1_block_per_head", "paged_v2_split_k", "scan_tile_offsets",
         "paged_v3_rows", "paged_v4_parts", "paged_v6_segments",
     ],
@@ -53,6 +56,7 @@ ONE_SHAPE = {
         "linear_v1_column", "linear_v2_panels", "linear_v3_rows", "pack_columns", "pack_rows",
     ],
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
+    "a thread for 8 numbers of the result, whose launch counts on it": ["combine_parts"],
     "a lane for each of 32 keys, and then for each element of a value": ["paged_v7_key_per_lane"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip

@@ -132,6 +132,8 @@ def load_where(x, halves, n, out, halves_out):
     ptx.store_half8(halves_out, (0, 8 * i), p, q, r, s)
     p, q, r, s = ptx.load_half8_now(halves, min(8 * i, n - 8))
     ptx.store_half8(halves_out, (1, 8 * i), p, q, r, s)
+    p, q, r, s = ptx.load_half8_once_if(halves, 8 * i, 8 * i < n)
+    ptx.store_half8(halves_out, (2, 8 * i), p, q, r, s)
 
 
 @pytest.mark.parametrize("n", [8, 64, 128])
@@ -139,12 +141,13 @@ def test_loads_or_zeros(rng, n):
     """NaN stands where nothing may be loaded, and behind the arrays there is nothing."""
     x, halves = np.full(n, np.nan, np.float32), np.full(n, np.nan, np.float16)
     x[:n], halves[:n] = rng.standard_normal(n), rng.standard_normal(n)
-    out, halves_out = np.full(128, np.nan, np.float32), np.full((2, 256), np.nan, np.float16)
+    out, halves_out = np.full(128, np.nan, np.float32), np.full((3, 256), np.nan, np.float16)
     out, halves_out = cuda.to_device(out), cuda.to_device(halves_out)
     load_where[1, 32](cuda.to_device(x), cuda.to_device(halves), n, out, halves_out)
     np.testing.assert_array_equal(out.copy_to_host(), np.pad(x, (0, 128 - n)))
-    found, now = halves_out.copy_to_host()
+    found, now, once = halves_out.copy_to_host()
     np.testing.assert_array_equal(found, np.pad(halves, (0, 256 - n)))
+    np.testing.assert_array_equal(once, found)
     np.testing.assert_array_equal(now, np.concatenate([halves, np.tile(halves[-8:], (256 - n) // 8)]))
 
 

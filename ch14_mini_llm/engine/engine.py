@@ -49,9 +49,9 @@ class Engine:
     level: "kv" (float32) or "fast" (float16, tensor cores, CUDA graphs); ``model`` is made for it. num_blocks: of the
     pool, of ``block_size`` tokens; None: 0.85 of a GPU's free memory, on a CPU 1 GB at most. Block 0 comes on top.
     max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64, or + 1024 on the
-    level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on the level
-    ``kv``. look_ahead: launch the next step before the tokens of the last are read; by default on a GPU.
-    static: padded batches that begin and end together, to compare with (`engine.static`); without a prefix cache.
+    level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on ``kv``.
+    look_ahead: launch the next step before the tokens of the last are read; by default on a GPU. static: padded batches
+    that begin and end together, to compare with (`engine.static`); without a prefix cache.
     """
 
     def __init__(
@@ -212,9 +212,7 @@ class Engine:
 
     def run(self, requests: Sequence[Request], on_output: Callable[[Output], None] | None = None) -> list[Result]:
         """Run requests to their ends; their results, in order. One that cannot be fulfilled has an error, alone.
-
-        on_output: called with each Output as it comes.
-        """
+        on_output: called with each Output as it comes."""
         results, running = [], {}
         for request in requests:
             try:

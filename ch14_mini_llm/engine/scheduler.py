@@ -28,14 +28,15 @@ from collections.abc import Sequence as Listed
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import Output, Part, Plan, Scores
+from ch14_mini_llm.engine.plan import LEAST_CHUNK, MIXED_ROWS, Output, Part, Plan, Scores
 from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Logprob, Sequence
 
 
 class Scheduler:
     """Sequences that wait and run, over one `BlockPool`.
 
-    cache: or None. block_size: in tokens. max_batch: sequences that run at a time. max_rows: tokens of a step, more.
+    cache: or None. block_size: in tokens. max_batch: sequences that run at a time. max_rows: tokens of a step, more;
+    where sequences decode, and wait for it, a step is no larger than `MIXED_ROWS` and `LEAST_CHUNK` allow.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class Scheduler:
             if sequence.state == RUNNING and sequence.left == 1 and self._has_room(sequence):
                 parts.append(self._part(sequence, 1))
                 self._reserve(sequence)
-        budget = self.max_rows - len(parts)
+        room = max(MIXED_ROWS, len(parts) + LEAST_CHUNK) if parts else self.max_rows
+        budget = min(room, self.max_rows) - len(parts)
         for sequence in self.running:
             if budget and sequence.left > 1:
                 parts.append(self._part(sequence, min(sequence.left, budget)))
@@ -93,10 +95,8 @@ class Scheduler:
         for part in parts:
             part.sequence.ticket = self._tickets
         single = all(part.count == 1 and part.samples for part in parts)
-        steady = tuple(part.sequence for part in parts) if single else ()
-        plan = Plan(self._tickets, tuple(parts), bool(steady) and steady == self._last)
-        self._last = steady
-        return plan
+        before, self._last = self._last, tuple(part.sequence for part in parts) if single else ()
+        return Plan(self._tickets, tuple(parts), bool(self._last) and self._last == before)
 
     def _part(self, sequence: Sequence, count: int) -> Part:
         start, length = sequence.n_computed, sequence.length

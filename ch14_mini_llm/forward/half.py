@@ -18,8 +18,9 @@ from chapters.ch09_gemm.gemv_tensor import gemv_tensor_launch
 from chapters.ch09_gemm.skinny import parts_of
 from chapters.ch12_flash.paged_half import paged_parts_workspace
 from chapters.ch12_flash.paged_steps import segments_workspace
-from chapters.ch13_llm_ops.batch import embed_rows
+from chapters.ch13_llm_ops.batch import embed_rows, embed_tokens
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch, gemv_ln_logits, pick_best, pick_best_launch
+from chapters.ch13_llm_ops.fused_llama import gemv_rms_logits
 
 PROMPT_ROWS = 16  # of a prompt, whose logits may be asked for at a time
 
@@ -60,17 +61,23 @@ class Half:
     def __init__(self, model: Model, buffers: Buffers) -> None:
         self.model, self.buffers, self.b = model, buffers, SimpleNamespace(x=buffers.x)
         self.logits, self.rows, self.n_logits, self.n_best = buffers.logits, 0, 0, 0
+        wte, wpe = model.embedding
+        no_positions = cuda.to_device(np.zeros((0, model.d_model), np.float16)) if wpe is None else wpe
+        self._ends_with = wte, no_positions, self.b.x
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""
         self.rows, self.n_logits, self.shape = shape.rows, shape.n_logits, shape
 
     def embed(self, embedding: tuple, batch: Batch) -> None:
-        """x = token embedding + position embedding."""
-        n, d = self.rows, self.model.d_model
+        """x = token embedding + position embedding, if there is one."""
+        n, d, (wte, wpe) = self.rows, self.model.d_model, embedding
         x = self.buffers.x[: n * d].reshape(n, d)
         tokens = batch.tokens, batch.source, batch.chosen
-        embed_rows[blocks_2d(n, d)](*tokens, batch.positions, *embedding, x, n, d)
+        if wpe is None:
+            embed_tokens[blocks_2d(n, d)](*tokens, wte, x, n, d)
+        else:
+            embed_rows[blocks_2d(n, d)](*tokens, batch.positions, wte, wpe, x, n, d)
 
     def head(self, model: Model, batch: Batch) -> None:
         """logits[i] = head @ norm(x) of row ``batch.logits_rows[i]``."""
@@ -80,19 +87,19 @@ class Half:
     def logits_at(self, rows, n: int, out) -> None:
         """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device. What `pick`
         reads is of these rows afterwards."""
-        head = self.model.head
+        m, head = self.model, self.model.head
         launch = gemv_tensor_launch(head.n_out, head.n_in, n)
         self.n_best = launch[0][0]
-        gemv_ln_logits[launch](
-            self.b.x, rows, head.weight, head.row_sums, head.bias, out, *self.buffers.best, n, head.n_out, head.n_in,
-            np.float32(self.model.norm.eps),
-        )  # fmt: skip
+        sizes = n, head.n_out, head.n_in, np.float32(m.norm.eps)
+        if m.norm.bias is None:
+            gemv_rms_logits[launch](self.b.x, rows, head.weight, out, *self.buffers.best, *sizes)
+        else:
+            folded = head.weight, head.row_sums, head.bias
+            gemv_ln_logits[launch](self.b.x, rows, *folded, out, *self.buffers.best, *sizes)
 
     def pick(self, model: Model, batch: Batch) -> None:
         """The likeliest token of each row of logits, and the rows that have one are a token longer."""
-        pick_best[pick_best_launch(self.n_logits)](
-            *self.best, model.vocab_size, *batch.ends, *model.embedding, self.b.x
-        )
+        pick_best[pick_best_launch(self.n_logits)](*self.best, model.vocab_size, *batch.ends, *self._ends_with)
 
     @property
     def best(self) -> tuple:
@@ -101,4 +108,4 @@ class Half:
 
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""
-        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *model.embedding, self.b.x)
+        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *self._ends_with)

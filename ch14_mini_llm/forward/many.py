@@ -19,6 +19,7 @@ from chapters.ch09_gemm.gemv_tensor import ROWS_MAX
 from chapters.ch09_gemm.skinny import gemm_parts, parts_of, skinny_launch, tile_of
 from chapters.ch12_flash.paged_half import flash_v5_launch, flash_v5_pages
 from chapters.ch12_flash.paged_steps import paged_v6_segments, segments_launch
+from chapters.ch13_llm_ops.fused_llama import gemm_qkv_rope, gemm_swiglu, parts_rms, parts_rms_of
 from chapters.ch13_llm_ops.fused_rows import (
     gemm_gelu,
     gemm_logits,
@@ -37,7 +38,7 @@ class Many(Half):
 
     def __init__(self, model: Model, buffers: Buffers) -> None:
         super().__init__(model, buffers)
-        self._parts = 0, model.norm.bias  # that x still lacks: how many, and the bias that belongs to them
+        self._parts = self._none = 0, model.layers[0].proj.bias  # that x still lacks: how many, and the bias to them
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""
@@ -48,7 +49,7 @@ class Many(Half):
                 setattr(b, name, buffer[: n * width].reshape(n, width))
             b.q_heads = b.q.reshape(n, m.n_head, m.head_dim)
             b.lse = self.buffers.lse[: m.n_head * n].reshape(m.n_head, n)
-        self._parts = 0, self.model.norm.bias  # of a step without logits, the last parts are added to nothing
+        self._parts = self._none  # of a step without logits, the last parts are added to nothing
         super().cut(shape)
 
     def qkv(self, layer: Layer, cache, batch: Batch) -> None:
@@ -56,10 +57,13 @@ class Many(Half):
         m, n, b, linear = self.model, self.rows, self.b, layer.qkv
         self._norm(layer.norm_1)
         tile = tile_of(n, FUSED_SMALL_ROWS)
-        gemm_qkv_pages(tile)[skinny_launch(n, linear.n_out, tile)](
-            b.h, linear.weight, linear.bias, self.buffers.half["q"], *cache.flat[layer.index], batch.slot_mapping,
-            n, linear.n_in, m.n_head, m.n_kv_head, m.head_dim, cache.block_size,
-        )  # fmt: skip
+        launch = skinny_launch(n, linear.n_out, tile)
+        places = self.buffers.half["q"], *cache.flat[layer.index], batch.slot_mapping
+        sizes = n, linear.n_in, m.n_head, m.n_kv_head, m.head_dim, cache.block_size
+        if m.rotary is None:
+            gemm_qkv_pages(tile)[launch](b.h, linear.weight, linear.bias, *places, *sizes)
+        else:
+            gemm_qkv_rope(tile)[launch](b.h, linear.weight, *places, batch.positions, *m.rotary, *sizes)
 
     def attend(self, layer: Layer, cache, batch: Batch) -> None:
         """att = attention of each row over its own sequence up to its own position."""
@@ -86,13 +90,15 @@ class Many(Half):
         self._parts = n_parts, linear.bias
 
     def up(self, layer: Layer, batch: Batch) -> None:
-        """ff = gelu(norm(x) @ weight + bias)."""
-        n, b, linear = self.rows, self.b, layer.up
+        """ff = gelu(norm(x) @ weight + bias), or silu(gate) · value of the two halves of the product."""
+        n, b, linear, ff = self.rows, self.b, layer.up, self.buffers.half["ff"]
         self._norm(layer.norm_2)
         tile = tile_of(n, FUSED_SMALL_ROWS)
-        gemm_gelu(tile)[skinny_launch(n, linear.n_out, tile)](
-            b.h, linear.weight, linear.bias, self.buffers.half["ff"], n, linear.n_out, linear.n_in
-        )
+        launch, sizes = skinny_launch(n, linear.n_out, tile), (n, self.model.d_ff, linear.n_in)
+        if self.model.gated:
+            gemm_swiglu(tile)[launch](b.h, linear.weight, ff, *sizes)
+        else:
+            gemm_gelu(tile)[launch](b.h, linear.weight, linear.bias, ff, *sizes)
 
     def logits_at(self, rows, n: int, out) -> None:
         """out[i] = head @ norm(x) of row rows[i], for i < n, after the layers. rows: int32, on the device. What `pick`
@@ -104,7 +110,8 @@ class Many(Half):
             return
         n_parts, bias = self._parts
         h = self.buffers.half["h"]
-        parts_norm_of[parts_norm_launch(n, m.d_model)](
+        kernel = parts_rms_of if m.norm.bias is None else parts_norm_of
+        kernel[parts_norm_launch(n, m.d_model)](
             self.b.x, self.buffers.sums, n_parts, bias, rows, h, self.rows, m.d_model, np.float32(m.norm.eps)
         )
         tile = tile_of(n, LOGITS_SMALL_ROWS)
@@ -119,7 +126,8 @@ class Many(Half):
         """h = norm(x), when x has got the parts that it lacks."""
         n_parts, bias = self._parts
         n, d = self.rows, self.model.d_model
-        parts_norm[parts_norm_launch(n, d)](
+        kernel = parts_rms if norm.bias is None else parts_norm
+        kernel[parts_norm_launch(n, d)](
             self.b.x, self.buffers.sums, n_parts, bias, self.buffers.half["h"], n, d, np.float32(norm.eps)
         )
         self._parts = 0, bias

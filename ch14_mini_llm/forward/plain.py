@@ -63,10 +63,8 @@ class Plain:
         self.logits = cuda.device_array((max_logits, model.vocab_size), np.float32)
         self.model, self.rows, self.b = model, 0, SimpleNamespace()
         wte, wpe = model.embedding
-        if wpe is None:  # then `append_rows` does not embed: a token after another has no position in this table
-            wpe = cuda.to_device(np.zeros((1, model.d_model), np.float32))
-            self._rows = cuda.to_device(np.arange(max_logits, dtype=np.int32))
-        self._ends_with = wte, wpe
+        no_positions = cuda.to_device(np.zeros((0, model.d_model), np.float32)) if wpe is None else wpe
+        self._ends_with = wte, no_positions, self._flat["x"]
         self.n_logits, self.single, self.best = 0, False, None  # its product of the logits leaves no largest ones
 
     def cut(self, shape: Shape) -> None:
@@ -150,10 +148,7 @@ class Plain:
 
     def append(self, model: Model, batch: Batch) -> None:
         """The chosen tokens become the rows' newest."""
-        n, d, (wte, wpe) = self.n_logits, self.model.d_model, model.embedding
-        append_rows[append_rows_launch(n)](*batch.ends, *self._ends_with, self._flat["x"])
-        if wpe is None:
-            embed_tokens[blocks_2d(n, d)](batch.tokens, self._rows, batch.chosen, wte, self.b.x, n, d)
+        append_rows[append_rows_launch(self.n_logits)](*batch.ends, *self._ends_with)
 
     def _norm(self, norm: Norm, x=None, n: int = 0) -> None:
         """h = norm(x), of the first ``n`` rows, by default all; x: by default the residual stream."""

@@ -17,6 +17,7 @@ from chapters.ch12_flash.paged_steps import segment_tokens
 from chapters.ch12_flash.tensor_core import queries_of
 
 FEW_ROWS = ROWS_MAX  # of a group, whose weights `Few` reads once
+FEW_TOKENS = 512  # of the longest text, for which a step of `Few` has room at least
 TILE = 64  # rows that a mixed step is padded to some number of
 
 
@@ -24,9 +25,9 @@ TILE = 64  # rows that a mixed step is padded to some number of
 class Shape:
     """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
 
-    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`. For `Many`:
-    n_tiles, of queries of prompts; n_steps, rows in front that may be the only ones of their sequences, of texts of up
-    to n_tokens tokens.
+    single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`. n_tokens: of
+    the longest text that a step has room for. For `Many`: n_tiles, of queries of prompts; n_steps, rows in front that
+    may be the only ones of their sequences, whose texts n_tokens counts.
     """
 
     ops: str
@@ -62,7 +63,9 @@ class Shapes:
             step, most = (FEW_ROWS, self.max_few) if few else (TILE, self.max_rows)
             rows, n_logits = min(rounded(-(-rows // step)) * step, most), self._bucket(n_logits, coarse=not few)
         if few:
-            return Shape("few", rows, n_logits, single=single, draws=draws)
+            longest = max(part.start + part.count for part in plan.parts)
+            n_tokens = min(max(FEW_TOKENS, 1 << (longest - 1).bit_length()), self.max_tokens)
+            return Shape("few", rows, n_logits, n_tokens=n_tokens, single=single, draws=draws)
         n_steps, n_prompts = plan.n_steps, len(plan.parts) - plan.n_steps
         longest = max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
         n_steps = min(self._bucket(n_steps, coarse=not single), rows)

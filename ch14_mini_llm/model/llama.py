@@ -22,6 +22,7 @@ LINEARS = {
     "up": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "down": ("mlp.down_proj.weight",),
 }
+MATRICES = *LINEARS, "head"  # kinds of what is uploaded
 
 
 def llama_tensors(config: LlamaConfig) -> list[tuple[str, tuple[int, ...]]]:
@@ -48,7 +49,8 @@ def llama(
     """A Llama's tensors (of `load_weights`) as a `Model`.
 
     upload(tensors, kind): copies some tensors, their rows one below the other, to the device, in the type and layout
-    wanted; kind: "rows" (n_out, n_in), "embedding", "vector" or "zeros", which are as many as the list's one number.
+    wanted; kind: a matrix's role in a `Layer`, or "head" (n_out, n_in each); "embedding", "vector" or "zeros", which
+    are as many as the list's one number.
     rotary: cosines and sines on the device. on_tensor(name, n_values): called after each upload.
     """
     zeros: dict[int, object] = {}
@@ -56,27 +58,29 @@ def llama(
     def put(names, kind="vector"):
         array = upload([tensors[name] for name in names], kind)
         if on_tensor is not None:
-            for name in names if (kind, names) != ("rows", [EMBEDDING]) else ():  # a tied head's have been counted
+            for name in names if (kind, names) != ("head", [EMBEDDING]) else ():  # a tied head's have been counted
                 on_tensor(name, tensors[name].size)
         return array
 
     def norm(name):
         return Norm(put([name]), None, config.epsilon)
 
-    def linear(names):
+    def linear(names, role):
         n_out, n_in = sum(tensors[name].shape[0] for name in names), tensors[names[0]].shape[1]
         if n_out not in zeros:
             zeros[n_out] = upload([n_out], "zeros")
-        return Linear(put(names, "rows"), zeros[n_out], n_in, n_out)
+        return Linear(put(names, role), zeros[n_out], n_in, n_out)
 
     def layer(index):
         norms = {role: norm(f"layers.{index}.{name}") for role, name in NORMS.items()}
-        linears = {role: linear([f"layers.{index}.{name}" for name in names]) for role, names in LINEARS.items()}
+        linears = {
+            role: linear([f"layers.{index}.{name}" for name in names], role) for role, names in LINEARS.items()
+        }
         return Layer(index, **norms, **linears)
 
     embedding = put([EMBEDDING], "embedding"), None
     layers = tuple(layer(index) for index in range(config.n_layer))
-    head = linear([EMBEDDING if config.tied_head else HEAD])
+    head = linear([EMBEDDING if config.tied_head else HEAD], "head")
     return Model(
         config.n_head, config.n_kv_head, config.head_dim, config.d_model, config.d_ff, config.n_ctx, config.vocab_size,
         embedding, layers, norm(LAST_NORM), head, rotary, gated=True,

@@ -14,13 +14,14 @@ from numba import cuda
 from ch14_mini_llm.engine.request import RequestError
 from ch14_mini_llm.model.config import GPT2Config, LlamaConfig
 from ch14_mini_llm.model.gpt2 import gpt2
-from ch14_mini_llm.model.llama import llama, rows_of
+from ch14_mini_llm.model.llama import MATRICES, llama, rows_of
 from ch14_mini_llm.model.quantize import unpacked
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch09_gemm.gemv_tensor import fold_norm, fold_norm_launch
 from chapters.ch09_gemm.panels import pack_columns, pack_columns_launch, pack_rows, pack_rows_launch, panels_shape
 from chapters.ch12_flash.decode_half import HEAD_DIMS
 from chapters.ch12_flash.tensor_core import HEAD_DIM_MAX
+from chapters.ch13_llm_ops.fused_llama import paired_order, turned_order
 from chapters.ch13_llm_ops.rope import rope_tables
 
 
@@ -67,20 +68,21 @@ def _llama_panels(config, tensors, on_tensor, dtype) -> Model:
     def upload(given, kind):
         if kind == "zeros":
             return cuda.to_device(np.zeros(given[0], np.float32))
-        wanted = dtype if kind == "rows" else _table_type(given[0], dtype, kind)
+        wanted = dtype if kind in MATRICES else _table_type(given[0], dtype, kind)
         array = rows_of(given, lambda tensor: unpacked(tensor, wanted))
-        if kind == "rows":
+        if kind in MATRICES:
             return _packed(cuda.to_device(array), pack_rows, pack_rows_launch, *array.shape[::-1], dtype)
         return cuda.to_device(array)
 
-    rotary = tuple(map(cuda.to_device, rope_tables(config.n_ctx, config.head_dim, config.rotary_base)))
-    return llama(config, tensors, upload, rotary, on_tensor)
+    return llama(config, tensors, upload, _rotary(config), on_tensor)
+
+
+def _rotary(config: LlamaConfig) -> tuple:
+    return tuple(map(cuda.to_device, rope_tables(config.n_ctx, config.head_dim, config.rotary_base)))
 
 
 def why_not_fast(config) -> str | None:
     """What about a model's sizes the level ``fast`` has no kernels for; None if it has."""
-    if isinstance(config, LlamaConfig):
-        return "engine fast has no kernels for a Llama yet"
     known = [size for size in HEAD_DIMS if size <= HEAD_DIM_MAX]
     if config.head_dim not in known:
         return f"head_dim is {config.head_dim}; engine fast has attention for {', '.join(map(str, known))}"
@@ -91,17 +93,21 @@ def why_not_fast(config) -> str | None:
 
 
 def float16_model(
-    config: GPT2Config,
-    tensors: Mapping[str, np.ndarray],
+    config: GPT2Config | LlamaConfig,
+    tensors: Mapping[str, object],
     on_tensor: Callable[[str, int], None] | None = None,
     dtype: str = "float16",
 ) -> Model:
-    """Matrices in float16, (n_out, n_in), with the layer norms moved into them; embeddings in float16, vectors in
-    float32. Raises `RequestError` for sizes that the kernels do not take."""
+    """Matrices in float16, (n_out, n_in), with the norms moved into them; embeddings in float16, vectors in float32.
+    Raises `RequestError` for sizes that the kernels do not take."""
     problem = why_not_fast(config)
     if problem is not None:
         raise RequestError(f"{problem}: use engine kv")
+    made = llama_float16 if isinstance(config, LlamaConfig) else _gpt2_float16
+    return made(config, tensors, on_tensor)
 
+
+def _gpt2_float16(config, tensors, on_tensor) -> Model:
     def upload(array, kind):
         dtype = np.float32 if kind == "vector" else np.float16
         return cuda.to_device(np.ascontiguousarray(array.T if kind == "matrix" else array, dtype=dtype))
@@ -116,6 +122,42 @@ def float16_model(
         norm=replace(model.norm, weight=plain[0], bias=plain[1]),
         head=_folded(model.norm, replace(model.head, bias=no_bias), into=head),
     )
+
+
+def llama_float16(
+    config: LlamaConfig,
+    tensors: Mapping[str, object],
+    on_tensor: Callable[[str, int], None] | None = None,
+    to_device: Callable[[list, type, np.ndarray | None], object] | None = None,
+) -> Model:
+    """`float16_model` of a Llama. Rows of which a kernel needs two at a time are made neighbours, see chapter 13's
+    ``fused_llama.py``.
+
+    to_device(tensors, dtype, order): some matrices, their rows one below the other, or a vector, as an array on the
+    device; order: where each row comes from, None for the order they have. By default for tensors of `load_weights`.
+    """
+    orders = {
+        "qkv": turned_order(config.n_head, config.n_kv_head, config.head_dim), "up": paired_order(config.d_ff),
+    }  # fmt: skip
+    to_device = to_device or _ordered
+
+    def upload(given, kind):
+        if kind == "zeros":
+            return cuda.to_device(np.zeros(given[0], np.float32))
+        return to_device(given, np.float32 if kind == "vector" else np.float16, orders.get(kind))
+
+    model = llama(config, tensors, upload, _rotary(config), on_tensor)
+    zeros = cuda.to_device(np.zeros(config.d_model, np.float32))
+    scaled = lambda norm, linear: _folded(replace(norm, bias=zeros), linear, into=linear.weight)
+    layers = [
+        replace(layer, qkv=scaled(layer.norm_1, layer.qkv), up=scaled(layer.norm_2, layer.up)) for layer in model.layers
+    ]
+    return replace(model, layers=tuple(layers), head=scaled(model.norm, model.head))
+
+
+def _ordered(tensors, dtype, order):
+    array = rows_of(tensors, lambda tensor: unpacked(tensor, dtype))
+    return cuda.to_device(array if order is None else array[order])
 
 
 def _folded_layer(layer: Layer, plain: tuple) -> Layer:

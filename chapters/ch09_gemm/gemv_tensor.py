@@ -44,6 +44,7 @@ from common.ptx import (
     load_float4_if,
     load_half8_if,
     load_half8_now,
+    load_half8_once_if,
     mma_m16n8k16,
     pack_half2,
 )
@@ -55,6 +56,7 @@ WARPS = 8
 THREADS = WARPS * WARP
 DEPTH = 32  # columns of W that a warp multiplies at a time: 4 lanes side by side with 8 numbers each
 STEPS = 3  # of that depth, whose weights a warp holds in registers: 768 columns a block
+WIDE, WIDE_STEPS = 1536, 6  # rows of W that make a block for most multiprocessors; steps where they are that many
 SHORT_TILE, MANY_WARPS, PAIRS = 8, 16, 3  # where W has few rows, long ones: 3072 columns a block
 MANY_THREADS = MANY_WARPS * WARP
 STRIDE, SHORT_STRIDE = WARPS * DEPTH, MANY_WARPS * DEPTH  # columns from one step of a warp to its next
@@ -63,6 +65,7 @@ GROUPS_MAX = 65535  # of a grid, along y
 # Registers for weights and for all of x that a thread asks for at once, and room for 3 blocks on a multiprocessor:
 # those of kernels that wait for their turn stand beside those at work, with their weights already there.
 THREE_BLOCKS = (THREADS, 3)
+TWO_BLOCKS = (THREADS, 2)
 ONE_BLOCK = (MANY_THREADS, 1)
 
 
@@ -107,28 +110,39 @@ def first_column():
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_weights(W, row0, col, N, K, w):
-    """w[step, half] = 8 numbers, as 4 pairs, of W's row row0 + group (+ 8) from column ``col`` on.
+def load_next(W, row0, half, row, col, N, K, w, step):
+    """w[step, half] = 8 numbers, as 4 pairs, of W's row row0 + row from column ``col`` on.
 
     Behind the end of W these are its last row's or column's: the one is stored by nobody, the other multiplied by 0.
     W: (N, K) float16. w: (steps, 2, 4) uint32, local.
     """
-    row = row0 + cuda.threadIdx.x % WARP // 4
+    p0, p1, p2, p3 = load_half8_now(W, (min(row0 + row, N - 1), min(col, K - 8)))
+    w[step, half, 0], w[step, half, 1], w[step, half, 2], w[step, half, 3] = p0, p1, p2, p3
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_ahead(W, row0, half, row, col, N, K, w, step):
+    """:func:`load_next`, but zeros from column K on: a warp whose columns end asks for nothing, and has no branch."""
+    p0, p1, p2, p3 = load_half8_once_if(W, (min(row0 + row, N - 1), col), col < K)
+    w[step, half, 0], w[step, half, 1], w[step, half, 2], w[step, half, 3] = p0, p1, p2, p3
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_weights(W, row0, col, N, K, w):
+    """:func:`load_next` for all steps from column ``col`` on, rows row0 + group (+ 8)."""
+    row = cuda.threadIdx.x % WARP // 4
     for half in range(2):
-        at = min(row + 8 * half, N - 1)
         for step in range(w.shape[0]):
-            p0, p1, p2, p3 = load_half8_now(W, (at, min(col + step * STRIDE, K - 8)))
-            w[step, half, 0], w[step, half, 1], w[step, half, 2], w[step, half, 3] = p0, p1, p2, p3
+            load_next(W, row0, half, row + 8 * half, col + step * STRIDE, N, K, w, step)
 
 
 @cuda.jit(device=True, forceinline=True)
 def load_short_weights(W, row0, col, N, K, w):
     """:func:`load_weights` for a tile of 8 rows: w[pair, half] is of row row0 + group, at two steps one after other."""
-    at = min(row0 + cuda.threadIdx.x % WARP // 4, N - 1)
+    row = cuda.threadIdx.x % WARP // 4
     for pair in range(w.shape[0]):
         for half in range(2):
-            p0, p1, p2, p3 = load_half8_now(W, (at, min(col + (2 * pair + half) * SHORT_STRIDE, K - 8)))
-            w[pair, half, 0], w[pair, half, 1], w[pair, half, 2], w[pair, half, 3] = p0, p1, p2, p3
+            load_next(W, row0, half, row, col + (2 * pair + half) * SHORT_STRIDE, N, K, w, pair)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -143,17 +157,25 @@ def load_x(x, at, col, advance, K, b):
 
 
 @cuda.jit(device=True, forceinline=True)
+def multiply_step(w, step, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3):
+    """c and d + the weights in w[step] times four pairs of x. Two chains of sums: neither waits for the other."""
+    u0, u1, u2, u3 = w[step, 0, 0], w[step, 0, 1], w[step, 0, 2], w[step, 0, 3]
+    v0, v1, v2, v3 = w[step, 1, 0], w[step, 1, 1], w[step, 1, 2], w[step, 1, 3]
+    c0, c1, c2, c3 = mma_m16n8k16(u0, v0, u1, v1, b0, b1, c0, c1, c2, c3)
+    d0, d1, d2, d3 = mma_m16n8k16(u2, v2, u3, v3, b2, b3, d0, d1, d2, d3)
+    return c0, c1, c2, c3, d0, d1, d2, d3
+
+
+@cuda.jit(device=True, forceinline=True)
 def multiply_steps(w, b, col, advance, K, c0, c1, c2, c3):
     """c + the tile's weights in ``w`` times x in ``b``: the product's four sums of this lane."""
     d0 = d1 = d2 = d3 = float32(0)
     col -= cuda.threadIdx.x % 4 * 8
     for step in range(w.shape[0]):
         if col + step * advance < K:  # the same for all lanes
-            u0, u1, u2, u3 = w[step, 0, 0], w[step, 0, 1], w[step, 0, 2], w[step, 0, 3]
-            v0, v1, v2, v3 = w[step, 1, 0], w[step, 1, 1], w[step, 1, 2], w[step, 1, 3]
-            c0, c1, c2, c3 = mma_m16n8k16(u0, v0, u1, v1, b[step, 0], b[step, 1], c0, c1, c2, c3)
-            # the second does not wait for the first
-            d0, d1, d2, d3 = mma_m16n8k16(u2, v2, u3, v3, b[step, 2], b[step, 3], d0, d1, d2, d3)
+            c0, c1, c2, c3, d0, d1, d2, d3 = multiply_step(
+                w, step, b[step, 0], b[step, 1], b[step, 2], b[step, 3], c0, c1, c2, c3, d0, d1, d2, d3
+            )
     return c0 + d0, c1 + d1, c2 + d2, c3 + d3
 
 
@@ -170,24 +192,30 @@ def x_row(rows):
 
 
 @cuda.jit(device=True, forceinline=True)
-def multiply_x(x, at, W, row0, N, K, w):
+def multiply_x(x, at, W, row0, N, K, w, b):
     """This warp's share of the tile times x, float16: four sums a lane. Weights of its first columns are in ``w``.
 
-    at: where this lane's part of x begins: x_row(rows) * K + first_column(), worked out before it is needed.
+    at: where this lane's part of x begins: x_row(rows) * K + first_column(), worked out before it is needed. b: (steps,
+    4) uint32, local. Where K is longer than registers hold, a step's weights and x are asked for when those before
+    have been multiplied, and arrive while all other steps are.
     """
-    b = cuda.local.array((STEPS, 4), uint32)
-    more_w = cuda.local.array((1, 2, 4), uint32)
-    more_b = cuda.local.array((1, 4), uint32)
+    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = float32(0)
+    row = cuda.threadIdx.x % WARP // 4
     col = first_column()
     load_x(x, at, col, STRIDE, K, b)
-    c0, c1, c2, c3 = multiply_steps(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
-    done = STEPS * STRIDE
-    while col - cuda.threadIdx.x % 4 * 8 + done < K:  # K is longer than registers hold
-        load_weights(W, row0, col + done, N, K, more_w)
-        load_x(x, at + done, col + done, STRIDE, K, more_b)
-        c0, c1, c2, c3 = multiply_steps(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
-        done += STRIDE
-    return c0, c1, c2, c3
+    done = 0
+    while col - cuda.threadIdx.x % 4 * 8 + done < K:  # the same for all lanes
+        for step in range(w.shape[0]):
+            c0, c1, c2, c3, d0, d1, d2, d3 = multiply_step(
+                w, step, b[step, 0], b[step, 1], b[step, 2], b[step, 3], c0, c1, c2, c3, d0, d1, d2, d3
+            )
+            ahead = done + (step + w.shape[0]) * STRIDE
+            load_ahead(W, row0, 0, row, col + ahead, N, K, w, step)
+            load_ahead(W, row0, 1, row + 8, col + ahead, N, K, w, step)
+            p0, p1, p2, p3 = load_half8_if(x, at + ahead, col + ahead < K)
+            b[step, 0], b[step, 1], b[step, 2], b[step, 3] = p0, p1, p2, p3
+        done += w.shape[0] * STRIDE
+    return c0 + d0, c1 + d1, c2 + d2, c3 + d3
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -213,21 +241,32 @@ def multiply_short_x(x, at, W, row0, N, K, w):
 
 
 @cuda.jit(device=True, forceinline=True)
-def load_residual(x, at, col, K, v, b):
-    """:func:`load_x` from float32, by way of v, (steps, 8) float32. Returns sum and sum of squares."""
-    for step in range(v.shape[0]):  # asked for all at once
-        inside = col + step * STRIDE < K
-        v[step, 0], v[step, 1], v[step, 2], v[step, 3] = load_float4_if(x, at + step * STRIDE, inside)
-        v[step, 4], v[step, 5], v[step, 6], v[step, 7] = load_float4_if(x, at + step * STRIDE + 4, inside)
-    total = float32(0)
-    squares = float32(0)
-    for step in range(v.shape[0]):
-        for pair in range(4):
-            low, high = v[step, 2 * pair], v[step, 2 * pair + 1]
-            total += low + high
-            squares += low * low + high * high
-            b[step, pair] = pack_half2(low, high)
+def load_residual(x, at, inside, v, step):
+    """v[step] = 8 numbers of x from x[at] on, 0 if not ``inside``. v: (steps, 8) float32, local."""
+    v[step, 0], v[step, 1], v[step, 2], v[step, 3] = load_float4_if(x, at, inside)
+    v[step, 4], v[step, 5], v[step, 6], v[step, 7] = load_float4_if(x, at + 4, inside)
+
+
+@cuda.jit(device=True, forceinline=True)
+def pack_residual(v, step, b, total, squares):
+    """b[step] = v[step] as 4 pairs; returns total + their sum, squares + that of their squares."""
+    for pair in range(4):
+        low, high = v[step, 2 * pair], v[step, 2 * pair + 1]
+        total += low + high
+        squares += low * low + high * high
+        b[step, pair] = pack_half2(low, high)
     return total, squares
+
+
+@cuda.jit(device=True, forceinline=True)
+def share_moments(total, squares, moments):
+    """Sum, and sum of squares, of the numbers of x that a warp has multiplied, to ``moments``, by row."""
+    for lane in (1, 2):  # the 4 lanes with the same row of x
+        total += cuda.shfl_xor_sync(FULL_WARP, total, lane)
+        squares += cuda.shfl_xor_sync(FULL_WARP, squares, lane)
+    if cuda.threadIdx.x % 4 == 0:
+        moments[cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, 0] = total
+        moments[cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, 1] = squares
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -241,24 +280,66 @@ def multiply_residual(x, at, W, row0, N, K, w, moments):
     more_w = cuda.local.array((1, 2, 4), uint32)
     more_v = cuda.local.array((1, 8), float32)
     more_b = cuda.local.array((1, 4), uint32)
+    total = float32(0)
+    squares = float32(0)
     col = first_column()
-    total, squares = load_residual(x, at, col, K, v, b)
+    for step in range(STEPS):  # asked for all at once
+        load_residual(x, at + step * STRIDE, col + step * STRIDE < K, v, step)
+    for step in range(STEPS):
+        total, squares = pack_residual(v, step, b, total, squares)
     c0, c1, c2, c3 = multiply_steps(w, b, col, STRIDE, K, float32(0), float32(0), float32(0), float32(0))
     done = STEPS * STRIDE
-    while col - cuda.threadIdx.x % 4 * 8 + done < K:
+    while col - cuda.threadIdx.x % 4 * 8 + done < K:  # K is longer than registers hold
         load_weights(W, row0, col + done, N, K, more_w)
-        more, more_squares = load_residual(x, at + done, col + done, K, more_v, more_b)
-        total += more
-        squares += more_squares
+        load_residual(x, at + done, col + done < K, more_v, 0)
+        total, squares = pack_residual(more_v, 0, more_b, total, squares)
         c0, c1, c2, c3 = multiply_steps(more_w, more_b, col + done, STRIDE, K, c0, c1, c2, c3)
         done += STRIDE
-    for lane in (1, 2):  # the 4 lanes with the same row of x
-        total += cuda.shfl_xor_sync(FULL_WARP, total, lane)
-        squares += cuda.shfl_xor_sync(FULL_WARP, squares, lane)
-    if cuda.threadIdx.x % 4 == 0:
-        moments[cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, 0] = total
-        moments[cuda.threadIdx.x // WARP, cuda.threadIdx.x % WARP // 4, 1] = squares
+    share_moments(total, squares, moments)
     return c0, c1, c2, c3
+
+
+@cuda.jit(device=True, forceinline=True)
+def multiply_wide(x, at, W, row0, N, K, w, moments):
+    """:func:`multiply_residual` for long rows: as in :func:`multiply_x`, weights arrive while others are multiplied.
+
+    Of x, only one step is on its way behind the first: the blocks of a multiprocessor read the same, and find it in the
+    L1 cache.
+    """
+    v = cuda.local.array((STEPS, 8), float32)
+    b = cuda.local.array((STEPS, 4), uint32)
+    c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = float32(0)
+    total = float32(0)
+    squares = float32(0)
+    row = cuda.threadIdx.x % WARP // 4
+    col = first_column()
+    for step in range(STEPS):  # asked for all at once
+        load_residual(x, at + step * STRIDE, col + step * STRIDE < K, v, step)
+    for step in range(STEPS):
+        total, squares = pack_residual(v, step, b, total, squares)
+    done = STEPS * STRIDE
+    load_residual(x, at + done, col + done < K, v, 0)
+    for step in range(STEPS):
+        c0, c1, c2, c3, d0, d1, d2, d3 = multiply_step(
+            w, step, b[step, 0], b[step, 1], b[step, 2], b[step, 3], c0, c1, c2, c3, d0, d1, d2, d3
+        )
+        ahead = done + step * STRIDE
+        load_ahead(W, row0, 0, row, col + ahead, N, K, w, step)
+        load_ahead(W, row0, 1, row + 8, col + ahead, N, K, w, step)
+    while col - cuda.threadIdx.x % 4 * 8 + done < K:
+        for step in range(STEPS):
+            here = done + step * STRIDE
+            total, squares = pack_residual(v, 0, b, total, squares)
+            load_residual(x, at + here + STRIDE, col + here + STRIDE < K, v, 0)
+            c0, c1, c2, c3, d0, d1, d2, d3 = multiply_step(
+                w, step, b[0, 0], b[0, 1], b[0, 2], b[0, 3], c0, c1, c2, c3, d0, d1, d2, d3
+            )
+            ahead = here + STEPS * STRIDE
+            load_ahead(W, row0, 0, row, col + ahead, N, K, w, step)
+            load_ahead(W, row0, 1, row + 8, col + ahead, N, K, w, step)
+        done += STEPS * STRIDE
+    share_moments(total, squares, moments)
+    return c0 + d0, c1 + d1, c2 + d2, c3 + d3
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -305,6 +386,16 @@ def norm_of(moments, b, d_model, eps):
 
 
 @cuda.jit(device=True, forceinline=True)
+def rms_scale(moments, b, d_model, eps):
+    """1 / sqrt(mean of squares + eps) of row b of the group: all that an RMS norm leaves to be done behind a product
+    whose W has its weight."""
+    squares = float32(0)
+    for warp in range(WARPS):
+        squares += moments[warp, b, 1]
+    return libdevice.rsqrtf(squares * (float32(1) / float32(d_model)) + float32(eps))
+
+
+@cuda.jit(device=True, forceinline=True)
 def behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps):
     """W[r] layernorm(x[b]) + bias for row b of the group, of what the warps have left in ``sums`` and ``moments``."""
     mean, scale = norm_of(moments, b, d_model, eps)
@@ -326,6 +417,7 @@ def gemv_v5_tensor_core(x, W, out, rows, N, K):
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
     w = cuda.local.array((STEPS, 2, 4), uint32)
+    pairs = cuda.local.array((STEPS, 4), uint32)
     r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
     row0 = cuda.blockIdx.x * TILE
     b0 = first_row()
@@ -333,7 +425,7 @@ def gemv_v5_tensor_core(x, W, out, rows, N, K):
     load_weights(W, row0, first_column(), N, K, w)
     at = x_row(rows) * K + first_column()
     griddep_wait()
-    c0, c1, c2, c3 = multiply_x(x, at, W, row0, N, K, w)
+    c0, c1, c2, c3 = multiply_x(x, at, W, row0, N, K, w, pairs)
     share_sums(sums, rows - b0, c0, c1, c2, c3)
     cuda.syncthreads()
     if b < min(rows - b0, ROWS_MAX) and row0 + r < N:
@@ -373,6 +465,41 @@ def gemv_bias_residual(a, W, bias, x, rows, N, K):
     cuda.syncthreads()
     if b < left and row0 + r < N:
         x[(b0 + b) * N + row0 + r] = before + (sum_of_warps(sums, r, b) + row_bias)
+
+
+@cuda.jit(launch_bounds=TWO_BLOCKS)
+def gemv_wide_residual(a, W, bias, x, rows, N, K):
+    """x[b] += W @ a[b] + bias for a W of many rows, long ones: v5, whose weights run six steps ahead of the product.
+
+    Arguments as :func:`gemv_bias_residual`'s, which has twice as many blocks: there are enough. Eight rows of x take no
+    more time than one.
+    Launch: ``gemv_wide_residual[gemv_tensor_launch(N, K, rows)](…)``, 256 threads; sm_75 or later.
+    """
+    sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
+    w = cuda.local.array((WIDE_STEPS, 2, 4), uint32)
+    pairs = cuda.local.array((WIDE_STEPS, 4), uint32)
+    r, b = cuda.threadIdx.x % TILE, cuda.threadIdx.x // TILE
+    row0 = cuda.blockIdx.x * TILE
+    b0 = first_row()
+    left = min(rows - b0, ROWS_MAX)
+    griddep_launch()
+    load_weights(W, row0, first_column(), N, K, w)
+    row_bias = bias[min(row0 + r, N - 1)]
+    at = x_row(rows) * K + first_column()
+    griddep_wait()
+    before = x[(b0 + b) * N + row0 + r] if b < left and row0 + r < N else float32(0)
+    c0, c1, c2, c3 = multiply_x(a, at, W, row0, N, K, w, pairs)
+    share_sums(sums, left, c0, c1, c2, c3)
+    cuda.syncthreads()
+    if b < left and row0 + r < N:
+        x[(b0 + b) * N + row0 + r] = before + (sum_of_warps(sums, r, b) + row_bias)
+
+
+def residual_product(N, K, rows=1):
+    """The kernel that suits a W of this shape, and its launch: :func:`gemv_bias_residual` or its wide form."""
+    if N >= WIDE:
+        return gemv_wide_residual, gemv_tensor_launch(N, K, rows)
+    return gemv_bias_residual, gemv_residual_launch(N, K, rows)
 
 
 @cuda.jit(launch_bounds=THREE_BLOCKS)

@@ -46,6 +46,7 @@ from chapters.ch12_flash.decode_half import (
     active_chunks,
     chunk_share,
     chunks_launch,
+    load_combined,
     lse_stride_of,
     weigh_chunk,
     whole_fours,
@@ -69,9 +70,18 @@ from chapters.ch12_flash.tensor_core import (
     swizzle,
 )
 from chapters.ch12_flash.tensor_core import WARP as LANES
-from common.ptx import cp_async_commit, cp_async_half8, cp_async_wait, griddep_launch, griddep_wait, load_half8
+from common.ptx import (
+    cp_async_commit,
+    cp_async_half8,
+    cp_async_wait,
+    griddep_launch,
+    griddep_wait,
+    load_half8,
+    store_half8,
+)
 
 BLOCK_SIZES = (4, 8, 16, 32, 64, 128, 256)
+COMBINE_THREADS = 128
 PARTS_BLOCKS = (PARTS_THREADS, 2)  # four, as decode_v4_parts has them, leave no registers for the tokens' places
 TILE_FIELDS = 4  # of a tile of queries: first row, rows, sequence, position of the first row
 
@@ -179,6 +189,36 @@ def paged_v4_parts(
     if tid == 0:
         first_of_head = (row * cuda.gridDim.y + head) * whole_fours(cuda.gridDim.x)
         lse[first_of_head + cuda.blockIdx.x] = largest + math.log2(total)
+
+
+def combine_parts_launch(n_rows, n_head, head_dim):
+    """Launch configuration of :func:`combine_parts`: 8 numbers a thread along x, rows along y: ``(grid, block)``.
+
+    Raises ValueError if n_rows is not from 1 to 65535, or head_dim none of HEAD_DIMS.
+    """
+    if not 1 <= n_rows <= GRID_Y_MAX:
+        raise ValueError(f"{n_rows} rows: a launch takes 1 to {GRID_Y_MAX}")
+    chunks_launch(1, n_head, head_dim)
+    return (-(-n_head * head_dim // (8 * COMBINE_THREADS)), n_rows), COMBINE_THREADS
+
+
+@cuda.jit
+def combine_parts(parts, lse, positions, out, n_head, head_dim, n_chunks, lse_stride):
+    """out[r] = the attention of row r, of which :func:`paged_v4_parts` has left the chunks.
+
+    For products of many rows of W: there each block would combine all of it for itself. parts, lse, positions: as
+    there, with n_chunks: gridDim.x there; lse_stride: ``lse_stride_of(n_chunks)``. out: (n_rows * n_head * head_dim,)
+    float16, flat. Sizes: int32. A row at position -1 gets numbers that say nothing.
+    Launch: ``combine_parts[combine_parts_launch(n_rows, n_head, head_dim)](…)``.
+    """
+    row, col, width = cuda.blockIdx.y, 8 * cuda.grid(1), n_head * head_dim
+    griddep_launch()
+    n_active = active_chunks(positions[row], head_dim)
+    griddep_wait()
+    if col < width:
+        head = row * n_head + int32(uint32(col) // uint32(head_dim))
+        p0, p1, p2, p3 = load_combined(parts, lse, n_active, row * n_chunks, col, head, lse_stride, width)
+        store_half8(out, row * width + col, p0, p1, p2, p3)
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------

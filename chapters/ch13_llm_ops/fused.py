@@ -255,6 +255,34 @@ def gemv_parts_residual(
         x[place] = before + (sum_of_warps(sums, r, b) + row_bias)
 
 
+@cuda.jit(device=True, forceinline=True)
+def keep_best(y, r, row, col, logits, best, best_token, n_logits, vocab_size):
+    """logits[row, col] = y, and the largest of the 16 of this block and row to best, its token to best_token.
+
+    r: which of the 16 this thread has; they are half a warp, of which both halves call this. A row from n_logits on is
+    none, and a column from vocab_size on.
+    """
+    largest = float32(-np.inf)
+    token = int32(vocab_size)  # stands for "none yet"
+    inside = row < n_logits
+    if inside and col < vocab_size:
+        logits[row, col] = y
+        if y >= largest:  # not NaN
+            largest = y
+            token = int32(col)
+    step = TILE // 2
+    while step:
+        other = cuda.shfl_xor_sync(FULL_WARP, largest, step)
+        other_token = cuda.shfl_xor_sync(FULL_WARP, token, step)
+        if other > largest or (other == largest and other_token < token):
+            largest = other
+            token = other_token
+        step //= 2
+    if inside and r == 0:
+        best[row, cuda.blockIdx.x] = largest
+        best_token[row, cuda.blockIdx.x] = token
+
+
 @cuda.jit(launch_bounds=THREE_BLOCKS)
 def gemv_ln_logits(
     x, logits_rows, W, row_sums, bias, logits, best, best_token, n_logits, vocab_size, d_model, eps
@@ -283,26 +311,10 @@ def gemv_ln_logits(
     share_sums(sums, n_logits - b0, c0, c1, c2, c3)
     cuda.syncthreads()
     if b < ROWS_MAX and b // 2 * 2 < n_logits - b0:  # whole warps, of two rows each
-        largest = float32(-np.inf)
-        token = int32(vocab_size)  # stands for "none yet"
-        inside = b < n_logits - b0
-        if inside and col < vocab_size:
+        y = float32(0)
+        if b < n_logits - b0:
             y = behind_norm(sums, moments, r, b, row_sum, row_bias, d_model, eps)
-            logits[b0 + b, col] = y
-            if y >= largest:  # not NaN
-                largest = y
-                token = int32(col)
-        step = TILE // 2
-        while step:
-            other = cuda.shfl_xor_sync(FULL_WARP, largest, step)
-            other_token = cuda.shfl_xor_sync(FULL_WARP, token, step)
-            if other > largest or (other == largest and other_token < token):
-                largest = other
-                token = other_token
-            step //= 2
-        if inside and r == 0:
-            best[b0 + b, cuda.blockIdx.x] = largest
-            best_token[b0 + b, cuda.blockIdx.x] = token
+        keep_best(y, r, b0 + b, col, logits, best, best_token, n_logits, vocab_size)
 
 
 # --- the ends of a step ----------------------------------------------------------------------------------------------
@@ -323,11 +335,14 @@ def append_and_embed(
             positions[row] = position
             slot_mapping[row] = slot
             ring[row] = place + 1 if place + 1 < shown.shape[0] else 0
-    if place >= 0 and position < wpe.shape[0]:  # a next step has a place
-        d_model = wpe.shape[1]
+    if place >= 0 and (position < wpe.shape[0] or wpe.shape[0] == 0):  # a next step has a place
+        d_model = wte.shape[1]
         c = cuda.threadIdx.x
         while c < d_model:  # a range would divide by the step, to know how often
-            x[row * d_model + c] = float32(wte[max(token, 0), c]) + float32(wpe[position, c])
+            value = float32(wte[max(token, 0), c])
+            if wpe.shape[0]:
+                value += float32(wpe[position, c])
+            x[row * d_model + c] = value
             c += cuda.blockDim.x
 
 
@@ -393,7 +408,8 @@ def append_rows(chosen, positions, slot_mapping, block_table, block_size, ring, 
     which may lie in the host's memory (``cuda.mapped_array``), where it is read without a copy; ring[i] goes on to the
     next place, and round, so that a step's tokens are there until the host has read them. A row with -1 in ring is
     padding, or is not one on: nothing but chosen is written. wte: (vocab_size, d_model), wpe: (n_ctx, d_model), float16
-    or float32; x: float32, flat, left alone if wpe has no such position. Token -1 (there was none to choose) embeds as
+    or float32; x: float32, flat, left alone if wpe has no such position. wpe (0, d_model): nothing is added, in models
+    that have no table of positions. Token -1 (there was none to choose) embeds as
     0.
     Launch: ``append_rows[append_rows_launch(n_rows)](…)``.
     """

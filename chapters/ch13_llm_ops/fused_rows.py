@@ -70,14 +70,11 @@ def parts_norm_launch(rows, d_model):
 
 
 @cuda.jit(device=True, forceinline=True)
-def norm_of_row(x, parts, n_parts, bias, row, rows, d_model, eps, keep, h, to, v, p, partial):
-    """h[to] = (y - mean) / sqrt(variance + eps), y = x[row] + (the sum of the row's parts + bias); x[row] = y if keep.
-
-    v: (FOURS, 4), p: (PARTS_MAX, 4) float32, local; partial: (32,) float32, shared. By all threads of the block.
-    """
+def load_row(x, parts, n_parts, bias, row, rows, d_model, keep, v, p):
+    """v = this thread's numbers of y = x[row] + (the sum of the row's parts + bias), 0 behind its end; x[row] = y if
+    keep. v: (FOURS, 4), p: (PARTS_MAX, 4) float32, local."""
     first = 4 * cuda.threadIdx.x
     step = 4 * cuda.blockDim.x
-    total = float32(0)
     for i in range(FOURS):
         col = first + i * step
         inside = col < d_model
@@ -96,21 +93,38 @@ def norm_of_row(x, parts, n_parts, bias, row, rows, d_model, eps, keep, h, to, v
             )  # fmt: skip
             if keep:
                 store_float4(x, at, v[i, 0], v[i, 1], v[i, 2], v[i, 3])
-        total += (v[i, 0] + v[i, 1]) + (v[i, 2] + v[i, 3])
-    mean = block_sum(total, partial) / float32(d_model)
-    total = float32(0)
+
+
+@cuda.jit(device=True, forceinline=True)
+def store_row(h, to, d_model, v, mean, scale):
+    """h[to] = (v - mean) * scale, in float16."""
     for i in range(FOURS):
-        if first + i * step < d_model:
-            for e in range(4):
-                distance = v[i, e] - mean
-                total += distance * distance
-    scale = float32(1) / math.sqrt(block_sum(total, partial) / float32(d_model) + float32(eps))
-    for i in range(FOURS):
-        col = first + i * step
+        col = 4 * (cuda.threadIdx.x + i * cuda.blockDim.x)
         if col < d_model:
             at = to * d_model + col
             store_half2(h, at, pack_half2((v[i, 0] - mean) * scale, (v[i, 1] - mean) * scale))
             store_half2(h, at + 2, pack_half2((v[i, 2] - mean) * scale, (v[i, 3] - mean) * scale))
+
+
+@cuda.jit(device=True, forceinline=True)
+def norm_of_row(x, parts, n_parts, bias, row, rows, d_model, eps, keep, h, to, v, p, partial):
+    """h[to] = (y - mean) / sqrt(variance + eps), y as :func:`load_row` has it.
+
+    partial: (32,) float32, shared. By all threads of the block.
+    """
+    load_row(x, parts, n_parts, bias, row, rows, d_model, keep, v, p)
+    total = float32(0)
+    for i in range(FOURS):
+        total += (v[i, 0] + v[i, 1]) + (v[i, 2] + v[i, 3])
+    mean = block_sum(total, partial) / float32(d_model)
+    total = float32(0)
+    for i in range(FOURS):
+        if 4 * (cuda.threadIdx.x + i * cuda.blockDim.x) < d_model:
+            for e in range(4):
+                distance = v[i, e] - mean
+                total += distance * distance
+    scale = float32(1) / math.sqrt(block_sum(total, partial) / float32(d_model) + float32(eps))
+    store_row(h, to, d_model, v, mean, scale)
 
 
 @cuda.jit

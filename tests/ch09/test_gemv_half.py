@@ -43,11 +43,13 @@ def product(x, W):
     return launched(gemv_tensor.gemv_v5_tensor_core, launch, (x.ravel(), W), out, rows, N, K)
 
 
-def with_residual(a, W, bias, x):
-    """x after gemv_bias_residual on the device; a: (rows, K)."""
+def with_residual(a, W, bias, x, wide=False):
+    """x after gemv_bias_residual, or gemv_wide_residual, on the device; a: (rows, K)."""
     (rows, K), N = a.shape, len(W)
-    launch, inputs = gemv_tensor.gemv_residual_launch(N, K, rows), (a.ravel(), W, bias)
-    return launched(gemv_tensor.gemv_bias_residual, launch, inputs, x.ravel(), rows, N, K).reshape(x.shape)
+    kernel, launch = gemv_tensor.gemv_bias_residual, gemv_tensor.gemv_residual_launch(N, K, rows)
+    if wide:
+        kernel, launch = gemv_tensor.gemv_wide_residual, gemv_tensor.gemv_tensor_launch(N, K, rows)
+    return launched(kernel, launch, (a.ravel(), W, bias), x.ravel(), rows, N, K).reshape(x.shape)
 
 
 def folded(W, bias, ln_weight, ln_bias):
@@ -96,6 +98,7 @@ def test_rows_are_exact_on_whole_numbers(rng, N, K):
     before = rng.integers(-(1 << 20), 1 << 20, (rows, N)).astype(np.float32)  # float16 holds none of the sums
     expected = gemv_tensor.gemv_bias_residual_reference(x, W, bias, before)
     np.testing.assert_array_equal(with_residual(x, W, bias, before), expected)
+    np.testing.assert_array_equal(with_residual(x, W, bias, before, wide=True), expected)
 
 
 @pytest.mark.parametrize("K", [264, 9000])
@@ -200,7 +203,7 @@ def test_folded_it_is_the_layer_norm_and_the_matrix(rng):
     assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("op", ["product", "residual", "norm"])
+@pytest.mark.parametrize("op", ["product", "residual", "wide", "norm"])
 def test_a_row_does_not_depend_on_the_others(rng, op):
     """1 to 8 rows, in either order, beside NaN, and again: the same bits for the same row."""
     W, bias = normals(rng, 40, 776).astype(np.float16), normals(rng, 40)
@@ -209,8 +212,8 @@ def test_a_row_does_not_depend_on_the_others(rng, op):
     def run(rows):
         if op == "product":
             return product(x[rows].astype(np.float16), W)
-        if op == "residual":
-            return with_residual(x[rows].astype(np.float16), W, bias, before[rows])
+        if op in ("residual", "wide"):
+            return with_residual(x[rows].astype(np.float16), W, bias, before[rows], op == "wide")
         return normalised(x[rows], W, row_sums, bias)
 
     together = run(np.arange(8))
@@ -246,7 +249,8 @@ def test_no_index_outside_the_arrays(rng, monkeypatch, N, K, rows):
     np.testing.assert_array_equal(gemv(x[0], W), gemv_half.gemv_half_reference(x[0], W))
     before = normals(rng, rows, N).round()
     expected = gemv_tensor.gemv_bias_residual_reference(x, W, bias, before)
-    np.testing.assert_array_equal(with_residual(x, W, bias, before), expected)
+    for wide in (False, True):
+        np.testing.assert_array_equal(with_residual(x, W, bias, before, wide), expected)
 
 
 # --- launches --------------------------------------------------------------------------------------------------------
@@ -271,6 +275,8 @@ def test_tiles():
     assert gemv_tensor.gemv_residual_launch(17, 8) == ((3, 1), 512) == gemv_tensor.gemv_residual_launch(24, 9000, 8)
     assert gemv_tensor.gemv_tensor_launch(50257, 768, 9)[0] == (3142, 2)
     assert gemv_tensor.fold_norm_launch(17) == (3, 256)
+    assert gemv_tensor.residual_product(1535, 8) == (gemv_tensor.gemv_bias_residual, ((192, 1), 512))
+    assert gemv_tensor.residual_product(1536, 8, 9) == (gemv_tensor.gemv_wide_residual, ((96, 2), 256))
 
 
 @pytest.mark.parametrize("launch", [gemv_half.gemv_half_launch, gemv_half.gemv_split, *TENSOR_LAUNCHES])

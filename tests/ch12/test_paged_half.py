@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from numba import cuda
-from test_decode_half import combine
 from test_ragged import caches, layout, scale_of
 
 from chapters.ch12_flash import decode_half as decoding
 from chapters.ch12_flash import paged_half
 
+TAIL = 40
 LENGTHS = [1, 5, 131, 64, 17]
 NEW = [1, 5, 3, 1, 17]
 HEADS = [(2, 2, 32), (6, 2, 64), (4, 1, 8), (3, 1, 128)]
@@ -39,7 +39,7 @@ class Rows:
         return one
 
     def by_parts(self, single=0, spare=200):
-        """What ``paged_v4_parts`` and ``load_combined`` make of them."""
+        """What ``paged_v4_parts`` and ``combine_parts`` make of them; NaN for padding."""
         n_rows, n_head, head_dim = self.q.shape
         sizes = n_rows, self.longest + spare, n_head, head_dim
         launch = paged_half.paged_parts_launch(*sizes, self.block_size)
@@ -51,17 +51,14 @@ class Rows:
             *inputs, parts, lse, self.n_kv_head, head_dim, self.block_size, scale_of(head_dim), single
         )
         (n_chunks, _, _), width = launch[0], n_head * head_dim
-        stride, out = decoding.lse_stride_of(n_chunks), np.empty(self.q.shape, np.float16)
-        for row, position in enumerate(self.positions):
-            n_active, one = int(position) * head_dim // 8192 + 1, cuda.device_array(width, np.float16)
-            if position < 0:
-                assert np.isnan(parts[row * n_chunks * width : (row + 1) * n_chunks * width].copy_to_host()).all()
-                continue
-            combine[(width // 8 + 63) // 64, 64](
-                parts[row * n_chunks * width :], lse[row * n_head * stride :], n_active, one, head_dim, stride, width
-            )
-            out[row] = one.copy_to_host().reshape(n_head, head_dim)
-        return out
+        for row in np.flatnonzero(self.positions < 0):
+            assert np.isnan(parts[row * n_chunks * width : (row + 1) * n_chunks * width].copy_to_host()).all()
+        out = cuda.to_device(np.full(self.q.size + TAIL, 7, np.float16))
+        sizes = n_head, head_dim, n_chunks, decoding.lse_stride_of(n_chunks)
+        launch = paged_half.combine_parts_launch(n_rows, n_head, head_dim)
+        paged_half.combine_parts[launch](parts, lse, cuda.to_device(self.positions), out, *sizes)
+        assert (out[self.q.size :].copy_to_host() == 7).all()
+        return out[: self.q.size].copy_to_host().reshape(self.q.shape)
 
     def by_tiles(self, starts=None, counts=None, more=0):
         """What ``flash_v5_pages`` makes of them; more: tiles of nothing."""
@@ -141,6 +138,8 @@ def test_tiles_cover_all_rows_once_and_the_long_ones_come_first():
 @pytest.mark.parametrize("call", [
     lambda: paged_half.paged_parts_launch(1, 10, 1, 64, 12),
     lambda: paged_half.paged_parts_launch(0, 10, 1, 64, 16),
+    lambda: paged_half.combine_parts_launch(0, 1, 64),
+    lambda: paged_half.combine_parts_launch(1, 1, 24),
     lambda: paged_half.paged_parts_launch(1, 10, 1, 24, 16),
     lambda: paged_half.flash_v5_launch(0, 1, 64, 16),
     lambda: paged_half.flash_v5_launch(1, 1, 60, 16),

@@ -73,9 +73,57 @@ def test_the_engine_is_the_listing(config, tensors, dtype):
     engine.check()
 
 
-def test_fast_says_that_it_does_not_know_it(config, tensors):
-    with pytest.raises(RequestError, match="engine fast has no kernels for a Llama yet: use engine kv"):
-        make_engine("fast", config, tensors)
+# grouped heads; one key head, untied; wide enough that no kernel holds a row's weights in registers; wide heads
+FAST_CONFIGS = [
+    LlamaConfig(2, 4, 2, 16, 48, 104, 128, 101, 1e-5, 10000.0, True),
+    LlamaConfig(2, 3, 1, 8, 40, 72, 128, 101, 1e-6, 1e5, False),
+    LlamaConfig(1, 9, 3, 128, 1032, 3112, 128, 101, 1e-5, 5e5, True),
+    LlamaConfig(1, 4, 4, 32, 1544, 1552, 128, 101, 1e-5, 5e5, False),
+]
+
+
+@pytest.mark.parametrize("config", FAST_CONFIGS, ids=lambda config: f"{config.n_head}-{config.n_kv_head}")
+def test_fast_is_the_engine_in_float16(config):
+    """Few rows and many, prompts in pieces, steps and prompts in one; pools of NaN."""
+    tensors = random_llama(config)
+    if config.d_model > 1000:
+        tensors = {name: tensor / np.float16(5) if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    plain, fast = (make_engine(level, config, tensors, 64) for level in ("kv", "fast"))
+    for prompt in prompts(config):
+        plain.prefill(prompt)
+        fast.prefill(prompt)
+        expected = plain.logits.copy_to_host()
+        np.testing.assert_allclose(fast.logits.copy_to_host(), expected, atol=2e-2 * np.abs(expected).max())
+    engine = Engine.of(config, tensors, "fast", num_blocks=60, max_rows=48)
+    for cache in engine.runner.cache.flat:
+        for array in cache:
+            array.copy_to_device(np.full(array.shape, np.nan, array.dtype))
+    requests = [Request(prompt, 12) for prompt in prompts(config)]
+    for request, result in zip(requests, engine.run(requests)):
+        assert result.error is None and len(result.tokens) == 12
+        text = [*request.tokens, *result.tokens]
+        for n in range(len(request.tokens), len(text)):
+            plain.prefill(text[:n])
+            logits = plain.logits.copy_to_host()
+            assert logits.max() - logits[text[n]] <= 2e-2 * np.abs(logits).max()
+    engine.check()
+
+
+def test_deterministic_rows_do_not_depend_on_company():
+    config = FAST_CONFIGS[0]
+    tensors = random_llama(config)
+    requests = [Request(prompt, 9, logprobs=0) for prompt in prompts(config)]
+    engine = Engine.of(config, tensors, "fast", num_blocks=60, deterministic=True)
+    together = engine.run(requests)
+    for request, result in zip(requests, together):
+        (alone,) = Engine.of(config, tensors, "fast", num_blocks=60, deterministic=True, max_rows=40).run([request])
+        assert alone.tokens == result.tokens and alone.logprobs == result.logprobs
+
+
+def test_fast_refuses_sizes_that_it_has_no_kernels_for():
+    config = LlamaConfig(1, 3, 1, 8, 33, 71, 128, 101, 1e-6, 1e5, False)
+    with pytest.raises(RequestError, match="d_model is 33; engine fast needs a multiple of 8"):
+        make_engine("fast", config, random_llama(config))
 
 
 def packed(rng, kind, shape):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
+from ch14_mini_llm.engine.plan import LEAST_CHUNK, MIXED_ROWS
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED, Sequence
 
@@ -291,6 +292,19 @@ def test_decoding_comes_before_prompts_and_chunks_fit_the_budget():
         if plan:
             rows.append([part.count for part in plan.parts])
     assert rows[0] == [1, 7] and all(counts[0] == 1 for counts in rows)
+    run.finish()
+
+
+@pytest.mark.parametrize("decoding, prompt_rows", [(0, 2000), (1, MIXED_ROWS - 1), (200, LEAST_CHUNK)])
+def test_a_step_that_others_wait_for_is_short(decoding, prompt_rows):
+    run = Run(1500, 16, max_batch=201, max_rows=2048)
+    for _ in range(decoding):
+        run.submit([1], 9)
+    while any(not sequence.new_tokens for sequence in run.sequences):
+        run.step()
+    long = run.submit([2] * 2000, 1)
+    parts = next(filter(None, iter(run.step, 0))).parts
+    assert [part.count for part in parts] == [1] * decoding + [prompt_rows] and parts[-1].sequence is long
     run.finish()
 
 
