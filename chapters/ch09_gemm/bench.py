@@ -93,6 +93,12 @@ def _gemv_residual(a):
     gemv_tensor.gemv_bias_residual[launch](a.x, a.W, a.bias, out, 1, a.rows, a.cols)
 
 
+def _gemv_wide(a):
+    out = a.out.reshape(a.rows)
+    launch = gemv_tensor.gemv_tensor_launch(a.rows, a.cols)
+    gemv_tensor.gemv_wide_residual[launch](a.x, a.W, a.bias, out, 1, a.rows, a.cols)
+
+
 def _numpy_gemv_half(a):
     a.out[...] = a.W.astype(np.float32) @ a.x.astype(np.float32)
 
@@ -171,18 +177,19 @@ LADDERS = [
     ),
     Ladder(
         name="gemv_half",
-        title="Matrix times vector in float16, (rows, columns): GPT-2's four, and its head",
+        title="Matrix times vector in float16, (rows, columns): GPT-2's four, its head, and a Llama's of 7B",
         unit="GB/s",
         sizes={
             "cpu": [(768, 768), (50257, 768)],
-            "gpu": [(2304, 768), (768, 768), (3072, 768), (768, 3072), (50257, 768)],
+            "gpu": [(2304, 768), (768, 768), (3072, 768), (768, 3072), (50257, 768), (4096, 11008)],
         },
         make=_gemv_half,
         work=lambda s: 2 * s[0] * s[1],
         versions={
             "gemv_v4_half": _gemv_v4,
             "gemv_v5_tensor_core": _gemv_v5,
-            "gemv_bias_residual": _gemv_residual,  # adds to out, which is 0 when the result is looked at
+            "gemv_bias_residual": _gemv_residual,  # they add to out, which is 0 when the result is looked at
+            "gemv_wide_residual": _gemv_wide,
         },
         expected=lambda a: gemv_half.gemv_half_reference(a.x, a.W)[None],
         library={"cpu": ("NumPy, by way of float32", _numpy_gemv_half), "gpu": ("cuBLAS (torch)", _torch_gemv_half)},

@@ -13,6 +13,8 @@ kernel                      what it changes                                     
                             wait in registers, as the product wants them
 ``gemv_bias_residual``      v5 with 8 rows of W and 16 warps, added to x with a    about 4
                             bias: for a W of few, long rows
+``gemv_wide_residual``      the same with v5's tiles, for many long rows of W;     about 3
+                            weights run six steps ahead of the product
 ``gemv_ln``                 v5 behind a layer norm, and a bias                     about 3, and a pass over x
 ==========================  =====================================================  ===================================
 

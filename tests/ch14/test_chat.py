@@ -98,7 +98,7 @@ def test_the_program(model, monkeypatch, capsys):
     [
         (["--chat", "--tokens=1,2"], "--chat and --tokens are both given"),
         (["--chat", "--json"], "give --prompt as well"), (["--chat", "--engine=naive"], "levels kv and fast"),
-        (["--engine=fast"], "engine fast has no kernels for a Llama yet"),
+        (["--engine=fast", "--dtype=float32"], "engine fast"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(model, monkeypatch, capsys, options, named):
