@@ -16,8 +16,10 @@ from test_engines import random_model
 
 from benchmarks import batched_peers, engine, peers
 from benchmarks.ladders import device_folder
+from benchmarks.torch_llama import TorchLlama, random_llama
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.scheduler import Scheduler
+from ch14_mini_llm.model.config import LlamaConfig
 from ch14_mini_llm.model.weights import save_weights
 from common import BACKEND, bench
 
@@ -349,6 +351,8 @@ def test_the_device_is_idle_in_what_a_step_takes_longer_than_its_graph(idle):
     (["--repeats=0"], "--repeats=0"), (["--only=none"], "--only=: at"), (["--only=speed"], "'speed' is none of decode"),
     (["--peers=vllm"], "'vllm' is none of compiled"), (["--sequences=1,0"], "'1,0': whole numbers from 1 on"),
     (["--weights=none.bin"], "none.bin"),
+    (["--shape=llama-2-7b", "--engine=fast", "--only=run"], "--shape brings its own weights"),
+    (["--shape=llama-2-7b", "--engine=fast", "--peers=transformers"], "there are only compiled,tuned"),
 ])  # fmt: skip
 def test_bad_arguments_are_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -364,3 +368,38 @@ def test_out_is_checked_before_the_work(tmp_path, monkeypatch, capsys):
         engine.main([f"--out={tmp_path / 'file'}"])
     assert end.value.code == 2 and "error: --out: " in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "kept"
+
+
+# --- Llamas ----------------------------------------------------------------------------------------------------------
+
+LLAMA = LlamaConfig(2, 4, 2, 16, 48, 104, 128, 101, 1e-5, 1e4, True)  # as in tests/ch14/test_llama.py
+
+
+@pytest.fixture(scope="module")
+def measured_llama():
+    sizes = {"decode": {"sequences": (1, 2), "prompt": 5, "new": 8, "idle_at": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "copy_bandwidth", partial(bench.copy_bandwidth, 1 << 22))
+        tensors = random_llama(LLAMA, "cuda" if BACKEND == "gpu" else "cpu", std=0.2)
+        return engine.measure(LLAMA, tensors, "fast", sizes, ["decode"], repeats=1, peers=("compiled",))
+
+
+def test_a_llama_is_measured_beside_the_same_in_torch(measured_llama):
+    assert engine.errors(measured_llama) == []
+    rows = measured_llama["decode"]["rows"]
+    assert [(row["name"], row["sequences"]) for row in rows] == [
+        (name, n) for name in ("engine", batched_peers.StaticBatch.name) for n in (1, 2)
+    ]
+    assert all(row["worst_gap"] <= engine.GAP and 0 < row["share"] for row in rows)
+    d, d_ff, q, kv = 48, 104, 4 * 16, 2 * 16
+    layer = 2 * d + d * (q + 2 * kv) + q * d + 3 * d * d_ff
+    assert measured_llama["weight_bytes"] == 2 * (101 * d + 2 * layer + d)
+
+
+def test_torchs_llama_is_transformers():
+    numbers = {name: tensor.numpy() for name, tensor in random_llama(LLAMA, "cpu", std=0.2).items()}
+    expected = peers.TransformersLlama(LLAMA, numbers, device="cpu", dtype=torch.float32).logits(PROMPTS[0])
+    model = TorchLlama.of(LLAMA, numbers, "cpu", torch.float32)
+    ids = torch.tensor([PROMPTS[0]])
+    found = model.head(model(ids, torch.arange(ids.shape[1])))[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

@@ -1,5 +1,7 @@
 """The figures of the README and of chapter 14's pages are those of the committed files."""
 
+import json
+
 import pytest
 
 from benchmarks import batching_plot, readme
@@ -17,6 +19,16 @@ def test_a_page_says_what_was_measured(page):
     text = page.read_text(encoding="utf-8")
     results = batching_plot.measured(readme.ROOT / "benchmarks" / "results")
     assert batching_plot.BLOCK.search(text) and batching_plot.filled(text, results) == text, "run make plots"
+
+
+@pytest.mark.parametrize("name", ["SmolLM2-135M", "Llama-3.2-1B", "Llama-2-7B"])
+def test_the_llamas_of_14_5_are_as_fast_as_measured(name):
+    found = json.loads((readme.ROOT / f"benchmarks/results/h200/engine_{name.lower()}.json").read_text())
+    ours, peer = found["decode"]["rows"]
+    rate, theirs = ours["tokens_s"][0], peer["tokens_s"][0]
+    line = f"| {name} | {rate:.0f} | {100 * ours['share']:.0f} % | {theirs:.0f} | {rate / theirs:.1f} |"
+    assert line in (readme.ROOT / "ch14_mini_llm/llama.md").read_text(encoding="utf-8")
+    assert peer["name"].startswith("torch.compile") and peer["note"] is None
 
 
 def test_only_the_block_is_written(tmp_path, capsys):
