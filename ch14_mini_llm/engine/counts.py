@@ -18,6 +18,10 @@ class Counts(dict):
 
     def add(self, plan: Plan) -> None:
         """Count a step."""
+        if plan.same_as_last:  # a row a sequence, none of a prompt
+            self["steps"] += 1
+            self["rows"] += len(plan.parts)
+            return
         for name, value in ("steps", 1), ("rows", plan.rows), ("padding_rows", plan.padding_rows):
             self[name] += value
         for part in plan.parts:

@@ -49,8 +49,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # by rank
         self.outputs: list[Output] = []  # not fetched yet
         self.corrupted = 0  # sequences that ended because there was no number among the logits
-        self._tickets = 0
-        self._read = 0  # the last ticket whose tokens have been read
+        self._tickets = self._read = 0  # the last ticket, and the last whose tokens have been read
         self._last: tuple[Sequence, ...] = ()  # of the last step, if each had a row and a token followed
 
     @property
@@ -73,14 +72,10 @@ class Scheduler:
 
     def next(self) -> Plan | None:
         """The next step; None if there is nothing to run before a step under way has been read."""
-        parts: list[Part] = []
-        for sequence in list(self.running):
-            if sequence.state == RUNNING and sequence.left == 1 and self._has_room(sequence):
-                parts.append(self._part(sequence, 1))
-                self._reserve(sequence)
+        parts = [part for sequence in list(self.running) if (part := self._step(sequence)) is not None]
         room = max(MIXED_ROWS, len(parts) + LEAST_CHUNK) if parts else self.max_rows
         budget = min(room, self.max_rows) - len(parts)
-        for sequence in self.running:
+        for sequence in self.running if len(parts) < len(self.running) else ():
             if budget and sequence.left > 1:
                 parts.append(self._part(sequence, min(sequence.left, budget)))
                 budget -= parts[-1].count
@@ -97,6 +92,19 @@ class Scheduler:
         single = all(part.count == 1 and part.samples for part in parts)
         before, self._last = self._last, tuple(part.sequence for part in parts) if single else ()
         return Plan(self._tickets, tuple(parts), bool(self._last) and self._last == before)
+
+    def _step(self, sequence: Sequence) -> Part | None:
+        """The row of a sequence that decodes; None if it does not, or has no room. Hundreds a step: it must be fast."""
+        start, made = sequence.n_computed, len(sequence.tokens) + sequence.n_pending - sequence.n_prompt
+        samples = made < sequence.max_new
+        other = start + 1 - sequence.n_prompt != made or sequence.state != RUNNING or not (samples or made == 0)
+        if other or start >= len(sequence.blocks) * self.block_size and not self._has_room(sequence):
+            return None
+        sequence.n_computed = start + 1
+        sequence.n_pending += samples
+        if sequence.n_computed == len(sequence.blocks) * self.block_size:
+            self._reserve(sequence)
+        return Part(sequence, start, 1, samples, sequence.life)
 
     def _part(self, sequence: Sequence, count: int) -> Part:
         start, length = sequence.n_computed, sequence.length
@@ -116,8 +124,7 @@ class Scheduler:
         sequence.blocks, sequence.n_computed, sequence.n_written = blocks + more, n_tokens, n_tokens
         sequence.n_entered = len(blocks)
         sequence.state = RUNNING
-        if sequence.n_cached is None:
-            sequence.n_cached = n_tokens
+        sequence.n_cached = n_tokens if sequence.n_cached is None else sequence.n_cached
         return True
 
     def _has_room(self, sequence: Sequence) -> bool:
@@ -187,10 +194,10 @@ class Scheduler:
     # --- after a step ------------------------------------------------------------------------------------------------
 
     def done(self, plan: Plan, tokens: Listed[int], scores: Scores | None = None) -> None:
-        """A step has ended: what it wrote can be shared, and its tokens are known.
+        """A step has ended, the oldest under way: what it wrote can be shared, and its tokens are known.
 
-        plan: steps end in the order in which they were planned. tokens: of the parts that sample, in their order; one
-        below 0 says that there was no number among the logits. scores: log-probabilities, if a part asks for some.
+        tokens: of the parts that sample, in their order; one below 0 says that there was no number among the logits.
+        scores: log-probabilities, if a part asks for some.
         """
         assert plan.ticket == self._read + 1, "a step was left out"
         self._read = plan.ticket
@@ -198,42 +205,35 @@ class Scheduler:
         for number, part in enumerate(plan.parts):
             token, score = next(drawn) if part.samples else (None, None)
             if part.life == part.sequence.life:
-                self._advance(part, token, score, scores.prompt.get(number, []) if scores else [])
+                self._advance(part, token, score, scores.prompt.get(number, ()) if scores else ())
         self.pool.retire(plan.ticket)
 
-    def _advance(self, part: Part, token: int | None, score: Logprob | None, prompt: list[Logprob]) -> None:
-        sequence = part.sequence
+    def _advance(self, part: Part, token: int | None, score: Logprob | None, prompt: Listed[Logprob]) -> None:
+        sequence, reason, error = part.sequence, None, None
         if prompt:
             sequence.prompt_scores[part.start + 1 : part.start + 1 + len(prompt)] = prompt
         sequence.n_written = part.start + part.count
         if self.cache is not None and sequence.n_written // self.block_size > sequence.n_entered:
             sequence.n_entered = sequence.n_written // self.block_size
             self.cache.insert(sequence.tokens[: sequence.n_written], sequence.blocks)
-        reason = error = None
         sequence.n_pending -= token is not None
         if (token is not None and token < 0) or prompt and any(entry.logprob != entry.logprob for entry in prompt):
             self.corrupted += 1
             n = min(len(sequence.tokens), sequence.n_written)
             reason, error = "error", f"after {n} tokens all logits are NaN: the weights overflow"
         else:
-            self._show_prompt(sequence)
+            if sequence.prompt_logprobs is not None and (known := sequence.show_prompt()) is not None:
+                self.outputs.append(Output(sequence.id, prompt_logprobs=known))
             if token in sequence.stop_tokens:
                 reason = "stop"
             elif token is not None:
                 sequence.tokens.append(token)
-                self.outputs.append(Output(sequence.id, (token,), logprobs=(score,) if score else ()))
+                self.outputs.append(Output(sequence.id, (token,), None, None, (score,) if score else ()))
         whole = len(sequence.tokens) - sequence.n_prompt == sequence.max_new
         if reason is None and whole and sequence.n_written >= sequence.n_prompt:
             reason = "length"
         if reason is not None:
             self._end(sequence, reason, error)
-
-    def _show_prompt(self, sequence: Sequence) -> None:
-        """Hand out the log-probabilities of a prompt that has been run over, once."""
-        wanted = sequence.prompt_logprobs is not None and not sequence.prompt_done
-        if wanted and sequence.n_written >= sequence.n_prompt:
-            sequence.prompt_done = True
-            self.outputs.append(Output(sequence.id, prompt_logprobs=tuple(sequence.prompt_scores)))
 
     def failed(self, plan: Plan, error: str) -> None:
         """A step could not be run: its requests end with an error, the others go on."""

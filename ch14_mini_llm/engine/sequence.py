@@ -92,3 +92,10 @@ class Sequence:
     def new_tokens(self) -> list[int]:
         """The tokens behind the prompt, as far as they have been read."""
         return self.tokens[self.n_prompt :]
+
+    def show_prompt(self) -> tuple[Logprob | None, ...] | None:
+        """The prompt's log-probabilities once it has been run over, the first time that this is asked; else None."""
+        if self.prompt_done or self.n_written < self.n_prompt:
+            return None
+        self.prompt_done = True
+        return tuple(self.prompt_scores)

@@ -70,7 +70,7 @@ class ModelRunner:
 
     def prepare(self, plan: Plan) -> Shape:
         """Bring what the host knows of a plan's rows to the device."""
-        self.sampler.set(plan.sampling)
+        self.sampler.set(plan.sampling, plan.same_as_last)
         shape = self.shapes.of(plan, self.sampler.draws)
         if plan.same_as_last:
             self.batch.follow(plan)

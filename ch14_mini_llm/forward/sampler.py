@@ -65,23 +65,28 @@ class RowSampler:
                 view = buffer[at : at + sizes[name]].view(dtype)
                 setattr(views, name, view.reshape(max_batch, MAX_BIASES) if name in BIASES else view)
             at += sizes[name]
-        self._ahead = None  # the rows that the device's settings and steps are right for
+        self._ahead = None  # the rows that the device's settings and steps were right for, so many steps ago
+        self._moved = 0
         self._biased = True  # whether some row of the device's has biases
         self._slots: dict[Sequence, tuple[int, int]] = {}  # sequence → (row of counts, its life at that time)
         self._bins = self._best = self._adjusted = self._counts = self._scores = None
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
-    def set(self, parts: list[Part]) -> None:
-        """Row i is for parts[i], which samples. At most one copy; none if the device has gone on by itself."""
+    def set(self, parts: list[Part], same: bool = False) -> None:
+        """Row i is for parts[i], which samples. At most one copy; none if the device has gone on by itself. same: these
+        are the sequences of the last call, each a token on."""
+        if same and (self.draws == LIKELIEST or self._ahead is not None):
+            self._moved += self.draws != LIKELIEST
+            return
         self.draws = max((needs(part.sequence.sampling) for part in parts), default=LIKELIEST)
         if self.draws == LIKELIEST:
             return
         self._allocate()
         rows = [(part.sequence, part.life, part.start + part.count - part.sequence.n_prompt) for part in parts]
-        if rows != self._ahead:
+        if rows != [(sequence, life, step + self._moved) for sequence, life, step in self._ahead or ()]:
             self._upload(parts, [step for _, _, step in rows])
-        self._ahead = [(sequence, life, step + 1) for sequence, life, step in rows]
+        self._ahead, self._moved = rows, 1
 
     def forget(self) -> None:
         """The launches of `choose` have run without a `set`, as when a graph is warmed up: upload and count anew.

@@ -49,9 +49,20 @@ class Shapes:
     ) -> None:
         self.plain, self.max_batch, self.max_rows, self.max_few = level == "kv", max_batch, max_rows, max_few
         self.max_tiles, self.max_tokens, self.head_dim = max_tiles, max_tokens, head_dim
+        self._last: Shape | None = None  # and how many steps longer than at that time its texts may become
+        self._more = 0
 
     def of(self, plan: Plan, draws: int) -> Shape:
         """The shape of a plan's step. draws: the sampler's."""
+        if plan.same_as_last and self._more and self._last.draws == draws:
+            self._more -= 1
+            return self._last
+        longest = max(part.start + part.count for part in plan.parts)
+        self._last = self._of(plan, draws, longest)
+        self._more = (self.max_tokens if self.plain else self._last.n_tokens) - longest if self._last.single else 0
+        return self._last
+
+    def _of(self, plan: Plan, draws: int, longest: int) -> Shape:
         rows, n_logits = plan.rows, len(plan.sampling)
         single = n_logits == rows
         if self.plain:
@@ -63,7 +74,6 @@ class Shapes:
             step, most = (FEW_ROWS, self.max_few) if few else (TILE, self.max_rows)
             rows, n_logits = min(rounded(-(-rows // step)) * step, most), self._bucket(n_logits, coarse=not few)
         if few:
-            longest = max(part.start + part.count for part in plan.parts)
             n_tokens = min(max(FEW_TOKENS, 1 << (longest - 1).bit_length()), self.max_tokens)
             return Shape("few", rows, n_logits, n_tokens=n_tokens, single=single, draws=draws)
         n_steps, n_prompts = plan.n_steps, len(plan.parts) - plan.n_steps
