@@ -50,7 +50,9 @@ ONE_SHAPE = {
         "decode_v4_parts", "paged_v1_block_per_head", "paged_v2_split_k", "scan_tile_offsets",
         "paged_v3_rows", "paged_v4_parts", "paged_v6_segments",
     ],
-    "a thread has so many of the bins, or of the tokens of a slice": ["line_rows", "pick_rows"],
+    "a thread has so many of the bins, or of the tokens of a slice": [
+        "bin_rows", "line_rows", "slice_rows", "pick_rows",
+    ],
     "a lane for each row of a square of the matrix": ["gemv_rows"],
     "a thread for each column of a panel": [
         "linear_v1_column", "linear_v2_panels", "linear_v3_rows", "pack_columns", "pack_rows",
@@ -64,7 +66,7 @@ ONE_SHAPE = {
 ANY_BLOCK = [
     "sum_v3_warp_then_block", "sum_v4_float4", "histogram_v2_privatised", "histogram_v3_coarsened",
     "histogram_v4_copies", "softmax_v1_naive", "logsumexp_row", "pick_best", "draw_token_at", "draw_rows",
-    "best_slices", "bin_rows", "slice_rows",
+    "best_slices",
 ]  # fmt: skip
 # Kernels that take no size at which a warp would be cut.
 WHOLE = {

@@ -26,6 +26,7 @@ from chapters.ch13_llm_ops.sampling_slices import (
     best_slices,
     bin_rows,
     line_rows,
+    line_rows_launch,
     pick_rows,
     row_blocks_launch,
     slice_rows,
@@ -174,7 +175,7 @@ class RowSampler:
             best = self._best
             best_slices[slices](logits, *best[:2], vocab_size)
         bin_rows[slices](logits, best[0], best[2], *which, counts, masses, largest, vocab_size)
-        line_rows[rows](logits, counts, masses, largest, *which, a.top_k, a.top_p, line, vocab_size)
+        line_rows[line_rows_launch(n)](logits, counts, masses, largest, *which, a.top_k, a.top_p, line, vocab_size)
         slice_rows[slices](logits, largest, line, *which, a.min_p, slice_mass, vocab_size)
         pick_rows[rows](
             logits, *best, largest, line, slice_mass, chosen, *which, a.min_p, a.seed, a.step, vocab_size

@@ -19,6 +19,10 @@ enough. Only that bin's tokens have to be told apart. There are some hundred, th
 its own rank by looking at all others. (Where a bin has more than 2048, as with equal logits, the line is moved by
 halves as before.)
 
+**Waiting once.** A thread that asks for a logit, looks at it, and asks for the next waits for memory each time. All
+that it will look at, it asks for at the beginning (:func:`load_logits`). And the five follow one another as dependent
+launches, see chapter 9's ``gemv_half.py``.
+
 **Bins of logits, not of bits.** A bin is (largest - logit) in units of temperature: weights of less than 2^-41 are 0,
 so 30 temperatures below the largest nothing matters. Rounding is monotonic, so no token is in the wrong bin's order.
 
@@ -35,15 +39,20 @@ from chapters.ch07_warp_reduce.argmax import block_argmax
 from chapters.ch07_warp_reduce.kernels import FULL_WARP, WARP, block_max
 from chapters.ch08_atomics_scan.topk import NO_PLACE, float_key
 from chapters.ch13_llm_ops.sampling import INDEX_BITS, LAST_INDEX, UNIT, block_sum_int64, uniform, weight_of
+from common.ptx import griddep_launch, griddep_wait
 
 SLICE = 2048  # tokens of a row that a block takes
 SLICE_THREADS = 256
 THREADS = 512  # of a block that takes a row
+LINE_THREADS = 1024  # of the one that looks through all of it
+ONE_BLOCK = (LINE_THREADS, 1)  # a multiprocessor has registers for 64 a thread then, which the compiler has to know
 BINS = 2048
-EACH = BINS // THREADS  # bins, or tokens of a slice, of a thread
+EACH = SLICE // THREADS  # tokens of a slice, of a thread
+BINS_EACH = BINS // LINE_THREADS
+SLICE_EACH = SLICE // SLICE_THREADS
 RANGE = 30.0  # temperatures that the bins go down: exp(-28.4) is 2^-41
 CANDIDATES = 2048  # tokens of a bin that are ranked in shared memory
-AT_ONCE = 8  # logits that a thread asks for together
+AT_ONCE = 16  # logits that a thread asks for together
 
 
 def slices_of(vocab_size):
@@ -64,10 +73,15 @@ def slices_launch(n_rows, vocab_size):
 
 
 def row_blocks_launch(n_rows):
-    """Launch configuration of ``line_rows`` and ``pick_rows``: ``(grid, block)``. Raises ValueError without a row."""
+    """Launch configuration of ``pick_rows``: ``(grid, block)``. Raises ValueError without a row."""
     if n_rows <= 0:
         raise ValueError(f"n_rows = {n_rows}: a launch needs at least 1")
     return n_rows, THREADS
+
+
+def line_rows_launch(n_rows):
+    """Launch configuration of ``line_rows``: ``(grid, block)``. Raises ValueError without a row."""
+    return row_blocks_launch(n_rows)[0], LINE_THREADS
 
 
 def slices_workspace(max_rows, vocab_size):
@@ -79,6 +93,14 @@ def slices_workspace(max_rows, vocab_size):
 
 
 # --- device functions ------------------------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True, forceinline=True)
+def load_logits(logits, first, step, end, x):
+    """x[j] = logits[first + j * step], -inf from ``end`` on: asked for together, they come together. x: local."""
+    for j in range(x.shape[0]):
+        i = first + j * step
+        x[j] = logits[i] if i < end else float32(-np.inf)
 
 
 @cuda.jit(device=True, forceinline=True)
@@ -127,11 +149,12 @@ def block_before(value, partial):
 def find_bin(values, before, need, found):
     """found[0], found[1] = the bin in which the running sum reaches ``need``, and the sum before it.
 
-    values: (EACH,) int64, local, those of this thread's bins; before: of the threads before it. Ends with a barrier.
+    values: (BINS_EACH,) int64, local, those of this thread's bins; before: of the threads before it. Ends with a
+    barrier.
     """
-    for j in range(EACH):
+    for j in range(BINS_EACH):
         if before < need <= before + values[j]:  # in one bin of all
-            found[0] = EACH * cuda.threadIdx.x + j
+            found[0] = BINS_EACH * cuda.threadIdx.x + j
             found[1] = before
         before += values[j]
     cuda.syncthreads()
@@ -149,9 +172,7 @@ def gather_bin(logits, n, wanted, largest, temperature, places, filled):
     cuda.syncthreads()
     x = cuda.local.array(AT_ONCE, float32)
     for first in range(cuda.threadIdx.x, n, AT_ONCE * cuda.blockDim.x):
-        for j in range(AT_ONCE):
-            i = first + j * cuda.blockDim.x
-            x[j] = logits[i] if i < n else float32(-np.inf)
+        load_logits(logits, first, cuda.blockDim.x, n, x)
         for j in range(AT_ONCE):
             if x[j] > float32(-np.inf) and bin_of(x[j], largest, temperature) == wanted:
                 slot = cuda.atomic.add(filled, 0, 1)
@@ -229,6 +250,8 @@ def best_slices(logits, best, best_token, vocab_size):
     """
     partial = cuda.shared.array(WARP, float32)
     partial_token = cuda.shared.array(WARP, int32)
+    griddep_launch()
+    griddep_wait()
     row = cuda.blockIdx.y
     begin = cuda.blockIdx.x * SLICE
     largest = float32(-np.inf)
@@ -256,10 +279,15 @@ def bin_rows(logits, best, n_best, active, temperature, counts, masses, largest,
     here = cuda.shared.array(BINS, int32)
     mass_here = cuda.shared.array(BINS, int64)
     partial = cuda.shared.array(WARP, float32)
+    x = cuda.local.array(SLICE_EACH, float32)
     row = cuda.blockIdx.y
     tid = cuda.threadIdx.x
+    griddep_launch()
+    griddep_wait()  # also in a block that has nothing to do: who waits for this kernel trusts that it has waited
     if active[row] == 0 or temperature[row] <= 0:
         return
+    begin = cuda.blockIdx.x * SLICE
+    load_logits(logits[row], begin + tid, SLICE_THREADS, vocab_size, x)
     top = float32(-np.inf)
     for i in range(tid, n_best, cuda.blockDim.x):
         top = max(top, best[row, i])
@@ -267,13 +295,11 @@ def bin_rows(logits, best, n_best, active, temperature, counts, masses, largest,
         here[b] = 0
         mass_here[b] = 0
     top = block_max(top, partial)  # with a barrier
-    begin = cuda.blockIdx.x * SLICE
-    for i in range(begin + tid, min(begin + SLICE, vocab_size), cuda.blockDim.x):
-        x = logits[row, i]
-        if x > float32(-np.inf):
-            b = bin_of(x, top, temperature[row])
+    for j in range(SLICE_EACH):
+        if x[j] > float32(-np.inf):
+            b = bin_of(x[j], top, temperature[row])
             cuda.atomic.add(here, b, 1)
-            weight = weight_of(x, top, temperature[row])
+            weight = weight_of(x[j], top, temperature[row])
             if weight > 0:
                 cuda.atomic.add(mass_here, b, weight)
     cuda.syncthreads()
@@ -285,31 +311,34 @@ def bin_rows(logits, best, n_best, active, temperature, counts, masses, largest,
         largest[row] = top
 
 
-@cuda.jit
+@cuda.jit(launch_bounds=ONE_BLOCK)
 def line_rows(logits, counts, masses, largest, active, temperature, top_k, top_p, line, vocab_size):
     """line[r] = the place of the last token that top-k and top-p leave of row r; NO_PLACE: they leave all.
 
     counts, masses, largest: of :func:`bin_rows`; counts and masses are 0 afterwards. By row: top_k int32, 0 for no
     filter; top_p float64 in (0, 1], of what top-k has left. line: (n_rows,) int64. All else as there. Kept are the
     tokens with ``place_of`` at the line or above.
-    Launch: ``line_rows[row_blocks_launch(n_rows)](…)``, 512 threads exactly.
+    Launch: ``line_rows[line_rows_launch(n_rows)](…)``, 1024 threads exactly.
     """
     partial = cuda.shared.array(WARP, int64)
     places = cuda.shared.array(CANDIDATES, int64)
     shares = cuda.shared.array(CANDIDATES, int64)
     found = cuda.shared.array(3, int64)
     filled = cuda.shared.array(1, int32)
-    n_here = cuda.local.array(EACH, int64)
-    mass_here = cuda.local.array(EACH, int64)
+    n_here = cuda.local.array(BINS_EACH, int64)
+    mass_here = cuda.local.array(BINS_EACH, int64)
     row = cuda.blockIdx.x
     tid = cuda.threadIdx.x
+    griddep_launch()
+    griddep_wait()
     if active[row] == 0 or temperature[row] <= 0:
         return
     top, heat = largest[row], temperature[row]
     n_mine, mass_mine = int64(0), int64(0)
-    for j in range(EACH):
-        n_here[j], mass_here[j] = int64(counts[row, EACH * tid + j]), masses[row, EACH * tid + j]
-        counts[row, EACH * tid + j], masses[row, EACH * tid + j] = 0, 0
+    for j in range(BINS_EACH):
+        b = BINS_EACH * tid + j
+        n_here[j], mass_here[j] = int64(counts[row, b]), masses[row, b]
+        counts[row, b], masses[row, b] = 0, 0
         n_mine += n_here[j]
         mass_mine += mass_here[j]
     n_before, n_tokens = block_before(n_mine, partial)
@@ -319,22 +348,25 @@ def line_rows(logits, counts, masses, largest, active, temperature, top_k, top_p
         find_bin(n_here, n_before, int64(top_k[row]), found)
         wanted, need = int32(found[0]), top_k[row] - found[1]
         n = gather_bin(logits[row], vocab_size, wanted, top, heat, places, filled)
+        kept = int64(0)  # weight of the tokens above the edge: of this thread's bins, if they lie above, and its tokens
+        for j in range(BINS_EACH):
+            if BINS_EACH * tid + j < wanted:
+                kept += mass_here[j]
         if n <= CANDIDATES:
             for c in range(tid, n, cuda.blockDim.x):
                 shares[c] = 1
             cuda.syncthreads()
             rank_line(places, shares, n, need, found)
             edge = found[2]
+            for c in range(tid, n, cuda.blockDim.x):
+                if places[c] >= edge:
+                    kept += weight_of(logits[row, LAST_INDEX - (places[c] & LAST_INDEX)], top, heat)
         else:
             edge = halve_line(logits[row], vocab_size, wanted, top, heat, 0, need, n, partial)
-        kept = int64(0)  # weight of the tokens above the edge: of this thread's bins, if they lie above, and its tokens
-        for j in range(EACH):
-            if EACH * tid + j < wanted:
-                kept += mass_here[j]
-        for i in range(tid, vocab_size, cuda.blockDim.x):
-            x = logits[row, i]
-            if x > float32(-np.inf) and bin_of(x, top, heat) == wanted and place_of(x, i) >= edge:
-                kept += weight_of(x, top, heat)
+            for i in range(tid, vocab_size, cuda.blockDim.x):
+                x = logits[row, i]
+                if x > float32(-np.inf) and bin_of(x, top, heat) == wanted and place_of(x, i) >= edge:
+                    kept += weight_of(x, top, heat)
         total = block_sum_int64(kept, partial)
     need = max(int64(top_p[row] * total), 1)
     if top_p[row] < 1 and need < total:
@@ -363,14 +395,18 @@ def slice_rows(logits, largest, line, active, temperature, min_p, slice_mass, vo
     Launch: ``slice_rows[slices_launch(n_rows, vocab_size)](…)``.
     """
     partial = cuda.shared.array(WARP, int64)
+    x = cuda.local.array(SLICE_EACH, float32)
     row = cuda.blockIdx.y
+    griddep_launch()
+    griddep_wait()
     if active[row] == 0 or temperature[row] <= 0:
         return
     least = least_weight(min_p[row])
-    begin = cuda.blockIdx.x * SLICE
+    first = cuda.blockIdx.x * SLICE + cuda.threadIdx.x
+    load_logits(logits[row], first, SLICE_THREADS, vocab_size, x)
     mass = int64(0)
-    for i in range(begin + cuda.threadIdx.x, min(begin + SLICE, vocab_size), cuda.blockDim.x):
-        mass += share_of(logits[row, i], i, largest[row], temperature[row], line[row], least)
+    for j in range(SLICE_EACH):
+        mass += share_of(x[j], first + j * SLICE_THREADS, largest[row], temperature[row], line[row], least)
     mass = block_sum_int64(mass, partial)
     if cuda.threadIdx.x == 0:
         slice_mass[row, cuda.blockIdx.x] = mass
@@ -395,6 +431,8 @@ def pick_rows(
     mass_here = cuda.local.array(EACH, int64)
     row = cuda.blockIdx.x
     tid = cuda.threadIdx.x
+    griddep_launch()
+    griddep_wait()
     if active[row] == 0 or temperature[row] <= 0:
         top = float32(-np.inf)
         token = int32(vocab_size)

@@ -30,7 +30,7 @@ class Slices(Rows):
         ch13.best_slices[slices](logits, *self.best, vocab_size)
         ch13.bin_rows[slices](logits, self.best[0], n_best, *which, counts, masses, largest, vocab_size)
         filters = a["top_k"], a["top_p"]
-        ch13.line_rows[blocks](logits, counts, masses, largest, *which, *filters, line, vocab_size)
+        ch13.line_rows[ch13.line_rows_launch(n)](logits, counts, masses, largest, *which, *filters, line, vocab_size)
         ch13.slice_rows[slices](logits, largest, line, *which, a["min_p"], slice_mass, vocab_size)
         ch13.pick_rows[blocks](
             logits, *self.best, n_best, largest, line, slice_mass, self.chosen, *which, a["min_p"], a["seed"],
@@ -98,7 +98,7 @@ def test_a_wrong_largest_logit_ends(rng, wrong):
     best = cuda.to_device(np.full((4, 1), wrong, np.float32))
     which = a["active"], a["temperature"]
     ch13.bin_rows[ch13.slices_launch(4, n)](batch.logits, best, 1, *which, counts, masses, largest, n)
-    ch13.line_rows[ch13.row_blocks_launch(4)](
+    ch13.line_rows[ch13.line_rows_launch(4)](
         batch.logits, counts, masses, largest, *which, a["top_k"], a["top_p"], line, n
     )
     assert largest.copy_to_host().tolist() == [wrong] * 4 and not counts.copy_to_host().any()
@@ -141,6 +141,7 @@ def test_launches_refuse():
     for launch, sizes, named in (
         (ch13.slices_launch, (0, 8), "n_rows = 0"), (ch13.slices_launch, (1, 0), "vocab_size = 0"),
         (ch13.slices_launch, (65536, 8), "n_rows = 65536"), (ch13.row_blocks_launch, (0,), "n_rows = 0"),
+        (ch13.line_rows_launch, (0,), "n_rows = 0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=named):
             launch(*sizes)
