@@ -19,7 +19,7 @@ from ch14_mini_llm.engine.plan import Plan, Scores
 from ch14_mini_llm.engine.sequence import Sequence
 from ch14_mini_llm.forward.shapes import Shape
 from chapters.ch12_flash.paged import paged_slots
-from chapters.ch12_flash.paged_half import TILE_FIELDS, query_tiles
+from chapters.ch12_flash.paged_half import TILE_FIELDS, query_tiles, segment_keys
 from chapters.ch12_flash.tensor_core import queries_of
 from chapters.ch13_llm_ops.batch import place_rows, place_rows_launch
 from common.staging import Staging
@@ -33,12 +33,15 @@ class Batch:
 
     On the device, int32, after `fill`: tokens, source, positions, row_seq, slot_mapping (rows,) and logits_rows, ring
     (n_logits,), as chapter 13's ``embed_rows`` and ``append_rows`` have them; block_table (max_seqs, max_blocks);
-    tiles (n_tiles, 4), of chapter 12's ``query_tiles``; n_steps (1,), how many rows in front are a sequence each;
+    tiles (n_tiles, 7), of chapter 12's ``query_tiles``; n_steps (1,), how many rows in front are a sequence each;
     chosen (n_logits,), each step's new tokens. shown: (4, max_seqs), in the host's memory: the last steps' tokens.
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_blocks: int, block_size: int, head_dim: int) -> None:
-        self.max_tiles, self.head_dim = -(-max_rows // queries_of(head_dim)) + max_seqs, head_dim
+        max_tokens = max_blocks * block_size
+        self.segment = segment_keys(max_tokens)  # of keys, among which a prompt's long tiles are divided
+        n_tiles = -(-max_rows // queries_of(head_dim)) + max_seqs
+        self.max_tiles, self.head_dim = n_tiles * -(-max_tokens // self.segment), head_dim
         self.block_size = block_size
         rows = dict.fromkeys(FIELDS, max_rows) | {"tiles": (self.max_tiles, TILE_FIELDS), "n_steps": 1}
         self._rows = Staging(rows)
@@ -86,7 +89,8 @@ class Batch:
         positions[rows : shape.rows] = slot_mapping[rows : shape.rows] = -1
         logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
         if shape.n_tiles:
-            work = query_tiles(*zip(*((part.start, part.count) for part in parts)), self.head_dim)
+            keys = self.segment if shape.split else None
+            work = query_tiles(*zip(*((part.start, part.count) for part in parts)), self.head_dim, keys)
             work = work[work[:, 2] >= plan.n_steps]
             tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
         n_steps[0] = plan.n_steps

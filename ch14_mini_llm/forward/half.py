@@ -16,7 +16,7 @@ from ch14_mini_llm.model.roles import Model
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch09_gemm.gemv_tensor import gemv_tensor_launch
 from chapters.ch09_gemm.skinny import parts_of
-from chapters.ch12_flash.paged_half import paged_parts_workspace
+from chapters.ch12_flash.paged_half import paged_parts_workspace, segment_keys
 from chapters.ch12_flash.paged_steps import segments_workspace
 from chapters.ch13_llm_ops.batch import embed_rows, embed_tokens
 from chapters.ch13_llm_ops.fused import append_rows, append_rows_launch, gemv_ln_logits, pick_best, pick_best_launch
@@ -29,7 +29,8 @@ class Buffers:
     """Room for ``max_rows`` rows, of which ``max_few`` at a time go through `Few`, and ``max_logits`` rows of logits.
 
     logits: (max_logits, vocab_size) float32, those of the last step in front. max_tokens: of a sequence. parts: of
-    `Few`'s attention. segments, sums: of `Many`'s attention, and its products that end in the residual stream.
+    `Few`'s attention. segments, att_segments, sums: of `Many`'s attention of steps and of prompts, and of its products
+    that end in the residual stream.
     """
 
     def __init__(self, model: Model, max_rows: int, max_few: int, max_logits: int, max_tokens: int) -> None:
@@ -39,7 +40,10 @@ class Buffers:
         widths = {"h": m.d_model, "q": q_width, "att": q_width, "ff": m.d_ff}
         zeros = lambda n: cuda.to_device(np.zeros(n, np.float16))  # padding's rows are multiplied, if read by no one
         self.half = {name: zeros(max_rows * n) for name, n in widths.items()}
-        self.lse = cuda.device_array(m.n_head * max_rows, np.float32)
+        self.segment = segment_keys(max_tokens)
+        self.n_segments = n_segments = -(-max_tokens // self.segment)
+        self.lse = cuda.device_array(n_segments * m.n_head * max_rows, np.float32)
+        self.att_segments = cuda.device_array(n_segments * max_rows * q_width, np.float16)
         parts, lse = paged_parts_workspace(max_few, max_tokens, m.n_head, m.head_dim)
         self.parts = cuda.device_array(parts, np.float16), cuda.to_device(np.zeros(lse, np.float32))
         n_pairs, n_sums, n_arrived = segments_workspace(max_logits, max_tokens, m.n_head, m.head_dim)

@@ -17,7 +17,12 @@ from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch09_gemm.gemv_tensor import ROWS_MAX
 from chapters.ch09_gemm.skinny import gemm_parts, parts_of, skinny_launch, tile_of
-from chapters.ch12_flash.paged_half import flash_v5_launch, flash_v5_pages
+from chapters.ch12_flash.paged_half import (
+    combine_segments,
+    combine_segments_launch,
+    flash_v5_launch,
+    flash_v5_pages,
+)
 from chapters.ch12_flash.paged_steps import paged_v6_segments, segments_launch
 from chapters.ch13_llm_ops.fused_llama import gemm_qkv_rope, gemm_swiglu, parts_rms, parts_rms_of
 from chapters.ch13_llm_ops.fused_rows import (
@@ -48,7 +53,10 @@ class Many(Half):
                 width = buffer.size // self.buffers.max_rows
                 setattr(b, name, buffer[: n * width].reshape(n, width))
             b.q_heads = b.q.reshape(n, m.n_head, m.head_dim)
-            b.lse = self.buffers.lse[: m.n_head * n].reshape(m.n_head, n)
+            parts, width = self.buffers.n_segments, m.n_head * m.head_dim
+            b.lse = self.buffers.lse[: parts * m.n_head * n].reshape(parts, m.n_head, n)
+            b.segments = self.buffers.att_segments[: parts * n * width].reshape(parts, n, width)
+            b.whole = b.att.reshape(1, n, width)
         self._parts = self._none  # of a step without logits, the last parts are added to nothing
         super().cut(shape)
 
@@ -78,9 +86,13 @@ class Many(Half):
         if shape.n_tiles:  # afterwards: it writes rows that the other may have taken for steps
             launch = flash_v5_launch(shape.n_tiles, m.n_head, m.head_dim, cache.block_size)
             flash_v5_pages(m.head_dim)[launch](
-                b.q_heads, *cache.flat[layer.index], batch.block_table, batch.tiles, b.att, b.lse, m.n_kv_head,
-                cache.block_size, scale,
+                b.q_heads, *cache.flat[layer.index], batch.block_table, batch.tiles,
+                b.segments if shape.split else b.whole, b.lse, m.n_kv_head, cache.block_size, scale,
             )  # fmt: skip
+        if shape.split:
+            combine_segments[combine_segments_launch(self.rows, m.n_head, m.head_dim)](
+                b.segments, b.lse, batch.positions, batch.n_steps, b.att, m.head_dim, self.buffers.segment
+            )
 
     def residual(self, linear: Linear, inputs, batch: Batch) -> None:
         """x += inputs @ weight + bias, once the next norm has added the parts up."""

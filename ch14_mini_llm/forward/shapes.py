@@ -13,6 +13,7 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 # isort: split
 from ch14_mini_llm.engine.plan import Plan
 from chapters.ch09_gemm.gemv_tensor import ROWS_MAX
+from chapters.ch12_flash.paged_half import segment_keys
 from chapters.ch12_flash.paged_steps import segment_tokens
 from chapters.ch12_flash.tensor_core import queries_of
 
@@ -26,8 +27,9 @@ class Shape:
     """How large a step is, padding included: what its launches are made of, and so what a graph of it is kept by.
 
     single: every sequence has one row, and a token follows each. draws: see `forward.sampler.RowSampler`. n_tokens: of
-    the longest text that a step has room for. For `Many`: n_tiles, of queries of prompts; n_steps, rows in front that
-    may be the only ones of their sequences, whose texts n_tokens counts.
+    the longest text that a step has room for. For `Many`: n_tiles, of queries of prompts; split, whether those with
+    many keys are divided among segments; n_steps, rows in front that may be the only ones of their sequences, whose
+    texts n_tokens counts.
     """
 
     ops: str
@@ -38,6 +40,7 @@ class Shape:
     n_tokens: int = 0
     single: bool = False
     draws: int = 0
+    split: bool = False
 
 
 class Shapes:
@@ -49,6 +52,7 @@ class Shapes:
     ) -> None:
         self.plain, self.max_batch, self.max_rows, self.max_few = level == "kv", max_batch, max_rows, max_few
         self.max_tiles, self.max_tokens, self.head_dim = max_tiles, max_tokens, head_dim
+        self.queries, self.segment = queries_of(head_dim), segment_keys(max_tokens)
         self._last: Shape | None = None  # and how many steps longer than at that time its texts may become
         self._more = 0
 
@@ -80,12 +84,20 @@ class Shapes:
         longest = max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
         n_steps = min(self._bucket(n_steps, coarse=not single), rows)
         n_tiles, n_tokens = self._tiles(rows, n_prompts), self._context(longest)
-        return Shape("many", rows, n_logits, n_tiles, n_steps, n_tokens, single, draws)
+        prompts = [(part.start, part.count) for part in plan.parts[plan.n_steps :]]
+        split = max(map(sum, prompts), default=0) > self.segment
+        if split:
+            pieces = sum(
+                -(-(start + min(first + self.queries, count)) // self.segment)
+                for start, count in prompts for first in range(0, count, self.queries)
+            )  # fmt: skip
+            n_tiles = min(rounded(pieces), self.max_tiles)
+        return Shape("many", rows, n_logits, n_tiles, n_steps, n_tokens, single, draws, split)
 
     def _tiles(self, rows: int, n_prompts: int) -> int:
         """Tiles of queries that parts of so many prompts can take."""
         n_prompts = self._bucket(n_prompts, coarse=True)
-        return min(rows // queries_of(self.head_dim) + n_prompts, self.max_tiles) if n_prompts else 0
+        return min(rows // self.queries + n_prompts, self.max_tiles) if n_prompts else 0
 
     def _context(self, longest: int) -> int:
         """Tokens of the longest text that a step has room for: a segment, two, four …"""

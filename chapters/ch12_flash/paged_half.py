@@ -9,7 +9,10 @@ kernel                  what it changes                                 what it 
 ``paged_v4_parts``      ``decode_v4_parts`` with rows along z of the    a look into the table for every 8 numbers of a
                         grid, whose tokens lie in pages                 token; blocks for the longest text, for each row
 ``flash_v5_pages``      ``flash_v4`` for parts of several prompts: a    the same for every 16 bytes of a tile; a part of
-                        block takes a *tile* of queries of one text     one row has a tile of 128 all the same
+                        block takes a *tile* of queries of one text,    one row has a tile of 128 all the same
+                        or of it one segment of keys
+``combine_parts``       puts chunks together where no product does      a launch
+``combine_segments``    the same for segments                           a launch; parts written and read
 ======================  ==============================================  ================================================
 
 **Which one?** v4 reads all keys of a text again for every row, and is busy with few rows: for steps. v5 reads them once
@@ -21,6 +24,11 @@ read away, some 300 ns. A thread that goes from look-up to load to look-up waits
 that it needs waits once. v5 looks up a tile's pages while it multiplies the tile before, and does not wait at all. The
 caches are passed flat, and a token's *place* there (:func:`place_in`) is a number of 32 bits: an index of four axes
 would be several 64-bit multiplications at each load, where a block has nothing else to do but wait for it.
+
+**A prompt's last piece is the longest.** It has few queries, and sees all keys: 256 rows behind 700 others are two
+tiles, 24 blocks in a model of 12 heads, and each walks over a thousand keys while the other multiprocessors look on.
+Cut into segments of 384 keys it is three times as many blocks, a third as long. Every row's segments begin at the same
+keys, so its bits do not depend on how the prompt was cut.
 
 **A row's bits are its own.** Chunks and tiles of keys begin at the same tokens whoever else is in the launch, and a key
 that a row may not see adds an exact 0. So a prompt gives the same numbers in one piece or in many. v4 and v5 round
@@ -74,16 +82,20 @@ from common.ptx import (
     cp_async_commit,
     cp_async_half8,
     cp_async_wait,
+    exp2_approx,
     griddep_launch,
     griddep_wait,
     load_half8,
+    pack_half2,
     store_half8,
+    unpack_half2,
 )
 
 BLOCK_SIZES = (4, 8, 16, 32, 64, 128, 256)
 COMBINE_THREADS = 128
 PARTS_BLOCKS = (PARTS_THREADS, 2)  # four, as decode_v4_parts has them, leave no registers for the tokens' places
-TILE_FIELDS = 4  # of a tile of queries: first row, rows, sequence, position of the first row
+TILE_FIELDS = 7  # of a tile of queries: first row, rows, sequence, position of the first row; keys from … to …; part
+SEGMENT, SEGMENTS_MAX = 384, 16  # keys of a segment, a multiple of both kernels' tiles; more, if there were too many
 
 
 def check_block_size(block_size):
@@ -224,19 +236,29 @@ def combine_parts(parts, lse, positions, out, n_head, head_dim, n_chunks, lse_st
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def query_tiles(starts, counts, head_dim):
-    """Tiles of queries for :func:`flash_v5_pages`, (n_tiles, 4) int32: first row, rows, sequence, first position.
+def segment_keys(max_tokens):
+    """Keys of a segment of texts of up to so many tokens, of which there are 16 at most."""
+    return SEGMENT * -(-max_tokens // (SEGMENT * SEGMENTS_MAX))
+
+
+def query_tiles(starts, counts, head_dim, keys=None):
+    """Work for :func:`flash_v5_pages`, (n_tiles, 7) int32: first row, rows, sequence, first position, keys, part.
 
     starts, counts: of each sequence, the position of its first row and how many it has, rows being laid one sequence
-    after the other. Tiles with the most keys come first, so that those that start last are small.
+    after the other. keys: of a segment; then a tile with more keys is so many pieces of work, each a part of the result
+    that ``combine_segments`` puts together. None: one piece. The largest come first, so that the last to start are
+    small.
     """
     queries = queries_of(head_dim)
     tiles, row0 = [], 0
     for seq, (start, count) in enumerate(zip(starts, counts)):
         for first in range(0, count, queries):
-            tiles.append((row0 + first, min(queries, count - first), seq, start + first))
+            rows = min(queries, count - first)
+            end = start + first + rows
+            for part, key in enumerate(range(0, end, keys or end)):
+                tiles.append((row0 + first, rows, seq, start + first, key, min(end, key + (keys or end)), part))
         row0 += count
-    tiles.sort(key=lambda tile: -(tile[3] + tile[1]))
+    tiles.sort(key=lambda tile: tile[4] - tile[5])
     return np.array(tiles, np.int32).reshape(len(tiles), TILE_FIELDS)
 
 
@@ -308,17 +330,16 @@ def attend_tile(
     queries = (THREADS // LANES) * warp_queries
     head = cuda.blockIdx.x
     kv_head = kv_head_of(head, n_kv_head, cuda.gridDim.x)
-    row0, rows, seq, position0 = (
-        tiles[cuda.blockIdx.y, 0], tiles[cuda.blockIdx.y, 1], tiles[cuda.blockIdx.y, 2], tiles[cuda.blockIdx.y, 3],
-    )  # fmt: skip
+    work = cuda.blockIdx.y
+    row0, rows, seq, position0 = tiles[work, 0], tiles[work, 1], tiles[work, 2], tiles[work, 3]
+    first_key, n_keys, part = tiles[work, 4], tiles[work, 5], tiles[work, 6]
     if rows == 0:  # a list of work may end in nothing
         return
     page_bits = 31 - cuda.clz(int32(block_size))
     warp_row = cuda.threadIdx.x // LANES * warp_queries
-    n_keys = position0 + rows
     n_kv_head, head_dim = int32(n_kv_head), int32(q.shape[2])
     factor = scale * LOG2_E
-    look_up(pages, k_tiles, keys, block_table, seq, 0, n_keys, page_bits)  # there by the time the queries are
+    look_up(pages, k_tiles, keys, block_table, seq, first_key, n_keys, page_bits)  # there by the time the queries are
     load_queries(k_tiles, queries, q, head, row0, rows)
     cp_async_commit()
     begin_rows(acc, largest, total)
@@ -327,12 +348,12 @@ def attend_tile(
     read_queries(k_tiles, warp_row, q_pairs)
     cuda.syncthreads()  # all have read their queries
     load_pages(
-        k_tiles, v_tiles, 0, keys, k_cache, v_cache, head_dim, pages, 0, n_keys, kv_head, n_kv_head, page_bits
+        k_tiles, v_tiles, 0, keys, k_cache, v_cache, head_dim, pages, first_key, n_keys, kv_head, n_kv_head, page_bits
     )
     cp_async_commit()
-    look_up(pages, k_tiles, keys, block_table, seq, keys, n_keys, page_bits)
+    look_up(pages, k_tiles, keys, block_table, seq, first_key + keys, n_keys, page_bits)
     now = 0
-    for key0 in range(0, n_keys, keys):
+    for key0 in range(first_key, n_keys, keys):
         cp_async_wait(0)  # my part of the tiles `now` is there
         cuda.syncthreads()  # everybody's part is, and all have left the others
         load_pages(
@@ -348,18 +369,19 @@ def attend_tile(
         add_values(p_pairs, v_tiles, now, acc)
         now = keys - now
     cp_async_wait(0)  # the tiles after the last, which are not read
-    store_rows(acc, largest, total, out, lse, head, head_dim, row0 + warp_row, row0 + rows)
+    store_rows(acc, largest, total, out[part], lse[part], head, head_dim, row0 + warp_row, row0 + rows)
 
 
 @cuda.jit(launch_bounds=TWO_BLOCKS)
 def flash_v5_pages_64(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale):
-    """out[r] = attention of row r over its own sequence up to its own position, for the rows of all tiles.
+    """out[part, r] = attention of row r over a segment of its own sequence up to its own position, for all tiles.
 
     q: (n_rows, n_head, head_dim) float16, head_dim a multiple of 8 up to 64. k_cache, v_cache: as ``paged_v4_parts``
-    has them; the keys of all rows have been written. block_table: (num_seqs, max_blocks) int32. tiles: (n_tiles, 4)
-    int32, of :func:`query_tiles`; one with 0 rows does nothing. out: (n_rows, n_head * head_dim) float16. lse: (n_head,
-    n_rows) float32, as v4's. All C-contiguous, q and the caches from a multiple of 16 bytes on. n_kv_head, block_size:
-    int32, block_size a power of two. scale: float32, above 0.
+    has them; the keys of all rows have been written. block_table: (num_seqs, max_blocks) int32. tiles: (n_tiles, 7)
+    int32, of :func:`query_tiles`; one with 0 rows does nothing. out: (n_parts, n_rows, n_head * head_dim) float16. lse:
+    (n_parts, n_head, n_rows) float32, as v4's. What a row without a key in a segment has there says nothing. All
+    C-contiguous, q and the caches from a multiple of 16 bytes on. n_kv_head, block_size: int32, block_size a power of
+    two. scale: float32, above 0.
     Launch: ``flash_v5_pages_64[flash_v5_launch(n_tiles, n_head, head_dim, block_size)](…)``, 128 threads; sm_75 or
     later.
     """
@@ -398,6 +420,53 @@ def flash_v5_pages_128(q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_h
         q, k_cache, v_cache, block_table, tiles, out, lse, n_kv_head, block_size, scale,
         k_tiles, v_tiles, q_pairs, scores, p_pairs, acc, largest, total, pages,
     )  # fmt: skip
+
+
+def combine_segments_launch(n_rows, n_head, head_dim):
+    """Launch configuration of :func:`combine_segments`: 8 numbers a thread along x, rows along y: ``(grid, block)``.
+
+    Raises ValueError if n_rows is not from 1 to 65535, and as ``check_head_dim``.
+    """
+    check_head_dim(head_dim)
+    if not 1 <= n_rows <= GRID_Y_MAX:
+        raise ValueError(f"{n_rows} rows: a launch takes 1 to {GRID_Y_MAX}")
+    return (-(-n_head * head_dim // (8 * COMBINE_THREADS)), n_rows), COMBINE_THREADS
+
+
+@cuda.jit
+def combine_segments(parts, lse, positions, n_steps, out, head_dim, keys):
+    """out[r] = the attention of row r, of which :func:`flash_v5_pages` has left segments of ``keys`` keys in parts.
+
+    parts: (n_parts, n_rows, n_head * head_dim), out: (n_rows, n_head * head_dim) float16. lse: (n_parts, n_head,
+    n_rows) float32. positions: (n_rows,), n_steps: (1,) int32: rows in front of that number are left alone, as are rows
+    at position -1. head_dim, keys: int32. Segments are taken in order: the same bits, however rows lie in tiles.
+    Launch: ``combine_segments[combine_segments_launch(n_rows, n_head, head_dim)](…)``.
+    """
+    acc = cuda.local.array(8, float32)
+    words = cuda.local.array(4, uint32)
+    row, col = cuda.blockIdx.y, 8 * cuda.grid(1)
+    position = positions[row]
+    if row >= n_steps[0] and position >= 0 and col < parts.shape[2]:
+        head = int32(uint32(col) // uint32(head_dim))
+        n_segments = position // keys + 1
+        largest = lse[0, head, row]
+        for segment in range(1, n_segments):
+            largest = max(largest, lse[segment, head, row])
+        total = float32(0)
+        for e in range(8):
+            acc[e] = float32(0)
+        for segment in range(n_segments):
+            weight = exp2_approx((lse[segment, head, row] - largest) * LOG2_E)
+            total += weight
+            words[0], words[1], words[2], words[3] = load_half8(parts, (segment, row, col))
+            for pair in range(4):
+                low, high = unpack_half2(words[pair])
+                acc[2 * pair] += weight * low
+                acc[2 * pair + 1] += weight * high
+        share = float32(1) / total
+        for pair in range(4):
+            words[pair] = pack_half2(acc[2 * pair] * share, acc[2 * pair + 1] * share)
+        store_half8(out, (row, col), words[0], words[1], words[2], words[3])
 
 
 def flash_v5_pages(head_dim):

@@ -60,20 +60,28 @@ class Rows:
         assert (out[self.q.size :].copy_to_host() == 7).all()
         return out[: self.q.size].copy_to_host().reshape(self.q.shape)
 
-    def by_tiles(self, starts=None, counts=None, more=0):
-        """What ``flash_v5_pages`` makes of them; more: tiles of nothing."""
+    def by_tiles(self, starts=None, counts=None, more=0, keys=None, n_steps=0):
+        """What ``flash_v5_pages`` makes of them; more: tiles of nothing. keys: of a segment, then put together by
+        ``combine_segments``, which lets the first ``n_steps`` rows alone."""
         n_rows, n_head, head_dim = self.q.shape
         tiles = paged_half.query_tiles(
-            self.starts if starts is None else starts, self.counts if counts is None else counts, head_dim
+            self.starts if starts is None else starts, self.counts if counts is None else counts, head_dim, keys
         )
-        tiles = np.concatenate([tiles, np.zeros((more, 4), np.int32)])
-        out = cuda.to_device(np.full((n_rows, n_head * head_dim), np.nan, np.float16))
-        lse = cuda.to_device(np.full((n_head, n_rows), np.nan, np.float32))
+        n_parts = tiles[:, 6].max() + 1
+        tiles = np.concatenate([tiles, np.zeros((more, 7), np.int32)])
+        parts = cuda.to_device(np.full((n_parts, n_rows, n_head * head_dim), np.nan, np.float16))
+        lse = cuda.to_device(np.full((n_parts, n_head, n_rows), np.nan, np.float32))
         inputs = map(cuda.to_device, (self.q, self.k.ravel(), self.v.ravel(), self.block_table, tiles))
         paged_half.flash_v5_pages(head_dim)[
             paged_half.flash_v5_launch(len(tiles), n_head, head_dim, self.block_size)
-        ](*inputs, out, lse, self.n_kv_head, self.block_size, scale_of(head_dim))
-        assert np.isfinite(lse.copy_to_host()).all()
+        ](*inputs, parts, lse, self.n_kv_head, self.block_size, scale_of(head_dim))
+        if keys is None:
+            assert np.isfinite(lse.copy_to_host()).all()
+            return parts.copy_to_host().reshape(self.q.shape)
+        out = cuda.to_device(np.full((n_rows, n_head * head_dim), np.nan, np.float16))
+        launch = paged_half.combine_segments_launch(n_rows, n_head, head_dim)
+        where = map(cuda.to_device, (self.positions, np.array([n_steps], np.int32)))
+        paged_half.combine_segments[launch](parts, lse, *where, out, head_dim, keys)
         return out.copy_to_host().reshape(self.q.shape)
 
 
@@ -99,6 +107,31 @@ def test_a_long_prompt_takes_several_tiles_and_chunks(rng):
     expected = rows.expected()
     np.testing.assert_allclose(rows.by_tiles(more=3), expected, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(rows.by_parts(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("keys", [192, 384])
+@pytest.mark.parametrize("head_dim", [24, 64, 128])
+def test_tiles_with_many_keys_are_divided_among_segments(rng, head_dim, keys):
+    """Rows that see one segment, two and three, in tiles that lie across their ends; one that decodes is let alone."""
+    rows = Rows(rng, 2, 1, head_dim, lengths=[3, 530, 191, 192, 193], new=[1, 400, 191, 20, 2])
+    found, expected = rows.by_tiles(keys=keys, n_steps=1, more=2), rows.expected()
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1:], expected[1:], rtol=2e-3, atol=2e-3)
+    padded = rows.only(slice(0, len(rows.q)))
+    padded.positions = np.where(np.arange(len(rows.q)) == 7, -1, rows.positions).astype(np.int32)
+    assert np.isnan(padded.by_tiles(keys=keys)[7]).all()
+    later = rows.only(slice(1 + 257, 1 + 400))  # the same rows in other tiles: the last chunk of the prompt
+    alone = later.by_tiles([0, 530 - 143], [0, 143], keys=keys)
+    np.testing.assert_array_equal(alone, found[1 + 257 : 1 + 400])
+
+
+def test_segments_are_few_and_no_tile_lies_across_two():
+    assert [paged_half.segment_keys(n) for n in (1, 1024, 6144, 6145, 8192, 100_000)] == [384, 384, 384, 768, 768, 6528]
+    tiles = paged_half.query_tiles([0, 700], [300, 129], 64, 384)
+    assert sorted(map(tuple, tiles[:, [0, 4, 5, 6]].tolist())) == [
+        (0, 0, 128, 0), (128, 0, 256, 0), (256, 0, 300, 0), (300, 0, 384, 0), (300, 384, 768, 1), (300, 768, 828, 2),
+        (428, 0, 384, 0), (428, 384, 768, 1), (428, 768, 829, 2),
+    ]  # fmt: skip
 
 
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng):
@@ -128,11 +161,11 @@ def test_padding_writes_nothing_and_changes_nothing(rng):
 
 def test_tiles_cover_all_rows_once_and_the_long_ones_come_first():
     tiles = paged_half.query_tiles([0, 700, 5], [300, 1, 128], 64)
-    rows = np.concatenate([np.arange(row, row + count) for row, count, _, _ in tiles])
+    rows = np.concatenate([np.arange(row, row + count) for row, count, *_ in tiles])
     np.testing.assert_array_equal(np.sort(rows), np.arange(429))
-    assert tiles[0].tolist() == [300, 1, 1, 700]
-    assert (np.diff(tiles[:, 3] + tiles[:, 1]) <= 0).all()
-    assert paged_half.query_tiles([], [], 64).shape == (0, 4)
+    assert tiles[0].tolist() == [300, 1, 1, 700, 0, 701, 0]
+    assert (np.diff(tiles[:, 5]) <= 0).all() and not tiles[:, [4, 6]].any()
+    assert paged_half.query_tiles([], [], 64).shape == (0, 7)
 
 
 @pytest.mark.parametrize("call", [
@@ -140,6 +173,8 @@ def test_tiles_cover_all_rows_once_and_the_long_ones_come_first():
     lambda: paged_half.paged_parts_launch(0, 10, 1, 64, 16),
     lambda: paged_half.combine_parts_launch(0, 1, 64),
     lambda: paged_half.combine_parts_launch(1, 1, 24),
+    lambda: paged_half.combine_segments_launch(0, 1, 64),
+    lambda: paged_half.combine_segments_launch(1, 1, 12),
     lambda: paged_half.paged_parts_launch(1, 10, 1, 24, 16),
     lambda: paged_half.flash_v5_launch(0, 1, 64, 16),
     lambda: paged_half.flash_v5_launch(1, 1, 60, 16),

@@ -54,6 +54,26 @@ def test_a_prompt_in_pieces_is_what_it_is_in_one(rng, model, plain):
             engine.seen.clear()
 
 
+def test_long_prompts_are_divided_among_segments_of_keys(rng):
+    """Beside a sequence that decodes, in pieces that begin and end anywhere, and with pages of NaN behind the text."""
+    config, tensors = random_model(5, **SMALL | {"n_ctx": 1000})
+    plain, model = (upload(config, tensors) for upload in (panels_model, float16_model))
+    requests = [Request(prompt, 4) for prompt in prompts(rng, [900, 3, 500, 384, 385])]
+    engine = Watched(model, level="fast", max_rows=300, max_batch=6, num_blocks=170, prefix_cache=False)
+    for cache in engine.runner.cache.flat:
+        for array in cache:
+            array.copy_to_device(np.full(array.shape, np.nan, array.dtype))
+    shapes = []
+    run = engine.runner.run
+    engine.runner.run = lambda shape, *rest: shapes.append(shape) or run(shape, *rest)
+    for request, result in zip(requests, engine.run(requests)):
+        assert result.error is None
+        found, (_, wanted) = engine.logits(result), alone(plain, request, num_blocks=64)
+        assert np.abs(found[0] - wanted[0]).max() <= RELATIVE * np.abs(wanted[0]).max()
+    assert {shape.split for shape in shapes if shape.n_tiles} == {False, True}
+    assert any(shape.split and shape.n_steps for shape in shapes)
+
+
 @pytest.mark.parametrize(
     "options",
     [
