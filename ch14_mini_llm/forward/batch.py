@@ -56,6 +56,7 @@ class Batch:
         self.ends = self.chosen, *places, self.ring, self.shown  # what a step's last kernel moves on
         self._table = np.zeros(self.block_table.shape, np.int32)
         self._n_blocks: list[int] = []  # of each sequence, in the table
+        self._lines: dict[tuple[Sequence, int], int] = {}  # (sequence, its life) → its line of the table
         self._chosen_at: dict[Sequence, int] = {}  # the last step's, in chosen
         self._place = 0
 
@@ -64,8 +65,10 @@ class Batch:
         step's."""
         host = self._rows.next()
         tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles, n_steps = host.values()
-        parts, known, last = plan.parts, [], []
+        parts, n_steps_here, known, last = plan.parts, plan.n_steps, [], []
         source[: shape.rows] = -1
+        positions[:n_steps_here] = [part.start for part in parts[:n_steps_here]]
+        row_seq[:n_steps_here] = np.arange(n_steps_here)
         for seq, part in enumerate(parts):
             text, row, end = part.sequence.tokens, len(known), part.start + part.count
             if part.start < len(text):
@@ -73,15 +76,13 @@ class Batch:
             else:  # still on the device
                 source[row] = self._chosen_at[part.sequence]
                 known.append(0)
-            if part.count == 1:  # which a slice would make slow, thirty times a step
-                positions[row], row_seq[row] = part.start, seq
-            else:
+            if seq >= n_steps_here:
                 positions[row : len(known)], row_seq[row : len(known)] = np.arange(part.start, end), seq
             if part.samples:
                 last.append(len(known) - 1)
         rows, n_logits = len(known), len(last)
         tokens[:rows] = known
-        self._n_blocks = [0] * len(parts)
+        self._lay_lines(plan)
         self._put_blocks(plan)
         slot_mapping[:rows] = paged_slots(self._table, row_seq[:rows], positions[:rows], self.block_size)
         logits_rows[:n_logits], ring[:n_logits] = last, self._place
@@ -118,6 +119,14 @@ class Batch:
     def read(self, place: int, count: int) -> Listed[int]:
         """The tokens of a step that has ended."""
         return self.shown[place, :count].tolist()
+
+    def _lay_lines(self, plan: Plan) -> None:
+        """Move the table's lines to where their sequences are now: what a line has of a sequence's blocks stays right
+        until the sequence is given up."""
+        found = [self._lines.get((part.sequence, part.life)) for part in plan.parts]
+        self._table[: len(found)] = self._table[[0 if line is None else line for line in found]]
+        self._n_blocks = [0 if line is None else self._n_blocks[line] for line in found]
+        self._lines = {(part.sequence, part.life): seq for seq, part in enumerate(plan.parts)}
 
     def _put_blocks(self, plan: Plan) -> None:
         for seq, part in enumerate(plan.parts):

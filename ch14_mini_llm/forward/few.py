@@ -7,14 +7,16 @@ rows where an engine has to be deterministic.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
 import numpy as np
 
 from ch14_mini_llm.forward.batch import Batch
-from ch14_mini_llm.forward.half import Buffers, Half
-from ch14_mini_llm.model.roles import Layer, Linear, Model
+from ch14_mini_llm.forward.half import Half
+from ch14_mini_llm.model.roles import Layer, Linear
 from chapters.ch09_gemm.gemv_tensor import WIDE, gemv_residual_launch, gemv_tensor_launch, residual_product
 from chapters.ch12_flash.decode_half import lse_stride_of
 from chapters.ch12_flash.paged_half import combine_parts, combine_parts_launch, paged_parts_launch, paged_v4_parts
@@ -25,10 +27,11 @@ from chapters.ch13_llm_ops.fused_llama import gemv_rms_qkv_rope, gemv_rms_swiglu
 class Few(Half):
     """`Half` for a few rows, of any sequences."""
 
-    def __init__(self, model: Model, buffers: Buffers) -> None:
-        super().__init__(model, buffers)
-        b, half = self.b, buffers.half
-        b.q, b.ff, b.att = half["q"], half["ff"], buffers.parts  # attention stays in parts until it is multiplied
+    def _cut(self, n: int) -> SimpleNamespace:
+        """Flat, as they are; attention stays in parts until it is multiplied."""
+        b, half = super()._cut(n), self.buffers.half
+        b.q, b.ff, b.att = half["q"], half["ff"], self.buffers.parts
+        return b
 
     def qkv(self, layer: Layer, cache, batch: Batch) -> None:
         """q = queries of norm(x); keys and values go to the rows' places."""

@@ -60,24 +60,32 @@ class Buffers:
 
 
 class Half:
-    """The verbs that do not depend on the number of rows. ``b``: the buffers, cut to a step's rows by `cut`."""
+    """The verbs that do not depend on the number of rows. ``b``: the buffers as `cut` has cut them to a step's rows."""
 
     def __init__(self, model: Model, buffers: Buffers) -> None:
-        self.model, self.buffers, self.b = model, buffers, SimpleNamespace(x=buffers.x)
+        self.model, self.buffers = model, buffers
+        self._cuts: dict[int, SimpleNamespace] = {}  # by rows: to cut an array takes numba-cuda 50 µs
         self.logits, self.rows, self.n_logits, self.n_best = buffers.logits, 0, 0, 0
         wte, wpe = model.embedding
         no_positions = cuda.to_device(np.zeros((0, model.d_model), np.float16)) if wpe is None else wpe
-        self._ends_with = wte, no_positions, self.b.x
+        self._ends_with = wte, no_positions, buffers.x
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""
         self.rows, self.n_logits, self.shape = shape.rows, shape.n_logits, shape
+        if shape.rows not in self._cuts:
+            self._cuts[shape.rows] = self._cut(shape.rows)
+        self.b = self._cuts[shape.rows]
+
+    def _cut(self, n: int) -> SimpleNamespace:
+        """The buffers that the verbs read and write, for ``n`` rows. x: flat; x_rows: (n, d_model)."""
+        d = self.model.d_model
+        return SimpleNamespace(x=self.buffers.x, x_rows=self.buffers.x[: n * d].reshape(n, d))
 
     def embed(self, embedding: tuple, batch: Batch) -> None:
         """x = token embedding + position embedding, if there is one."""
         n, d, (wte, wpe) = self.rows, self.model.d_model, embedding
-        x = self.buffers.x[: n * d].reshape(n, d)
-        tokens = batch.tokens, batch.source, batch.chosen
+        tokens, x = (batch.tokens, batch.source, batch.chosen), self.b.x_rows
         if wpe is None:
             embed_tokens[blocks_2d(n, d)](*tokens, wte, x, n, d)
         else:

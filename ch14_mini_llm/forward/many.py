@@ -6,6 +6,8 @@ them: so each verb but the first begins by finishing the one before.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
@@ -47,18 +49,20 @@ class Many(Half):
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""
-        if shape.rows != self.rows:
-            m, n, b = self.model, shape.rows, self.b
-            for name, buffer in self.buffers.half.items():
-                width = buffer.size // self.buffers.max_rows
-                setattr(b, name, buffer[: n * width].reshape(n, width))
-            b.q_heads = b.q.reshape(n, m.n_head, m.head_dim)
-            parts, width = self.buffers.n_segments, m.n_head * m.head_dim
-            b.lse = self.buffers.lse[: parts * m.n_head * n].reshape(parts, m.n_head, n)
-            b.segments = self.buffers.att_segments[: parts * n * width].reshape(parts, n, width)
-            b.whole = b.att.reshape(1, n, width)
         self._parts = self._none  # of a step without logits, the last parts are added to nothing
         super().cut(shape)
+
+    def _cut(self, n: int) -> SimpleNamespace:
+        """Matrices. segments: parts of att, by segments of keys; whole: att as the only part."""
+        b, m, buffers = super()._cut(n), self.model, self.buffers
+        for name, buffer in buffers.half.items():
+            width = buffer.size // buffers.max_rows
+            setattr(b, name, buffer[: n * width].reshape(n, width))
+        parts, width = buffers.n_segments, m.n_head * m.head_dim
+        b.q_heads, b.whole = b.q.reshape(n, m.n_head, m.head_dim), b.att.reshape(1, n, width)
+        b.segments = buffers.att_segments[: parts * n * width].reshape(parts, n, width)
+        b.lse = buffers.lse[: parts * m.n_head * n].reshape(parts, m.n_head, n)
+        return b
 
     def qkv(self, layer: Layer, cache, batch: Batch) -> None:
         """q = queries of norm(x); keys and values go to the rows' places."""

@@ -60,6 +60,7 @@ class RowSampler:
         sizes |= dict.fromkeys(BIASES, 4 * max_batch * MAX_BIASES)
         self._host = np.zeros(sum(sizes.values()), np.uint8)
         self._device = cuda.to_device(self._host)
+        self._device_settings = self._device[: self._n_settings]  # once: to cut an array takes numba-cuda 50 µs
         self._rows, self._arrays, at = SimpleNamespace(), SimpleNamespace(), 0
         for name, (dtype, _) in (SETTINGS | BIASES).items():
             for buffer, views in (self._host, self._rows), (self._device, self._arrays):
@@ -118,8 +119,10 @@ class RowSampler:
             if s.logit_bias:
                 biased, width = True, len(s.logit_bias)
                 host.bias_ids[i, :width], host.bias_values[i, :width] = [*s.logit_bias], [*s.logit_bias.values()]
-        size = self._host.size if biased or self._biased else self._n_settings
-        self._device[:size].copy_to_device(self._host[:size])
+        if biased or self._biased:
+            self._device.copy_to_device(self._host)
+        else:
+            self._device_settings.copy_to_device(self._host[: self._n_settings])
         self._biased = biased
 
     def _allocate(self) -> None:
