@@ -111,6 +111,43 @@ def test_a_few_graphs_serve_all_steps(rng, model):
         assert len(result.tokens) == request.max_new
 
 
+def with_and_without_graphs(model, requests, **options):
+    """The engine with graphs after two runs of ``requests`` and one that launches each kernel: tokens, bits of logits
+    are the same. Returns the shapes of steps that were replayed."""
+    engine, eager = (Watched(model, level="fast", prefix_cache=False, **options) for _ in range(2))
+    run, replayed = engine.runner.run, []
+    engine.runner.run = lambda shape: run(shape) and not replayed.append(shape)
+    once = eager.runner.run
+    eager.runner.run = lambda shape: once(shape, record=False)
+    wanted = eager.run(requests)
+    for _ in range(3):
+        replayed.clear()
+        engine.seen.clear()
+        for result, other in zip(engine.run(requests), wanted):
+            assert result.error is None and result.tokens == other.tokens
+            np.testing.assert_array_equal(engine.logits(result), eager.logits(other))
+    assert not any(eager.runner._graphs.values())
+    return replayed
+
+
+@pytest.mark.parametrize("n", range(1, 34))
+def test_a_replay_is_its_launches_with_any_number_of_sequences(model, n):
+    requests = [Request([i % 61, n, 5], 4) for i in range(n)]
+    replayed = with_and_without_graphs(model, requests, max_batch=40, max_rows=240, num_blocks=40)
+    steps = [shape for shape in replayed if shape.single]
+    assert len(steps) >= 3 and {shape.ops for shape in steps} == {"few" if n <= 8 else "many"}
+
+
+@pytest.mark.parametrize("rows", [64, 128, 192, 256, 384])
+def test_a_replay_is_its_launches_with_parts_of_prompts(rng, model, rows):
+    """Beside sequences that decode, and drawn from."""
+    lengths = [2, 3, *[60] * (rows // 60), rows % 60 or 1]
+    draws = [Sampling(1.1, top_k=9, seed=i) for i in range(len(lengths))]
+    requests = [Request(prompt, 6, draw) for prompt, draw in zip(prompts(rng, lengths), draws)]
+    replayed = with_and_without_graphs(model, requests, max_batch=10, max_rows=rows + 2, num_blocks=60)
+    assert any(shape.ops == "many" and not shape.single and shape.rows >= rows for shape in replayed)
+
+
 @pytest.mark.parametrize("n, rows", [(1, 1), (5, 6), (6, 6), (7, 8), (13, 16), (17, 24), (24, 24), (25, 32)])
 def test_rounded(n, rows):
     assert rounded(n) == rows
