@@ -129,6 +129,7 @@ plots: needs-dev ## draw the plots of lessons and README and write their tables,
 	$(PY) benchmarks/plots.py
 	$(PY) benchmarks/gpt2_plot.py
 	$(PY) benchmarks/batching.py --plot
+	$(PY) benchmarks/engine_plot.py
 	$(PY) benchmarks/readme.py
 	$(PY) -m chapters.lessons
 
