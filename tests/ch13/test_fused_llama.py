@@ -237,5 +237,6 @@ def test_no_index_outside_the_arrays(rng, monkeypatch):
     test_gemm_qkv(rng, LARGE, 6, 2, 8, 37)
     test_gemv_swiglu(rng, 13, 72, 19)
     test_gemm_swiglu(rng, SMALL, 37, 41, 200)
+    test_gemm_swiglu(rng, LARGE, 37, 41, 200)
     test_logits_and_the_best_of_each_block(rng, 5, 77, 264)
     test_parts_rms(rng, 3, 72, 8)
