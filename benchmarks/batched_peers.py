@@ -57,16 +57,8 @@ class BatchedGPT2(peers.TorchGPT2):
 
     def reserve(self, n, length):
         """Make the cache for ``n`` sequences of ``length`` tokens."""
-        device, dtype = self.wte.weight.device, self.wte.weight.dtype
-        cache = (n, self.config.n_head, length, self.config.head_dim)
-        buffers = [(block.attn, name, cache, dtype) for block in self.h for name in ("keys", "values")]
-        for name, shape in (("token", (n, 1)), ("position", (1,)), ("made", (n, length)), ("columns", (length,))):
-            buffers.append((self, name, shape, torch.int64))
-        for module, name, shape, kind in buffers:
-            value = torch.zeros(shape, dtype=kind, device=device)
-            torch._dynamo.mark_static_address(value)  # a CUDA graph may use it where it lies, and write to it
-            module.register_buffer(name, value, persistent=False)
-        self.columns.copy_(torch.arange(length))
+        cache, attentions = (n, self.config.n_head, length, self.config.head_dim), [block.attn for block in self.h]
+        peers.reserve_buffers(self, attentions, cache, self.wte.weight, peers.batch_shapes(n, length))
 
 
 def decode_batch(model):

@@ -461,7 +461,7 @@ def main(argv=None):
         defaults, name = ([*ASKED], [*known]), "engine.json"
     options.only = defaults[0] if options.only is None else options.only
     options.peers = defaults[1] if options.peers is None else options.peers
-    if options.shape and (options.weights or options.engine != "fast" or {"run"} & {*options.only}):
+    if options.shape and (options.weights or options.engine != "fast" or "run" in options.only):
         parser.error("--shape brings its own weights, on the level fast, which run.py knows nothing of: leave out "
                      "--weights, --engine and the question run")
     if options.shape and "transformers" in options.peers:

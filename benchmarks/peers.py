@@ -268,19 +268,9 @@ class TorchGPT2(nn.Module):
 
     def reserve(self, length):
         """Make the cache for ``length`` tokens."""
-        device, dtype = self.wte.weight.device, self.wte.weight.dtype
-
-        def buffer(module, name, value):
-            torch._dynamo.mark_static_address(value)  # a CUDA graph may use it where it lies, and write to it
-            module.register_buffer(name, value, persistent=False)
-
-        for block in self.h:
-            for name in ("keys", "values"):
-                shape = (1, self.config.n_head, length, self.config.head_dim)
-                buffer(block.attn, name, torch.zeros(shape, dtype=dtype, device=device))
-        for name, size in (("token", 1), ("position", 1), ("made", length)):
-            buffer(self, name, torch.zeros(size, dtype=torch.int64, device=device))
-        buffer(self, "columns", torch.arange(length, device=device))
+        cache = (1, self.config.n_head, length, self.config.head_dim)
+        sizes = {"token": 1, "position": 1, "made": length}
+        reserve_buffers(self, [block.attn for block in self.h], cache, self.wte.weight, sizes)
 
     def forward(self, ids, position, mask=None):
         """Hidden states (1, T, d_model) after the last layer norm.
@@ -296,6 +286,26 @@ class TorchGPT2(nn.Module):
     def head(self, hidden):
         """Logits (…, vocab_size) of hidden states (…, d_model)."""
         return F.linear(hidden, self.wte.weight)
+
+
+def reserve_buffers(model, attentions, cache, like, shapes):
+    """Give each of ``attentions`` keys and values of the shape ``cache``, in the type of ``like`` and on its device,
+    and the model buffers of these shapes, {name: shape}, int64, and ``columns``, the numbers of the cache's places.
+
+    A CUDA graph may use all of them where they lie, and write to them.
+    """
+    zeros = lambda shape, dtype: torch.zeros(shape, dtype=dtype, device=like.device)
+    buffers = [(module, name, zeros(cache, like.dtype)) for module in attentions for name in ("keys", "values")]
+    buffers += [(model, name, zeros(shape, torch.int64)) for name, shape in shapes.items()]
+    buffers.append((model, "columns", torch.arange(cache[2], device=like.device)))
+    for module, name, value in buffers:
+        torch._dynamo.mark_static_address(value)
+        module.register_buffer(name, value, persistent=False)
+
+
+def batch_shapes(n, length):
+    """The buffers, for `reserve_buffers`, of a model of ``n`` sequences that `batched_peers.decode_batch` steps."""
+    return {"token": (n, 1), "position": (1,), "made": (n, length)}
 
 
 def decode_one_token(model):

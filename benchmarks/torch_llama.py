@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from benchmarks import peers
 from ch14_mini_llm.model.config import LlamaConfig
 from ch14_mini_llm.model.llama import EMBEDDING, HEAD, LAST_NORM, LINEARS, NORMS, llama_tensors
 from ch14_mini_llm.model.quantize import unpacked
@@ -122,16 +123,8 @@ class TorchLlama(nn.Module):
 
     def reserve(self, n, length):
         """Make the cache for ``n`` sequences of ``length`` tokens."""
-        c, device = self.config, self.embedding.device
-        cache = (n, c.n_kv_head, length, c.head_dim)
-        buffers = [(block, name, cache, self.embedding.dtype) for block in self.blocks for name in ("keys", "values")]
-        for name, shape in (("token", (n, 1)), ("position", (1,)), ("made", (n, length)), ("columns", (length,))):
-            buffers.append((self, name, shape, torch.int64))
-        for module, name, shape, kind in buffers:
-            value = torch.zeros(shape, dtype=kind, device=device)
-            torch._dynamo.mark_static_address(value)
-            module.register_buffer(name, value, persistent=False)
-        self.columns.copy_(torch.arange(length))
+        cache = (n, self.config.n_kv_head, length, self.config.head_dim)
+        peers.reserve_buffers(self, self.blocks, cache, self.embedding, peers.batch_shapes(n, length))
 
     def forward(self, ids, position, mask=None):
         """Hidden states (n, T, d_model) after the last norm; arguments as `peers.TorchGPT2`'s."""

@@ -384,7 +384,7 @@ def measured_llama():
         return engine.measure(LLAMA, tensors, "fast", sizes, ["decode"], repeats=1, peers=("compiled",))
 
 
-def test_a_llama_is_measured_beside_the_same_in_torch(measured_llama):
+def test_a_llama_is_compared_with_the_same_in_torch(measured_llama):
     assert engine.errors(measured_llama) == []
     rows = measured_llama["decode"]["rows"]
     assert [(row["name"], row["sequences"]) for row in rows] == [

@@ -18,6 +18,7 @@ from numba import cuda
 from ch14_mini_llm.engine.plan import Plan, Scores
 from ch14_mini_llm.engine.sequence import Sequence
 from ch14_mini_llm.forward.shapes import Shape
+from ch14_mini_llm.model.roles import Model
 from chapters.ch12_flash.paged import paged_slots
 from chapters.ch12_flash.paged_half import TILE_FIELDS, query_tiles, segment_keys
 from chapters.ch12_flash.tensor_core import queries_of
@@ -26,6 +27,13 @@ from common.staging import Staging
 
 FIELDS = ("tokens", "source", "positions", "row_seq", "slot_mapping", "logits_rows", "ring")
 PLACES = 4  # steps whose tokens the host may not have read yet, and some more
+
+
+def last_embedding(model: Model) -> tuple:
+    """The two tables with which a step's last kernel embeds its tokens; the second, of positions, has no line in a
+    model that has none."""
+    wte, wpe = model.embedding
+    return wte, cuda.to_device(np.zeros((0, model.d_model), np.float32)) if wpe is None else wpe
 
 
 class Batch:

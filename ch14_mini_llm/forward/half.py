@@ -10,7 +10,7 @@ import common  # noqa: F401  (picks the backend, so before numba.cuda)
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.forward.batch import Batch
+from ch14_mini_llm.forward.batch import Batch, last_embedding
 from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Model
 from chapters.ch03_indexing.kernels import blocks_2d
@@ -66,9 +66,7 @@ class Half:
         self.model, self.buffers = model, buffers
         self._cuts: dict[int, SimpleNamespace] = {}  # by rows: to cut an array takes numba-cuda 50 µs
         self.logits, self.rows, self.n_logits, self.n_best = buffers.logits, 0, 0, 0
-        wte, wpe = model.embedding
-        no_positions = cuda.to_device(np.zeros((0, model.d_model), np.float16)) if wpe is None else wpe
-        self._ends_with = wte, no_positions, buffers.x
+        self._ends_with = *last_embedding(model), buffers.x
 
     def cut(self, shape: Shape) -> None:
         """Cut the buffers to a step's rows."""

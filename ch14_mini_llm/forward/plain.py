@@ -15,7 +15,7 @@ import common  # picks the backend, so before numba.cuda
 import numpy as np
 from numba import cuda
 
-from ch14_mini_llm.forward.batch import Batch
+from ch14_mini_llm.forward.batch import Batch, last_embedding
 from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
 from chapters.ch03_indexing.kernels import blocks_2d
@@ -62,9 +62,7 @@ class Plain:
         self._widths = widths
         self.logits = cuda.device_array((max_logits, model.vocab_size), np.float32)
         self.model, self.rows, self.b = model, 0, SimpleNamespace()
-        wte, wpe = model.embedding
-        no_positions = cuda.to_device(np.zeros((0, model.d_model), np.float32)) if wpe is None else wpe
-        self._ends_with = wte, no_positions, self._flat["x"]
+        self._ends_with = *last_embedding(model), self._flat["x"]
         self.n_logits, self.single, self.best = 0, False, None  # its product of the logits leaves no largest ones
 
     def cut(self, shape: Shape) -> None:

@@ -81,9 +81,9 @@ class Shapes:
             n_tokens = min(max(FEW_TOKENS, 1 << (longest - 1).bit_length()), self.max_tokens)
             return Shape("few", rows, n_logits, n_tokens=n_tokens, single=single, draws=draws)
         n_steps, n_prompts = plan.n_steps, len(plan.parts) - plan.n_steps
-        longest = max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
+        longest_step = max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
         n_steps = min(self._bucket(n_steps, coarse=not single), rows)
-        n_tiles, n_tokens = self._tiles(rows, n_prompts), self._context(longest)
+        n_tiles, n_tokens = self._tiles(rows, n_prompts), self._context(longest_step)
         prompts = [(part.start, part.count) for part in plan.parts[plan.n_steps :]]
         split = max(map(sum, prompts), default=0) > self.segment
         if split:

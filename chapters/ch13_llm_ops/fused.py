@@ -409,8 +409,7 @@ def append_rows(chosen, positions, slot_mapping, block_table, block_size, ring, 
     next place, and round, so that a step's tokens are there until the host has read them. A row with -1 in ring is
     padding, or is not one on: nothing but chosen is written. wte: (vocab_size, d_model), wpe: (n_ctx, d_model), float16
     or float32; x: float32, flat, left alone if wpe has no such position. wpe (0, d_model): nothing is added, in models
-    that have no table of positions. Token -1 (there was none to choose) embeds as
-    0.
+    that have no table of positions. Token -1 (there was none to choose) embeds as 0.
     Launch: ``append_rows[append_rows_launch(n_rows)](…)``.
     """
     griddep_launch()

@@ -107,7 +107,7 @@ def gemv_rms_qkv_rope(
     ``turned_order``: q[b] = the first n_head * head_dim, turned, in the order before that; keys, turned, and values go
     to k_cache and v_cache as in ``gemv_ln_qkv``. positions: (rows,) int32; -1, padding, turns as 0. cos, sin: of
     ``rope_tables``, with a line for each position. In a graph of dependent launches, no kernel in front of this one
-    writes positions or slot_mapping. All else as in ``gemv_ln_qkv``.
+    writes positions or slot_mapping. Otherwise as in ``gemv_ln_qkv``.
     Launch: ``gemv_rms_qkv_rope[gemv_tensor_launch(N, d_model, rows)](…)``.
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
@@ -159,7 +159,7 @@ def gemv_rms_swiglu(x, W, out, rows, d_ff, d_model, eps):
     """out[b, i] = silu(gate[i]) * value[i], 8 rows at a time: the first half of a gated MLP, in float16.
 
     gate, value: of W rmsnorm(x[b]), W (2 * d_ff, d_model) with its norm's weight and its rows in ``paired_order``. out:
-    (rows * d_ff,) float16, flat. All else as chapter 9's ``gemv_ln``.
+    (rows * d_ff,) float16, flat. Otherwise as chapter 9's ``gemv_ln``.
     Launch: ``gemv_rms_swiglu[gemv_tensor_launch(2 * d_ff, d_model, rows)](…)``.
     """
     sums = cuda.shared.array((WARPS, ROWS_MAX, TILE), float32)
@@ -299,7 +299,7 @@ def gemm_qkv_rope_32(
     """Query, key and value of each row, turned by its position: keys and values to their pages. Tiles of 32 x 32.
 
     Bt: its rows in ``turned_order``. positions: (M,) int32; -1, padding, turns as 0. cos, sin: of ``rope_tables``, with
-    a line for each position. q gets the order before that, and so do the caches. There is no bias. All else as
+    a line for each position. q gets the order before that, and so do the caches. There is no bias. Otherwise as
     ``gemm_qkv_pages_32``. Launch: ``gemm_qkv_rope_32[skinny_launch(M, N, 32)](…)``, 128 threads.
     """
     tiles = cuda.shared.array(0, float16)

@@ -286,4 +286,5 @@ class _FloatOfHalf(AbstractTemplate):
     def generic(self, args, kws):
         return signature(f16, f16) if args == (f16,) and not kws else None
 
+
 lowering.install()

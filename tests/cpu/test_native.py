@@ -1,4 +1,4 @@
-"""Launches of a replay in machine code: every argument arrives, every block runs once, and errors are told as ever."""
+"""Launches of a replay in machine code: every argument arrives, every block runs once, errors are reported as ever."""
 
 import itertools
 import os
