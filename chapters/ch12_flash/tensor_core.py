@@ -225,7 +225,7 @@ def softmax_step(scores, factor, largest, total, acc, p_pairs):
                 p1 = exp2_approx(libdevice.fmaf(scores[m, n, 2 * half + 1], factor, minus))  # of the loop that is made
                 part += p0 + p1
                 p_pairs[m, n // 2, n % 2 * 2 + half] = pack_half2(p0, p1)
-            total[m, half] = total[m, half] * shrink + part
+            total[m, half] = libdevice.fmaf(total[m, half], shrink, part)
             for n in range(acc.shape[1]):
                 acc[m, n, 2 * half] *= shrink
                 acc[m, n, 2 * half + 1] *= shrink
@@ -262,7 +262,7 @@ def store_rows(acc, largest, total, out, lse, head, head_dim, query0, n_tokens):
                     if MMA_N * n < head_dim:
                         store_half2(out, (query, head * head_dim + MMA_N * n + inner), pair)
                 if lane % 4 == 0:
-                    lse[head, query] = largest[m, half] * LN_2 + math.log(row_total)
+                    lse[head, query] = libdevice.fmaf(largest[m, half], LN_2, math.log(row_total))  # as above
 
 
 @cuda.jit(device=True, forceinline=True)
