@@ -278,10 +278,8 @@ class Resolver(ast.NodeTransformer):
             self.program.fences |= short in ("threadfence", "threadfence_system")
             return call("_nothing", like=node)
         if role == "atomic":
-            if not args or not isinstance(args[0], ast.Name):
-                self.fail(
-                    node, f"cuda.{stub.name} takes an array's name first", f"cuda.{stub.name}(array, index, value)"
-                )
+            if not args or not isinstance(args[0], (ast.Name, ast.Subscript)):
+                self.fail(node, f"cuda.{stub.name} takes an array first", f"cuda.{stub.name}(array, index, value)")
             return call(f"_atomic_{short.rstrip('_')}", *args, like=node)
         if role in ("scalar", "fp16", "libdevice"):
             key = self.program.tables[role].get(short)

@@ -15,6 +15,7 @@ import ast
 from numba.core import types
 
 from .analysis import BASES, UNIFORM, copy_expr
+from .errors import CompileError
 from .tree import at, bodies, name
 
 
@@ -42,7 +43,14 @@ def has_parts(stmts, ranks):
             return True
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Subscript) and is_part(node.value, ranks):
             return True
+        if is_atomic(node) and isinstance(node.args[0], ast.Subscript):
+            return True
     return False
+
+
+def is_atomic(node):
+    """Is it a call of an atomic operation? Its first argument is an array, its second an index."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("_atomic_")
 
 
 def has_named_index(stmts):
@@ -76,7 +84,7 @@ def _moved(node, like):
 
 class _WriteOut:
     def __init__(self, program, ranks, kinds, named):
-        self.ranks, self.kinds = ranks, dict(kinds)
+        self.ranks, self.kinds, self.filename = ranks, dict(kinds), program.filename
         self.definitions = {variable: [] for variable in named}
         plain = set()
         for stmt in (n for s in program.body for n in ast.walk(s)):
@@ -183,8 +191,29 @@ class _WriteOut:
                 self.generic_visit(node)
                 return writer.joined(writer.spelled(node))
 
+            def visit_Call(self, node):
+                self.generic_visit(node)
+                part = is_atomic(node) and isinstance(node.args[0], ast.Subscript)
+                return writer.atomic(node) if part else node
+
         for stmt in stmts:
             Substitute().visit(stmt)
+
+    def atomic(self, node):
+        """``atomic(x[i], j, value)`` as ``atomic(x, (i, j), value)``. Raises CompileError unless i is an integer."""
+        if node.func.id == "_atomic_compare_and_swap":  # on the first element
+            node.func.id, node.args[1:1] = "_atomic_cas", [at(ast.Constant(0), node)]
+        element = self.joined(at(ast.Subscript(node.args[0], node.args[1], ast.Load()), node))
+        if not isinstance(element.value, ast.Name):
+            called = f"cuda.atomic.{node.func.id.removeprefix('_atomic_')}(array, index, …)"
+            raise CompileError(
+                "an atomic operation on a slice of an array",
+                next((n.filename for n in ast.walk(node) if hasattr(n, "filename")), self.filename),
+                node.lineno,
+                f"give the array and the whole index: {called}",
+            )
+        node.args[:2] = [element.value, element.slice]
+        return node
 
     def spelled(self, node):
         """``x[t]``, where t is a tuple, as ``x[t[0], t[1]]``: then each index can be looked at."""

@@ -94,7 +94,7 @@ def compiled(tmp_path, text):
     """A kernel from its text, in a file."""
     path = tmp_path / "rows.py"
     path.write_text(text)
-    names = {"cuda": cuda, "np": np, "total": total, "fill": fill, "sum_of_all": sum_of_all}
+    names = {"cuda": cuda, "np": np, "total": total, "fill": fill, "sum_of_all": sum_of_all, "bump": bump}
     exec(compile(text, path, "exec"), names)
     return cuda.jit(names["kernel"])
 
@@ -146,6 +146,50 @@ def test_parts_of_arguments(tmp_path):
     a = cuda.to_device(np.arange(12.0).reshape(4, 3))
     np.testing.assert_array_equal(launched(kernel, a), [2 + 3, 5 + 9, 8 + 15, 11 + 21])
     assert a.copy_to_host()[:, 0].tolist() == [5] * 4
+
+
+@cuda.jit(device=True)
+def bump(row, j):
+    cuda.atomic.add(row, j, 2)
+
+
+ATOMIC = """
+def kernel(out, a):
+    i = cuda.threadIdx.x
+    s = cuda.shared.array((2, 3), np.int32)
+    if i < 2:
+        s[i, 0] = s[i, 1] = s[i, 2] = 0
+    cuda.syncthreads()
+    {body}
+    cuda.syncthreads()
+    out[i] = s[i % 2, 1]
+"""
+
+
+@pytest.mark.parametrize("check", ["0", "1"])
+@pytest.mark.parametrize("body, shared, given", [
+    ("r = a[i % 2]; cuda.atomic.add(r, i % 3, 1)", [0, 0], [[1, 0, 1], [1, 1, 0]]),
+    ("cuda.atomic.max(a[1], 2, i)", [0, 0], [[0, 0, 0], [0, 0, 3]]),
+    ("r = s[i % 2]; cuda.atomic.add(r, 1, i)", [2, 4], [[0] * 3] * 2),
+    ("cuda.atomic.add(s[0], i // 4 + 1, 1); cuda.atomic.sub(s[1], 1, i)", [4, -6], [[0] * 3] * 2),
+    ("bump(a[i % 2], i % 3); bump(s[1], 1)", [0, 8], [[2, 0, 2], [2, 2, 0]]),
+    ("r = a[1]; cuda.syncthreads(); cuda.atomic.cas(r, i % 3, 0, 5)", [0, 0], [[0] * 3, [5] * 3]),
+    ("cuda.atomic.compare_and_swap(a[1], 0, 7); cuda.atomic.exch(a[0], 1, 9)", [0, 0], [[0, 9, 0], [7, 0, 0]]),
+])  # fmt: skip
+def test_atomics_on_parts(tmp_path, monkeypatch, body, shared, given, check):
+    monkeypatch.setenv("MINI_CHECK", check)
+    a = cuda.to_device(np.zeros((2, 3), np.int32))
+    kernel = compiled(tmp_path, ATOMIC.format(body=body))
+    np.testing.assert_array_equal(launched(kernel, a), shared * 2)
+    assert a.copy_to_host().tolist() == given
+
+
+@pytest.mark.skipif(common.BACKEND != "cpu", reason="numba-cuda takes slices")
+@pytest.mark.parametrize("part", ["a[0][1:]", "a[:, 1]", "a[0, 0:2]"])
+def test_an_atomic_on_a_slice_is_refused(tmp_path, part):
+    kernel = compiled(tmp_path, ATOMIC.format(body=f"cuda.atomic.add({part}, 0, 1)"))
+    with pytest.raises(Exception, match="an atomic operation on a slice of an array"):
+        launched(kernel, cuda.to_device(np.zeros((2, 3))))
 
 
 @pytest.mark.parametrize("body", [
