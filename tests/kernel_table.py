@@ -51,7 +51,7 @@ ONE_SHAPE = {
         "paged_v3_rows", "paged_v4_parts", "paged_v6_segments",
     ],
     "a thread has so many of the bins, or of the tokens of a slice": [
-        "bin_rows", "line_rows", "slice_rows", "pick_rows",
+        "bin_rows", "cut_rows", "pick_rows",
     ],
     "a lane for each row of a square of the matrix": ["gemv_rows"],
     "a thread for each column of a panel": [

@@ -25,11 +25,10 @@ from chapters.ch13_llm_ops.sampling_rows import (
 from chapters.ch13_llm_ops.sampling_slices import (
     best_slices,
     bin_rows,
-    line_rows,
-    line_rows_launch,
+    cut_rows,
     pick_rows,
-    row_blocks_launch,
-    slice_rows,
+    pick_rows_launch,
+    shared_slices_launch,
     slices_launch,
     slices_of,
     slices_workspace,
@@ -172,16 +171,17 @@ class RowSampler:
             count_tokens[count_launch(n)](chosen, a.active, a.count_slot, self._counts, n)
 
     def _draw(self, logits, chosen, n: int, best: tuple | None) -> None:
-        a, vocab_size, (counts, masses, largest, line, slice_mass) = self._arrays, self.vocab_size, self._bins
-        slices, rows, which = slices_launch(n, vocab_size), row_blocks_launch(n), (a.active, a.temperature)
+        a, vocab_size, (counts, masses, largest, *cut) = self._arrays, self.vocab_size, self._bins
+        which, filters = (a.active, a.temperature), (a.top_k, a.top_p, a.min_p)
+        shared = shared_slices_launch(n, vocab_size)
         if best is None:
             best = self._best
-            best_slices[slices](logits, *best[:2], vocab_size)
-        bin_rows[slices](logits, best[0], best[2], *which, counts, masses, largest, vocab_size)
-        line_rows[line_rows_launch(n)](logits, counts, masses, largest, *which, a.top_k, a.top_p, line, vocab_size)
-        slice_rows[slices](logits, largest, line, *which, a.min_p, slice_mass, vocab_size)
-        pick_rows[rows](
-            logits, *best, largest, line, slice_mass, chosen, *which, a.min_p, a.seed, a.step, vocab_size
+            best_slices[slices_launch(n, vocab_size)](logits, *best[:2], vocab_size)
+        bins = counts, masses, largest
+        bin_rows[shared](logits, best[0], best[2], *which, a.top_p, *bins, vocab_size)
+        cut_rows[shared](logits, *bins, *which, *filters, *cut, vocab_size)
+        pick_rows[pick_rows_launch(n)](
+            logits, *best, *bins, *cut, chosen, *which, *filters, a.seed, a.step, vocab_size
         )  # fmt: skip
 
     def logprobs(self, logits, chosen, parts: list[Part]) -> PendingScores | None:

@@ -24,19 +24,18 @@ class Slices(Rows):
             self.work = [cuda.to_device(np.zeros(shape, dtype)) for shape, dtype in sizes]
             n_best = ch13.slices_of(vocab_size)
             self.best = cuda.device_array((n, n_best + 3), np.float32), cuda.device_array((n, n_best + 3), np.int32)
-        counts, masses, largest, line, slice_mass = self.work
-        slices, blocks = ch13.slices_launch(n, vocab_size), ch13.row_blocks_launch(n)
-        which, n_best = (a["active"], a["temperature"]), ch13.slices_of(vocab_size)
+        counts, masses, largest, *cut = self.work
+        bins, n_best = (counts, masses, largest), ch13.slices_of(vocab_size)
+        slices, shared = ch13.slices_launch(n, vocab_size), ch13.shared_slices_launch(n, vocab_size)
+        which, filters = (a["active"], a["temperature"]), (a["top_k"], a["top_p"], a["min_p"])
         ch13.best_slices[slices](logits, *self.best, vocab_size)
-        ch13.bin_rows[slices](logits, self.best[0], n_best, *which, counts, masses, largest, vocab_size)
-        filters = a["top_k"], a["top_p"]
-        ch13.line_rows[ch13.line_rows_launch(n)](logits, counts, masses, largest, *which, *filters, line, vocab_size)
-        ch13.slice_rows[slices](logits, largest, line, *which, a["min_p"], slice_mass, vocab_size)
-        ch13.pick_rows[blocks](
-            logits, *self.best, n_best, largest, line, slice_mass, self.chosen, *which, a["min_p"], a["seed"],
-            a["step"], vocab_size,
+        ch13.bin_rows[shared](logits, self.best[0], n_best, *which, a["top_p"], *bins, vocab_size)
+        ch13.cut_rows[shared](logits, *bins, *which, *filters, *cut, vocab_size)
+        ch13.pick_rows[ch13.pick_rows_launch(n)](
+            logits, *self.best, n_best, *bins, *cut, self.chosen, *which, *filters, a["seed"], a["step"], vocab_size
         )  # fmt: skip
         assert not counts.copy_to_host().any() and not masses.copy_to_host().any()
+        assert not cut[1].copy_to_host()[:, 2].any()
         return self.chosen.copy_to_host().tolist()
 
 
@@ -81,11 +80,20 @@ def test_a_bin_with_more_tokens_than_there_is_room_for():
     equal, close = np.zeros(n, np.float32), np.linspace(1, 1 + 1e-3, n, dtype=np.float32)
     logits = np.stack([equal, close, equal, close, close])
     rows = [{"top_k": 5, "seed": 3}, {"top_k": 3000}, {"top_p": 0.3, "seed": 1}, {"top_p": 0.6}]
-    rows.append({"top_k": 9, "top_p": 0.5})
+    rows.append({"top_k": 9, "top_p": 0.5, "min_p": 0.9})
     for step in range(3):
         given = [row | {"step": step} for row in rows]
         got = Slices(logits, given).draw()
         assert got == [expected(row, how) for row, how in zip(logits, given)] and got[0] < 5
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0])
+@pytest.mark.parametrize("k", [40, 1000, 4000, 20_000])
+def test_the_second_line_lies_in_any_of_the_bins_that_the_first_leaves(rng, spread, k):
+    logits = (spread * rng.standard_normal((6, 20_000))).astype(np.float32)
+    rows = [{"top_k": k, "top_p": p, "seed": seed} for seed, p in enumerate([1e-9, 0.1, 0.5, 0.9, 0.999, 1 - 1e-12])]
+    rows[3]["min_p"] = 0.3
+    assert Slices(logits, rows).draw() == [expected(row, how) for row, how in zip(logits, rows)]
 
 
 @pytest.mark.parametrize("wrong", [-50.0, 50.0, -INF, INF])
@@ -94,12 +102,14 @@ def test_a_wrong_largest_logit_ends(rng, wrong):
     n = 2 * ch13.CANDIDATES + 905
     batch = Slices(rng.standard_normal((4, n), dtype=np.float32), [{"top_k": 40}, {"top_p": 0.5}, {}, {"top_k": 3000}])
     batch.draw()
-    a, (counts, masses, largest, line, _) = batch.a, batch.work
-    best = cuda.to_device(np.full((4, 1), wrong, np.float32))
-    which = a["active"], a["temperature"]
-    ch13.bin_rows[ch13.slices_launch(4, n)](batch.logits, best, 1, *which, counts, masses, largest, n)
-    ch13.line_rows[ch13.line_rows_launch(4)](
-        batch.logits, counts, masses, largest, *which, a["top_k"], a["top_p"], line, n
+    a, (counts, _, largest, *cut) = batch.a, batch.work
+    best = cuda.to_device(np.full((4, 1), wrong, np.float32)), cuda.to_device(np.zeros((4, 1), np.int32))
+    which, filters, bins = (a["active"], a["temperature"]), (a["top_k"], a["top_p"], a["min_p"]), batch.work[:3]
+    slices = ch13.shared_slices_launch(4, n)
+    ch13.bin_rows[slices](batch.logits, best[0], 1, *which, a["top_p"], *bins, n)
+    ch13.cut_rows[slices](batch.logits, *bins, *which, *filters, *cut, n)
+    ch13.pick_rows[ch13.pick_rows_launch(4)](
+        batch.logits, *best, 1, *bins, *cut, batch.chosen, *which, *filters, a["seed"], a["step"], n
     )
     assert largest.copy_to_host().tolist() == [wrong] * 4 and not counts.copy_to_host().any()
 
@@ -140,8 +150,7 @@ def test_no_index_outside_the_arrays(rng, monkeypatch):
 def test_launches_refuse():
     for launch, sizes, named in (
         (ch13.slices_launch, (0, 8), "n_rows = 0"), (ch13.slices_launch, (1, 0), "vocab_size = 0"),
-        (ch13.slices_launch, (65536, 8), "n_rows = 65536"), (ch13.row_blocks_launch, (0,), "n_rows = 0"),
-        (ch13.line_rows_launch, (0,), "n_rows = 0"),
+        (ch13.shared_slices_launch, (65536, 8), "n_rows = 65536"), (ch13.pick_rows_launch, (0,), "n_rows = 0"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=named):
             launch(*sizes)
