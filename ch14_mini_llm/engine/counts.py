@@ -24,9 +24,10 @@ class Counts(dict):
             return
         for name, value in ("steps", 1), ("rows", plan.rows), ("padding_rows", plan.padding_rows):
             self[name] += value
-        for part in plan.parts:
-            sequence = part.sequence
-            if part.start == sequence.n_cached and not sequence.preemptions:  # its first part
+        for sequence, start, count, *_ in plan.parts:
+            if start >= sequence.n_prompt:
+                continue
+            if start == sequence.n_cached and not sequence.preemptions:  # its first part
                 self["prefix_cache_queries"] += sequence.n_prompt
                 self["prefix_cache_hits"] += sequence.n_cached
-            self["prompt_tokens"] += max(0, min(part.start + part.count, sequence.n_prompt) - part.start)
+            self["prompt_tokens"] += min(start + count, sequence.n_prompt) - start

@@ -28,7 +28,7 @@ from collections.abc import Sequence as Listed
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import LEAST_CHUNK, MIXED_ROWS, Output, Part, Plan, Scores
+from ch14_mini_llm.engine.plan import Output, Part, Plan, Scores, mixed_rows
 from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Logprob, Sequence
 
 
@@ -36,7 +36,7 @@ class Scheduler:
     """Sequences that wait and run, over one `BlockPool`.
 
     cache: or None. block_size: in tokens. max_batch: sequences that run at a time. max_rows: tokens of a step, more;
-    where sequences decode, and wait for it, a step is no larger than `MIXED_ROWS` and `LEAST_CHUNK` allow.
+    where sequences decode, and wait for it, a step is no larger than `mixed_rows` allows.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Scheduler:
     def next(self) -> Plan | None:
         """The next step; None if there is nothing to run before a step under way has been read."""
         parts = [part for sequence in list(self.running) if (part := self._step(sequence)) is not None]
-        room = max(MIXED_ROWS, len(parts) + LEAST_CHUNK) if parts else self.max_rows
+        room = mixed_rows(len(parts)) if parts else self.max_rows
         budget = min(room, self.max_rows) - len(parts)
         for sequence in self.running if len(parts) < len(self.running) else ():
             if budget and sequence.left > 1:

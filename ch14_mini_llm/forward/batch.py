@@ -73,20 +73,24 @@ class Batch:
         step's."""
         host = self._rows.next()
         tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles, n_steps = host.values()
-        parts, n_steps_here, known, last = plan.parts, plan.n_steps, [], []
-        source[: shape.rows] = -1
-        positions[:n_steps_here] = [part.start for part in parts[:n_steps_here]]
-        row_seq[:n_steps_here] = np.arange(n_steps_here)
-        for seq, part in enumerate(parts):
-            text, row, end = part.sequence.tokens, len(known), part.start + part.count
-            if part.start < len(text):
-                known += text[part.start : end]
-            else:  # still on the device
-                source[row] = self._chosen_at[part.sequence]
+        parts, n, known, chosen_at, last = plan.parts, plan.n_steps, [], [], []
+        for row, (sequence, start, _, samples, *_) in enumerate(parts[:n]):  # hundreds: it must be fast
+            there = start < len(sequence.tokens)
+            known.append(sequence.tokens[start] if there else 0)
+            chosen_at.append(-1 if there else self._chosen_at[sequence])  # still on the device
+            if samples:
+                last.append(row)
+        positions[:n], row_seq[:n] = [part.start for part in parts[:n]], np.arange(n)
+        source[:n], source[n : shape.rows] = chosen_at, -1
+        for seq, (sequence, start, count, samples, *_) in enumerate(parts[n:], n):
+            row, end = len(known), start + count
+            if start < len(sequence.tokens):
+                known += sequence.tokens[start:end]
+            else:
+                source[row] = self._chosen_at[sequence]
                 known.append(0)
-            if seq >= n_steps_here:
-                positions[row : len(known)], row_seq[row : len(known)] = np.arange(part.start, end), seq
-            if part.samples:
+            positions[row : len(known)], row_seq[row : len(known)] = np.arange(start, end), seq
+            if samples:
                 last.append(len(known) - 1)
         rows, n_logits = len(known), len(last)
         tokens[:rows] = known
@@ -99,10 +103,10 @@ class Batch:
         logits_rows[n_logits : shape.n_logits], ring[n_logits : shape.n_logits] = 0, -1
         if shape.n_tiles:
             keys = self.segment if shape.split else None
-            work = query_tiles(*zip(*((part.start, part.count) for part in parts)), self.head_dim, keys)
-            work = work[work[:, 2] >= plan.n_steps]
+            work = query_tiles(*zip(*((part.start, part.count) for part in parts[n:])), self.head_dim, keys)
+            work[:, [0, 2]] += n  # rows and sequences in front
             tiles[: len(work)], tiles[len(work) : shape.n_tiles] = work, 0
-        n_steps[0] = plan.n_steps
+        n_steps[0] = n
         self._rows.upload(self.stream)
 
     def follow(self, plan: Plan) -> None:

@@ -1,7 +1,8 @@
 """How large a step is, with its padding: what its launches are made of, and so what a CUDA graph of it is kept by.
 
-Sizes are buckets, so that few graphs serve all batches: 1, 2, 4, 8 … sequences with a row each; 64, 128, 192, 256, 384
-… rows of prompts, with sequences that decode in front of them. Padding's rows are computed, and read by no one.
+Sizes are buckets, so that few graphs serve all batches: 1, 2, 3, 4, 6, 8, 12 … sequences with a row each; 64, 128,
+192, 256, 384 … rows of prompts, with sequences that decode in front of them. Padding's rows are computed, and read by
+no one.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Shapes:
             n_tokens = min(max(FEW_TOKENS, 1 << (longest - 1).bit_length()), self.max_tokens)
             return Shape("few", rows, n_logits, n_tokens=n_tokens, single=single, draws=draws)
         n_steps, n_prompts = plan.n_steps, len(plan.parts) - plan.n_steps
-        longest_step = max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
+        longest_step = longest if single else max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
         n_steps = min(self._bucket(n_steps, coarse=not single), rows)
         n_tiles, n_tokens = self._tiles(rows, n_prompts), self._context(longest_step)
         prompts = [(part.start, part.count) for part in plan.parts[plan.n_steps :]]
@@ -105,10 +106,10 @@ class Shapes:
         return min(segment << (-(-longest // segment) - 1).bit_length(), self.max_tokens) if longest else 0
 
     def _bucket(self, n: int, coarse: bool = False) -> int:
-        """The next power of two, but no more than there can be. coarse: of 8, 32, 128 …; a mixed step has three such
-        numbers, and each trio is a graph."""
+        """`rounded`, but no more than there can be. coarse: to 8, 32, 128 …; a mixed step has three such numbers, and
+        each trio is a graph."""
         bits = (n - 1).bit_length()
-        return min(1 << (max(3, bits + 1 - bits % 2) if coarse else bits), self.max_batch) if n else 0
+        return min(1 << max(3, bits + 1 - bits % 2) if coarse else rounded(n), self.max_batch) if n else 0
 
 
 def rounded(n: int) -> int:

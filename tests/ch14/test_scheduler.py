@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import LEAST_CHUNK, MIXED_ROWS
+from ch14_mini_llm.engine.plan import mixed_rows
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED, Sequence
+from ch14_mini_llm.forward.shapes import rounded
 
 VOCAB = 50
 
@@ -295,7 +296,7 @@ def test_decoding_comes_before_prompts_and_chunks_fit_the_budget():
     run.finish()
 
 
-@pytest.mark.parametrize("decoding, prompt_rows", [(0, 2000), (1, MIXED_ROWS - 1), (200, LEAST_CHUNK)])
+@pytest.mark.parametrize("decoding, prompt_rows", [(0, 2000), (1, 383), (97, 384 - 97), (200, 568)])
 def test_a_step_that_others_wait_for_is_short(decoding, prompt_rows):
     run = Run(1500, 16, max_batch=201, max_rows=2048)
     for _ in range(decoding):
@@ -306,6 +307,12 @@ def test_a_step_that_others_wait_for_is_short(decoding, prompt_rows):
     parts = next(filter(None, iter(run.step, 0))).parts
     assert [part.count for part in parts] == [1] * decoding + [prompt_rows] and parts[-1].sequence is long
     run.finish()
+
+
+def test_a_mixed_step_is_as_large_as_its_shape():
+    sizes = [mixed_rows(n) for n in range(1, 1000)]
+    assert sizes == sorted(sizes) and [rounded(size // 64) * 64 for size in sizes] == sizes
+    assert all(size <= max(384, 4 * n) and size >= n + 256 for n, size in enumerate(sizes, 1))
 
 
 @pytest.mark.parametrize("n", [15, 16, 17, 31, 32, 33])
