@@ -238,13 +238,15 @@ def block_sort_descending(places, size):
     while length <= size:
         stride = length // 2
         while stride > 0:
-            for pair in range(cuda.threadIdx.x, size // 2, cuda.blockDim.x):
+            pair = cuda.threadIdx.x
+            while pair < size // 2:  # a range would divide, to know how often: that takes longer than the rest
                 low = 2 * pair - (pair & (stride - 1))  # pairs are ``stride`` apart: (pair // stride) * 2 * stride + …
                 first = places[low]
                 second = places[low + stride]
                 if (first < second) == (low & length == 0):  # the wrong way round for a falling, or a rising, run
                     places[low] = second
                     places[low + stride] = first
+                pair += cuda.blockDim.x
             cuda.syncthreads()
             stride //= 2
         length *= 2

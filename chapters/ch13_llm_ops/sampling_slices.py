@@ -361,7 +361,8 @@ def bin_rows(logits, best, n_best, active, temperature, top_p, counts, masses, l
             top = max(top, tops[j])
     top = block_max(top, partial)  # with a barrier
     scale = bins_a_logit(heat)
-    for begin in range(cuda.blockIdx.x * SLICE, vocab_size, cuda.gridDim.x * SLICE):
+    begin = cuda.blockIdx.x * SLICE
+    while begin < vocab_size:
         for j in range(EACH):
             if x[j] > float32(-np.inf):
                 b = bin_of(x[j], top, scale)
@@ -370,7 +371,8 @@ def bin_rows(logits, best, n_best, active, temperature, top_p, counts, masses, l
                     weight = weight_of(x[j], top, heat)
                     cuda.atomic.add(low_here, b, uint32(weight & ((1 << HALF) - 1)))
                     cuda.atomic.add(high_here, b, uint32(weight >> HALF))
-        load_logits(logits[row], begin + cuda.gridDim.x * SLICE + tid, THREADS, vocab_size, x)
+        begin += cuda.gridDim.x * SLICE
+        load_logits(logits[row], begin + tid, THREADS, vocab_size, x)
         cuda.syncthreads()
         if by_weight:  # the halves have room for one slice's
             for j in range(BINS_EACH):
@@ -446,7 +448,8 @@ def cut_rows(
     sum_before(n_here, n_before, first, sums, 0)
     sum_before(mass_here, mass_before, first, sums, 1)
     scale, least = bins_a_logit(heat), least_weight(min_p[row])
-    for begin in range(cuda.blockIdx.x * SLICE, vocab_size, cuda.gridDim.x * SLICE):
+    begin = cuda.blockIdx.x * SLICE
+    while begin < vocab_size:
         if tid == 0:
             found[2] = 0
         cuda.syncthreads()
@@ -469,7 +472,8 @@ def cut_rows(
                 if slot < CANDIDATES:
                     places[row, slot] = place_of(x[j], begin + tid + j * THREADS)
                 slot += 1
-        load_logits(logits[row], begin + cuda.gridDim.x * SLICE + tid, THREADS, vocab_size, x)
+        begin += cuda.gridDim.x * SLICE
+        load_logits(logits[row], begin + tid, THREADS, vocab_size, x)
     if tid == 0 and cuda.blockIdx.x == 0:
         filled[row, 0], filled[row, 1] = first, last
         sure[row, 0], sure[row, 1], sure[row, 2] = sums[0], sums[1], total if 0 == k or k >= n_tokens else -1
