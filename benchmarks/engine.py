@@ -64,6 +64,7 @@ from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.upload import llama_float16  # noqa: E402
 from ch14_mini_llm.model.weights import DATA_DIR, load_weights, save_weights  # noqa: E402
+from ch14_mini_llm.start import calm_collector  # noqa: E402
 from common import bench  # noqa: E402
 
 SEED = 14
@@ -141,7 +142,7 @@ class Bench:
             self.model = MODELS[level](config, tensors)
         self.judge, self._rates = batched.Judge(config, tensors, self.device), {}
         gc.collect()
-        gc.freeze()  # as `start.loading` does for run.py
+        calm_collector()  # as run.py does
 
     def engine(self, **options):
         """A new engine; without a prefix cache, so that the same requests take the same time again."""

@@ -15,6 +15,7 @@ from ch14_mini_llm.levels import make_engine
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_FAST = 7, 5  # compute capability: tensor cores as the level fast uses them
 SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
+RARELY = 1000  # collections of the middle generation, of 7000 objects each, to one of the oldest
 
 
 class BackendProblem(Exception):
@@ -63,11 +64,8 @@ def best_level(config, backend: str, dtype: str | None = None) -> str:
 
 @contextmanager
 def loading(config):
-    """A progress bar if a model is large; gives what is to be called with the name and size of each tensor.
-
-    Afterwards the garbage collector lets alone what there is. Numba makes a million objects that live to the end; to
-    look through them took 90 ms at a time, in the middle of an answer.
-    """
+    """A progress bar if a model is large; gives what is to be called with the name and size of each tensor. Afterwards
+    the garbage collector lets alone what there is, see `calm_collector`."""
     from tqdm import tqdm
 
     with tqdm(
@@ -75,7 +73,17 @@ def loading(config):
         file=sys.stderr, disable=config.n_parameters < SHOW_UPLOAD,
     ) as bar:  # fmt: skip
         yield lambda _, size: bar.update(size)
+    calm_collector()
+
+
+def calm_collector():
+    """Have Python's garbage collector let alone what there is, and seldom look through what comes and stays.
+
+    Numba makes a million objects that live to the end; to look through them took 90 ms at a time, in the middle of an
+    answer, and 1 to 10 ms through those that it makes later, with each kernel's first launch. A step makes no cycles.
+    """
     gc.freeze()
+    gc.set_threshold(*gc.get_threshold()[:2], RARELY)
 
 
 def upload(config, tensors, max_length, engine="naive", dtype=None):

@@ -148,7 +148,7 @@ def probe(environ=os.environ):
 
 
 def package_problem(driver_version=0):
-    """Why numba-cuda cannot be used, with the mend, in a clause; "" if it can.
+    """Why numba-cuda cannot be used, with the fix, in a clause; "" if it can.
 
     ``driver_version`` is what ``cuDriverGetVersion`` gives; 0 where there is no driver.
     """
@@ -220,7 +220,7 @@ def _no_gpu_message(found, packages):
         lines += [f"  driver's CUDA         {found.driver_version}"]
     lines += [f"  CUDA_VISIBLE_DEVICES  {visible}"]
     lines += [f"  packages              {packages or 'numba-cuda ' + str(_version('numba_cuda', 'numba-cuda'))}"]
-    lines += [f"Mend the above, or run on the CPU with {VARIABLE}=cpu (or leave {VARIABLE} unset)."]
+    lines += [f"Fix the above, or run on the CPU with {VARIABLE}=cpu (or leave {VARIABLE} unset)."]
     return "\n".join(lines)
 
 

@@ -43,7 +43,7 @@ PROGRAMS = (
     f"ch14_mini_llm/run.py --engine=fast --tokens=15496,11 --max_new=2 {DRAWN}",
 )
 
-MEND = 'pip install -e ".[gpu13]" (or `make ch14 ARCH=sm_80`, which does it)'
+FIX = 'pip install -e ".[gpu13]" (or `make ch14 ARCH=sm_80`, which does it)'
 
 
 # --- step 1, on the CPU backend ---------------------------------------------------------------------
@@ -239,7 +239,7 @@ def check(arch, programs, out):
     parse_arch(arch)
     problem = package_problem()
     if problem:
-        raise UsageError(f"the check compiles with numba-cuda, but {problem.partition(': ')[0]}: {MEND}")
+        raise UsageError(f"the check compiles with numba-cuda, but {problem.partition(': ')[0]}: {FIX}")
     with tempfile.TemporaryDirectory() as folder:
         types = Path(folder, "types.json")
         print("running the kernels once on the CPU to see their types ...", file=out, flush=True)

@@ -8,7 +8,7 @@
     pytest --sanitize                               # for tests: each fails that has findings
 
 It is a mode of the CPU backend: kernels run compiled, with a look at every access. A finding names its kind, the line,
-the array and the element, who did it (block and thread), for a race the other access too, and a mend. The same mistake
+the array and the element, who did it (block and thread), for a race the other access too, and a fix. The same mistake
 is told once, with a count. A race is found even where it did no harm this time: what counts is whether a barrier orders
 the two accesses, not which of them came first. What cannot be looked at is told as a notice.
 

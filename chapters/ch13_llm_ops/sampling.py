@@ -280,13 +280,13 @@ def sample_launch(draws=1):
     return draws, SAMPLING_THREADS
 
 
-def _whole(name, value, low, high, mend):
+def _whole(name, value, low, high, fix):
     try:
         whole = operator.index(value)
     except TypeError:
         whole = None
     if whole is None or not low <= whole <= high:
-        raise ValueError(f"{name} = {value!r}: must be a whole number from {low} to {high}; {mend}")
+        raise ValueError(f"{name} = {value!r}: must be a whole number from {low} to {high}; {fix}")
     return whole
 
 

@@ -406,7 +406,7 @@ class Row:
         try:
             self.number = _free_rows.pop()
         except IndexError:
-            raise LaunchError(f"more than {ROWS} threads launch kernels", mend="use fewer threads") from None
+            raise LaunchError(f"more than {ROWS} threads launch kernels", fix="use fewer threads") from None
         self.stack = alternate_stack()
         self.first = ROW + self.number * WIDTH
         self.words = words[self.first : self.first + WIDTH]

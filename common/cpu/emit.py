@@ -52,7 +52,7 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         self.lines, self.depth = [], 0
         self.stored = {}  # variable -> name of its per-thread array
         self.scratch = {}  # name -> (shape text, dtype text, bytes)
-        self.sites = []  # (filename, line, what, mend) of every place that can fail
+        self.sites = []  # (filename, line, what, fix) of every place that can fail
         self.remat = dict(analysis.remat)
         self.alive = analysis.returns_diverge
         self.scalars = set()
@@ -79,8 +79,8 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         self.scratch[key] = (shape, dtype, nbytes)
         return key
 
-    def site(self, node, what, mend):
-        self.sites.append((*self.origin(node), what, mend))
+    def site(self, node, what, fix):
+        self.sites.append((*self.origin(node), what, fix))
         return len(self.sites) - 1
 
     def origin(self, node):
@@ -146,9 +146,9 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         text = f"_nonzero({ast.unparse(ast.fix_missing_locations(value))}, {rest})"
         return ast.parse(text, mode="eval").body
 
-    def fail(self, condition, node, what, mend, thread="0"):
+    def fail(self, condition, node, what, fix, thread="0"):
         """Emit: if ``condition``, report an error at ``node``'s line and stop."""
-        site = self.site(node, what, mend)
+        site = self.site(node, what, fix)
         self.emit(f"if {condition}:")
         self.emit(f"    _report(_err, _U({site}), _bx, _by, _bz, {thread})")
         self.emit("    return")

@@ -1,4 +1,4 @@
-"""Errors of the CPU backend. Each names a line of the student's file, what is wrong there, and a mend."""
+"""Errors of the CPU backend. Each names a line of the student's file, what is wrong there, and a fix."""
 
 import linecache
 
@@ -6,27 +6,27 @@ import linecache
 class KernelError(Exception):
     """A kernel that cannot be compiled, or a launch that went wrong.
 
-    Attributes: ``filename``, ``lineno`` (of the student's source), ``what``, ``mend``.
+    Attributes: ``filename``, ``lineno`` (of the student's source), ``what``, ``fix``.
     """
 
-    def __init__(self, what, filename=None, lineno=None, mend=None):
-        self.what, self.filename, self.lineno, self.mend = what, filename, lineno, mend
+    def __init__(self, what, filename=None, lineno=None, fix=None):
+        self.what, self.filename, self.lineno, self.fix = what, filename, lineno, fix
         text = what
         if filename is not None:
             line = linecache.getline(filename, lineno).strip() if lineno else ""
             text = f"{filename}:{lineno}: {what}"
             if line:
                 text += f"\n    {lineno} | {line}"
-        if mend:
-            text += f"\n  To mend it: {mend}"
+        if fix:
+            text += f"\n  To fix it: {fix}"
         super().__init__(text)
 
 
 class CompileError(KernelError):
     """The kernel uses something that a GPU or this backend does not run. ``on_gpu_too``: a GPU refuses it as well."""
 
-    def __init__(self, what, filename=None, lineno=None, mend=None, on_gpu_too=False):
-        super().__init__(what, filename, lineno, mend)
+    def __init__(self, what, filename=None, lineno=None, fix=None, on_gpu_too=False):
+        super().__init__(what, filename, lineno, fix)
         self.on_gpu_too = on_gpu_too
 
 

@@ -117,5 +117,5 @@ class FunctionFront(Lowering, Inlining, Resolver):
         self.hoisting = True  # False for device functions compiled on their own
         self.arrays = {}  # local name -> unique name of a shared or local array
 
-    def fail(self, node, what, mend=None, on_gpu_too=False):
-        raise CompileError(what, self.filename, getattr(node, "lineno", None), mend, on_gpu_too)
+    def fail(self, node, what, fix=None, on_gpu_too=False):
+        raise CompileError(what, self.filename, getattr(node, "lineno", None), fix, on_gpu_too)

@@ -183,14 +183,14 @@ def numba_error(error, program):
     """A KernelTypeError with the words and the line of an error of Numba's."""
     line = getattr(getattr(error, "loc", None), "line", None) or _line_in(str(error), program)
     maybe = re.search(r"'(\w+)[.\d]*' cannot be determined, operation: phi\(incoming_values=\[Undefined", str(error))
-    mend = "the same kernel would fail to compile on a GPU; the message above is Numba's"
+    fix = "the same kernel would fail to compile on a GPU; the message above is Numba's"
     if maybe:  # numba-cuda has its own copy of this pass, which knows better
-        mend = f"give {maybe[1]} a value before the branch that sets it; a GPU's compiler may do without"
+        fix = f"give {maybe[1]} a value before the branch that sets it; a GPU's compiler may do without"
     return KernelTypeError(
         _shorten(error),
         program.filename,
         line or (program.body[0].lineno if program.body else program.kernel.tree.lineno),
-        mend,
+        fix,
     )
 
 

@@ -105,14 +105,14 @@ def dim3(value, what, limits):
     if not 1 <= len(dims) <= 3 or not whole:
         raise (LaunchError if whole or value is None else LaunchTypeError)(
             f"the {what} is {value!r}; it must be an int or a tuple of 1 to 3 ints",
-            mend="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…): // gives an int, / a float",
+            fix="kernel[blocks, threads](…), for example kernel[(n + 255) // 256, 256](…): // gives an int, / a float",
         )
     dims = (*map(int, dims), *(1,) * (3 - len(dims)))
     for axis, d, limit in zip("xyz", dims, limits):
         if not 1 <= d <= limit:
             raise LaunchError(
                 f"the {what} is {value!r}: {axis} = {d} is not in 1 … {limit}",
-                mend="check the arithmetic of the launch (an empty input gives a grid of 0)"
+                fix="check the arithmetic of the launch (an empty input gives a grid of 0)"
                 if d < 1
                 else f"at most {limit} fit there; give a thread more than one element, or use another axis",
             )
@@ -158,7 +158,7 @@ class Dispatcher:
         if not isinstance(launch, tuple) or not 2 <= len(launch) <= 5:
             raise LaunchError(
                 f"{self.__name__}[…] takes grid and block, and optionally stream and bytes of shared memory",
-                mend=f"{self.__name__}[blocks, threads](…)",
+                fix=f"{self.__name__}[blocks, threads](…)",
             )
         return self.configure(*launch[:4])
 
@@ -171,7 +171,7 @@ class Dispatcher:
             bounded = "" if self.max_threads == MAX_THREADS else f" of {self.__name__}, by its launch_bounds,"
             raise LaunchError(
                 f"the block {block} has {math.prod(block)} threads; a block{bounded} has at most {self.max_threads}",
-                mend="use a smaller block and more blocks",
+                fix="use a smaller block and more blocks",
             )
         check_stream(stream)
         if sharedmem == 0 and type(sharedmem) is int:
@@ -185,7 +185,7 @@ class Dispatcher:
             return self.py_func(*args)
         raise LaunchError(
             f"{self.__name__} is a kernel and needs a launch configuration",
-            mend=f"{self.__name__}[blocks, threads]({', '.join(['…'] if args else [])})",
+            fix=f"{self.__name__}[blocks, threads]({', '.join(['…'] if args else [])})",
         )
 
     def forall(self, ntasks, tpb=0, stream=0, sharedmem=0):
@@ -258,7 +258,7 @@ class Dispatcher:
         except (TypeError, ValueError) as error:
             raise LaunchTypeError(
                 f"argument {position + 1} of {self.__name__} (a {type(value).__name__}): {error}",
-                mend="pass contiguous NumPy arrays, device arrays, ints and floats",
+                fix="pass contiguous NumPy arrays, device arrays, ints and floats",
             ) from None
 
     def _typeof(self, value, position):
@@ -272,7 +272,7 @@ class Dispatcher:
             return kind
         raise LaunchError(
             f"argument {position + 1} of {self.__name__} is a {type(value).__name__}; kernels take arrays and numbers",
-            mend="pass NumPy arrays, device arrays, ints and floats",
+            fix="pass NumPy arrays, device arrays, ints and floats",
         )
 
     def _launch(self, grid, block, shared_bytes, args):
@@ -437,7 +437,7 @@ class Dispatcher:
         except (KernelError, MemoryError, IndexError) as error:
             if isinstance(error, OutOfBoundsError):
                 where = f"; in the kernel {self.__name__}, grid {last.grid}, block {block}"
-                raise OutOfBoundsError(error.what + where, error.filename, error.lineno, error.mend) from None
+                raise OutOfBoundsError(error.what + where, error.filename, error.lineno, error.fix) from None
         raise self._outside(outside, wrote, used, last.grid, block)
 
     def _outside(self, at, wrote, values, grid, block):
@@ -480,7 +480,7 @@ class Dispatcher:
             self._raise(compiled.sites[err[1]], err, block)
 
     def _raise(self, site, err, block):
-        filename, line, what, mend = site
+        filename, line, what, fix = site
         bx, by, bz, thread = (int(v) for v in err[2:6])
         if thread >= 0:
             tx, ty, tz = thread % block[0], thread // block[0] % block[1], thread // (block[0] * block[1])
@@ -497,7 +497,7 @@ class Dispatcher:
                 "guard the access: if i < n: …",
             )
         kind = HangError if "gone round" in what else DivisionError if "by zero" in what else DivergenceError
-        raise kind(f"{what}; {who}", filename, line, mend)
+        raise kind(f"{what}; {who}", filename, line, fix)
 
 
 def _anew(pickled, *options):

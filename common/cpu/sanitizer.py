@@ -19,7 +19,7 @@ import numpy as np
 from . import fresh, launch, shadow
 from .errors import DivergenceError, HangError
 
-MEND = {
+FIX = {
     "out-of-bounds": "guard the access (if i < n: …), or make the array larger",
     "negative-index": "guard the access (if i > 0: …): a negative index counts from the end, also on a GPU",
     "global-race": "let each thread have elements of its own, use cuda.atomic, or end the kernel and launch another "
@@ -41,7 +41,7 @@ DONE = {"read": "read", "write": "written", "atomic": "changed by an atomic", "u
 class Finding:
     """One mistake, wherever it was met: ``count`` times, and here is the first.
 
-    kind: a key of `MEND`, or "shared-race", "divergent-barrier", "shuffle-mask" or "hang". file, line, array, index,
+    kind: a key of `FIX`, or "shared-race", "divergent-barrier", "shuffle-mask" or "hang". file, line, array, index,
     access, block, thread: the access (or barrier) at which it was seen; index is a tuple of ints, block and thread are
     (x, y, z).
     other_…: the earlier access it collides with, None where there is none. message: all of it, to read.
@@ -63,7 +63,7 @@ class Finding:
     other_thread: tuple | None = None
     count: int = 1
     what: str = ""
-    mend: str = ""
+    fix: str = ""
 
     @property
     def key(self):
@@ -79,7 +79,7 @@ class Finding:
         for file, line in dict.fromkeys([(self.file, self.line), (self.other_file, self.other_line)]):
             if file:
                 lines.append(f"    {file}:{line} | {linecache.getline(file, line).strip()}")
-        return "\n".join([*lines, f"  To mend it: {self.mend}"])
+        return "\n".join([*lines, f"  To fix it: {self.fix}"])
 
 
 @dataclass
@@ -354,7 +354,7 @@ class _Run:
             made.what = f"{place} does not fit into {site[2]}; block {block}, thread {thread}"
         else:
             self.describe_access(made, kind, row)
-        made.mend = made.mend or MEND[made.kind]
+        made.fix = made.fix or FIX[made.kind]
         return made
 
     def describe_access(self, made, kind, row):
@@ -386,7 +386,7 @@ class _Run:
                 missing, barrier = "syncwarp or barrier", "cuda.syncwarp(), or cuda.syncthreads(),"
             both = f"thread {made.thread} and thread {made.other_thread}"
             where = f"{both} of block {made.block}, with no {missing} between"
-            made.mend = f"put {barrier} between the two, or let each thread have elements of its own"
+            made.fix = f"put {barrier} between the two, or let each thread have elements of its own"
         else:
             where = f"{who} and thread {made.other_thread} of block {made.other_block}, which nothing orders"
         done, before = DONE[made.access], DONE[made.other_access]
@@ -416,6 +416,6 @@ class _Run:
                     kind, self.kernel.__name__, error.filename, error.lineno, access="barrier",
                     block=tuple(int(v) for v in err[2:5]),
                     thread=self.coordinates(thread << 1) if thread >= 0 else None,
-                    what=error.what, mend=error.mend or "",
+                    what=error.what, fix=error.fix or "",
                 )  # fmt: skip
             )

@@ -47,7 +47,7 @@ class Signatures:
         if len(values) != len(wanted):
             raise LaunchTypeError(
                 f"{self.name} takes {len(wanted)} arguments, not {len(values)}",
-                mend=f"its signature is ({', '.join(map(str, wanted))})",
+                fix=f"its signature is ({', '.join(map(str, wanted))})",
             )
         pairs = enumerate(zip(values, wanted))
         return [self._one(value, kind, f"argument {i + 1}") for i, (value, kind) in pairs], wanted
@@ -65,7 +65,7 @@ class Signatures:
         except TypeError:  # several fit equally well
             raise LaunchTypeError(
                 f"{self.name} has several signatures that fit ({shown}) equally well: {known}",
-                mend="give scalars the type that is meant: np.int32(…), np.float32(…)",
+                fix="give scalars the type that is meant: np.int32(…), np.float32(…)",
             ) from None
         if found is None:
             raise LaunchTypeError(f"none of the signatures of {self.name} fits ({shown}): {known}")
@@ -91,7 +91,7 @@ class Signatures:
             raise LaunchTypeError(f"{where} of {self.name} is {value!r}; its signature says {kind}: {error}") from None
         raise LaunchTypeError(
             f"{where} of {self.name} is {_shown(value)}; its signature says {kind}",
-            mend="pass what the signature names, or leave the signature out: types then come from the arguments",
+            fix="pass what the signature names, or leave the signature out: types then come from the arguments",
         )
 
     def _array(self, array, kind, where):
@@ -99,7 +99,7 @@ class Signatures:
         if array.ndim != kind.ndim or named is None:
             raise LaunchTypeError(
                 f"{where} of {self.name} is {_shown(array)}; its signature says {kind}",
-                mend=f"pass an array with {kind.ndim} axes: on a GPU the sizes would be read from other arguments",
+                fix=f"pass an array with {kind.ndim} axes: on a GPU the sizes would be read from other arguments",
             )
         dtype = np.dtype(named)
         if array.dtype == dtype and (kind.layout == "A" or array.flags[f"{kind.layout}_CONTIGUOUS"]):
@@ -112,7 +112,7 @@ class Signatures:
             raise LaunchTypeError(
                 f"{where} of {self.name} is {_shown(array)}; its signature says {kind}: its last elements would lie "
                 "outside the array's memory",
-                mend=f"pass an array of {dtype}",
+                fix=f"pass an array of {dtype}",
             )
         flat = array.reshape(-1, order="A").view(np.uint8)
         return np.ndarray(array.shape, dtype, flat.data if array.flags.writeable else flat.tobytes(), 0, contiguous)

@@ -51,7 +51,7 @@ def _block(function):
     if not 0 < first <= len(lines):
         raise CompileError(
             f"the source of {function.__name__} cannot be read",
-            mend="the CPU backend compiles source text: define kernels in a file or a notebook cell, not with exec",
+            fix="the CPU backend compiles source text: define kernels in a file or a notebook cell, not with exec",
         )
     _blocks[function] = "".join(inspect.getblock(lines[first - 1 :])), first
     return _blocks[function]

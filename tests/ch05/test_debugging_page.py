@@ -1,9 +1,9 @@
-"""The page on debugging is true: its scripts print what stands below them, and its mends are clean.
+"""The page on debugging is true: its scripts print what stands below them, and its fixes are clean.
 
     python -m tests.ch05.test_debugging_page    write what the scripts print now into the page
 
 On the page, the first ``python`` block is the beginning of every script, and each further one is a script, named in the
-text before it. A ``text`` block after it is what it prints (long lines wrapped), a ``diff`` block after that the mend.
+text before it. A ``text`` block after it is what it prints (long lines wrapped), a ``diff`` block after that the fix.
 A script without a ``text`` block is an exercise: it has a finding.
 """
 
@@ -35,7 +35,7 @@ print(json.dumps(printed))
 
 
 def scripts(page):
-    """The page's scripts, {name: {"python": code, "text": what it prints, "diff": mend}}, and where the text stands."""
+    """The page's scripts, {name: {"python": code, "text": what it prints, "diff": fix}}, and where the text stands."""
     found, name, start = {}, None, 0
     fences = list(re.finditer(r"^```(\w*)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
     prelude = next(fence[2] for fence in fences if fence[1] == "python")
@@ -51,8 +51,8 @@ def scripts(page):
     return found
 
 
-def mended(code, diff):
-    """A script after its mend: the lines of the diff that begin with a blank or - become those with a blank or +."""
+def fixed(code, diff):
+    """A script after its fix: the lines of the diff that begin with a blank or - become those with a blank or +."""
     lines = diff.splitlines(keepends=True)
     before, after = ("".join(line[1:] for line in lines if line[0] in marks) for marks in (" -", " +"))
     assert code.count(before) == 1, f"not there, or not once:\n{before}"
@@ -100,12 +100,12 @@ def page():
 
 @pytest.fixture(scope="module")
 def said(page):
-    """What all scripts print; those with their mend are named ``mended_…``."""
+    """What all scripts print; those with their fix are named ``fixed_…``."""
     if BACKEND != "cpu":
         pytest.skip("the sanitizer and the memory report are modes of the CPU backend; this run is on a GPU")
     found = scripts(page)
     codes = {name: script["python"] for name, script in found.items()}
-    codes |= {f"mended_{name}": mended(one["python"], one["diff"]) for name, one in found.items() if "diff" in one}
+    codes |= {f"fixed_{name}": fixed(one["python"], one["diff"]) for name, one in found.items() if "diff" in one}
     return printed(codes)
 
 
@@ -113,12 +113,12 @@ def test_the_scripts_print_what_the_page_says(page, said):
     assert filled(page, said) == page, "run `python -m tests.ch05.test_debugging_page`"
 
 
-def test_each_bug_is_found_and_its_mend_is_clean(page, said):
+def test_each_bug_is_found_and_its_fix_is_clean(page, said):
     bugs = [name for name, script in scripts(page).items() if "diff" in script]
     assert len(bugs) >= 7
     for name in bugs:
         assert re.search(r"^\d+ findings? in 1 launch", said[name], re.MULTILINE), name
-        clean = said[f"mended_{name}"]
+        clean = said[f"fixed_{name}"]
         assert "\nno findings in 1 launch" in f"\n{clean}" and not re.search("note:|right: False", clean), clean
 
 

@@ -1,5 +1,6 @@
 """The command line: text, JSON, streaming, and every mistake a user can make."""
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import common
 from ch14_mini_llm import run as run_module
 from ch14_mini_llm.model.config import GPT2Config
 from ch14_mini_llm.model.weights import load_weights, save_weights, tensor_table
+from ch14_mini_llm.start import calm_collector
 from ch14_mini_llm.tokenizer.bpe import END_OF_TEXT_ID, VOCAB_SIZE, decode, encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -395,3 +397,13 @@ def test_the_model_in_data_is_the_default(monkeypatch, tmp_path, capsys):
         captured = capsys.readouterr()
         assert json.loads(captured.out)["weights"] == str(tmp_path / name)
         assert str(tmp_path / name) in captured.err
+
+
+def test_the_collector_lets_alone_what_is_there():
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    try:
+        calm_collector()
+        assert gc.get_freeze_count() > frozen and gc.get_threshold() == (*before[:2], 1000)
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

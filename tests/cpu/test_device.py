@@ -99,7 +99,7 @@ def test_to_device_refuses_objects_strings_and_records(host):
         cuda.to_device(host)
 
 
-def test_gpu_memory_is_refused_with_a_mend():
+def test_gpu_memory_is_refused_with_a_fix():
     class OnGpu:
         __cuda_array_interface__ = {"shape": (1,), "typestr": "<f4", "data": (0, False), "version": 3}
 

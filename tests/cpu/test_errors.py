@@ -70,7 +70,7 @@ def break_out_of_barrier_loop(x):
 
 def test_divergent_barriers_are_named():
     text = check(barrier_in_divergent_branch, DivergenceError, "some threads", 1, 8, i32(8))
-    assert "if cuda.threadIdx.x < 3:" in text and "To mend it" in text and "block (0, 0, 0)" in text
+    assert "if cuda.threadIdx.x < 3:" in text and "To fix it" in text and "block (0, 0, 0)" in text
     check(barrier_in_divergent_loop, DivergenceError, "some threads", 1, 8, i32(8))
     check(break_out_of_barrier_loop, DivergenceError, "some threads", 1, 8, i32(8))
 
