@@ -322,7 +322,7 @@ def gap(b, sequences, prompt, new):
         usual.append(statistics.median(gaps))
     worst, usual = worst[WARM[b.level] :], usual[WARM[b.level] :]
     ends, plans = zip(*steps)
-    timeline = {
+    timeline = {  # of each call of the engine: how long it took, and what it launched, to be read by the next on a GPU
         "ms": [_digits(1e3 * (end - begun)) for begun, end in zip((run.start, *ends), ends)],
         "rows": [plan.rows if plan is not None else 0 for plan in plans], "kinds": map(_kind, plans),
     }  # fmt: skip

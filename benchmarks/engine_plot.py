@@ -71,7 +71,8 @@ def decode_table(result):
         cells.append(f"{same[n]:.2f}" if n in same else "–")
         lines.append(f"| {' | '.join(cells)} |")
     size = result["decode"]
-    what = f"prompts of {size['prompt']} tokens, {size['new']} new ones; the fastest setting of each peer"
+    what = f"prompts of {size['prompt']} tokens, {size['new']} new ones"
+    what += "; the fastest setting of each peer" * bool(peers)
     return [*lines, "", f"*{how(result)}; {what}. Deterministic: the rate over the engine's own.*"]
 
 
@@ -142,6 +143,7 @@ def draw_step(result, path):
     """The steps around a long prompt that arrives while others decode: how long each took, and what was in it."""
     plt = pyplot()
     ms, rows, kinds = (result["gap"]["timeline"][name].split() for name in ("ms", "rows", "kinds"))
+    ms = ms[1:]  # a call of the engine launches a step, and waits for the tokens of the one before
     late = [i for i, kind in enumerate(kinds) if kind == "mixed" and i > len(kinds) // 4]
     shown = range(max(late[0] - AROUND, 0), min(late[-1] + AROUND, len(ms)))
     figure, axis = plt.subplots(figsize=(8.4, 2.6))
