@@ -2,8 +2,9 @@
 
     python benchmarks/readme.py [--results benchmarks/results/h100] [--readme README.md]
 
-Between ``<!-- measured -->`` and ``<!-- end -->`` stand two tables: the model beside its peers, from ``gpt2.json``, and
-the best rung of each ladder beside the library or the device's own copy, from ``chNN.json`` and ``start.json``.
+Between ``<!-- measured -->`` and ``<!-- end -->`` stand three tables: the model beside its peers, from ``gpt2.json``;
+the best rung of each ladder beside the library or the device's own copy, from ``chNN.json`` and ``start.json``; and
+what the engine does with many sequences and other models, from ``h200/engine*.json``.
 """
 
 import argparse
@@ -28,7 +29,10 @@ LADDERS = [  # chapter, ladder, version, size as the ladder's label has it, what
     (10, "softmax", "softmax_v5_registers", "16 384 × 4 096", "softmax of 64 Mi floats"),
     (7, "layernorm", "layernorm_v4_registers", "16 384 × 4 096", "layer norm of 64 Mi floats"),
 ]
-VOCAB_SIZE = 50257  # what chapter 13's sampling is measured with, in logits a microsecond
+ENGINE = ROOT / "benchmarks" / "results" / "h200"
+MODELS = {"engine": "GPT-2 124M", **{f"engine_{name.lower()}": name for name in
+                                     ("SmolLM2-135M", "Llama-3.2-1B", "Llama-2-7B")}}  # fmt: skip
+SEQUENCES = (1, 32, 256)
 LIBRARY = {9: "cuBLAS", 12: "PyTorch's attention"}
 
 
@@ -50,24 +54,32 @@ def model_table(folder):
         prompts = [f"{bench.short(entry['ms'][0])} ms" for entry in row["prefill"]]
         lines.append(" | ".join([f"| {name}", bench.short(row["tokens_s"][0]), ratio, *prompts]) + " |")
     fewer = f" (`{rows[0]['name']}`: {rows[0]['new_tokens']})"
-    sampling = next(ladder for ladder in read(folder, "ch13")["ladders"] if ladder["name"] == "sampling")
-    ours = next(row["values"] for row in sampling["rows"] if not row["library"])
-    filtered, step = VOCAB_SIZE / ours[sampling["sizes"].index("top-k 50")], 1e6 / fast
     what = (
         f"*{result['device']}, GPT-2 small (124M) in one run: {result['new_tokens']} tokens{fewer} after a prompt of "
         f"{result['prompt_tokens']}, batch 1, float16 (`naive` and `kv`: float32), random weights. "
         "All weights read at the speed of the device's own copy would be "
-        f"{result['ceiling_tokens_s']:.0f} tokens/s. All figures are of the likeliest token each time. To draw one "
-        f"from the k likeliest (`--top_k`) takes chapter 13's kernel {filtered:.0f} µs at k = 50, where the whole step "
-        f"of `fast` takes {step:.0f} µs: it leaves at most about a {_part(step / (step + filtered))} of the speed.*"
+        f"{result['ceiling_tokens_s']:.0f} tokens/s. All figures are of the likeliest token each time.*"
     )
     return [*lines, "", what]
 
 
-def _part(share):
-    """A share as a word, such as "fifth"."""
-    words = {2: "half", 3: "third", 4: "quarter", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth"}
-    return words.get(round(1 / share), f"{100 * share:.0f} %")
+def engine_table():
+    """Lines of the table of many sequences, and of other models."""
+    lines = ["| `Engine`, level `fast` | sequences | tokens/s | of the floor |", "|---|---:|---:|---:|"]
+    for name, model in MODELS.items():
+        result = read(ENGINE, name)
+        for row in result["decode"]["rows"]:
+            if row["name"] == "engine" and (n := row["sequences"]) in SEQUENCES:
+                lines.append(f"| {model} | {n} | {row['tokens_s'][0]:.0f} | {100 * row['share']:.0f} % |")
+    drawn = next(row for row in read(ENGINE, "engine")["sampling"]["rows"] if row["sequences"] == 1)
+    what = (
+        f"*{result['device']}, float16, random weights, {result['decode']['prompt']} tokens and "
+        f"{result['decode']['new']} new ones. The floor: what the device's own copy takes for the weights once and "
+        f"each sequence's keys and values. To draw from the 40 likeliest (`--top_k=40`) leaves "
+        f"{100 * drawn['over_greedy']:.0f} % of the first line's speed; more in [14.6.4](ch14_mini_llm/graphs.md) and "
+        "[14.5](ch14_mini_llm/llama.md).*"
+    )
+    return [*lines, "", what]
 
 
 def kernel_table(folder):
@@ -96,7 +108,7 @@ def kernel_table(folder):
 
 def render(folder):
     """What stands between the two comments. folder: that of a device's results."""
-    return "\n".join([*model_table(folder), "", *kernel_table(folder)]) + "\n"
+    return "\n".join([*model_table(folder), "", *kernel_table(folder), "", *engine_table()]) + "\n"
 
 
 def main(argv=None):

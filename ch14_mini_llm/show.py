@@ -33,15 +33,28 @@ class Stream:
 
 @contextmanager
 def notice_when_slow(backend):
-    """Says what is going on if the first token is slow to come; gives the function to call when it is there."""
-    kept = "; they are kept for the next start" if backend == "cpu" else ""
-    timer = threading.Timer(SLOW, say, [f"the kernels are being compiled{kept} ..."])
-    timer.daemon = True
-    timer.start()
+    """Says so if the first token is slow to come because of kernels that are compiled; gives the function to call when
+    it is there."""
+    there = threading.Event()
+    threading.Thread(target=_notice, args=(backend, there), daemon=True).start()
     try:
-        yield timer.cancel
+        yield there.set
     finally:
-        timer.cancel()
+        there.set()
+
+
+def _notice(backend, there):
+    if backend == "cpu":
+        from common.cpu.machine_code import count
+
+        before = count["compiled"]
+    if there.wait(SLOW):
+        return
+    while backend == "cpu" and count["compiled"] == before:  # they were on disk: it is the machine that is slow
+        if there.wait(SLOW / 10):
+            return
+    kept = "; they are kept for the next start" if backend == "cpu" else ""
+    say(f"the kernels are being compiled{kept} ...")
 
 
 def rate(start: float, times: list[float]) -> float:

@@ -73,7 +73,7 @@ def test_only_the_block_is_written(tmp_path, capsys):
     page.write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n", encoding="utf-8")
     readme.main([f"--readme={page}"])
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n<!-- measured -->\n| |") and text.endswith("|\n<!-- end -->\nbehind\n")
+    assert text.startswith("before\n<!-- measured -->\n| |") and text.endswith("*\n<!-- end -->\nbehind\n")
     rows = readme.read(readme.ROOT / "benchmarks/results/h100", "gpt2")["rows"]
     fast = next(row for row in rows if row["name"] == "fast")
     assert f"| `fast` | {fast['tokens_s'][0]:.0f} |" in text
