@@ -261,10 +261,13 @@ def requests(b, requests, prompt, new, mixed):
     rates, rows = {}, []
     for name, asked, static in ("alike", alike, False), ("continuous", others, False), ("static", others, True):
         b.progress(f"{requests} requests, {name}")
-        runs = b.timed(b.engine(max_batch=requests, static=static), asked)
+        engine = b.engine(max_batch=requests, static=static)
+        runs = b.timed(engine, asked)
         rates[name] = [run.rate for run in runs]
-        gap = b.check(prompts, runs[-1].tokens)
-        rows.append({"name": name, "error": None, "tokens_s": _summary(rates[name]), "worst_gap": gap})
+        computed = round(engine.stats()["rows"] / (WARM[b.level] + b.repeats))
+        found = {"tokens_s": _summary(rates[name]), "rows": computed, "worst_gap": b.check(prompts, runs[-1].tokens)}
+        rows.append({"name": name, "error": None} | found)
+        del engine
     if "transformers" in b.peers:
         pairs = [(one.tokens, one.max_new) for one in others]
         rows.append(attempt({"name": batched.PagedTransformers.name}, lambda: batched.paged_row(b, pairs)))

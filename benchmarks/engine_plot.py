@@ -91,6 +91,9 @@ def others_table(result):
         lines.append(f"| {what} | {found['over_decode']:.2f} |")
         lines.append(f"| the same, with outputs of {found['mixed'][0]} to {found['mixed'][1]}, over static batches | "
                      f"{found['over_static'][0]:.2f} |")  # fmt: skip
+        ours, static = (row.get("rows") for row in found["rows"][1:3])
+        if ours:
+            lines.append(f"| … rows that static batches run over, with padding, over ours | {static / ours:.2f} |")
     if "prefix" in result:
         found = result["prefix"]
         what = f"{found['requests']} requests that share {found['shared']} tokens, cached, over not cached"

@@ -244,6 +244,10 @@ def test_all_is_measured(measured):
     alike, continuous, static_, _ = (row["tokens_s"] for row in found["rows"])
     assert [row["name"] for row in found["rows"]] == ["alike", "continuous", "static", names[2]]
     assert found["over_decode"] > 0 and found["over_static"][1] <= found["over_static"][0] <= found["over_static"][2]
+    rng = np.random.default_rng(engine.SEED)
+    prompts, news = rng.integers(2, 9 + 1, 4), rng.integers(1, 6 + 1, 4)
+    assert found["rows"][1]["rows"] == prompts.sum() + (news - 1).sum()
+    assert found["rows"][2]["rows"] == 4 * (prompts.max() + news.max() - 1)
     assert continuous[1] / static_[2] * 0.99 < found["over_static"][0] < continuous[2] / static_[1] * 1.01
     for row in result["deterministic"]["rows"]:
         usual = rates["engine", row["sequences"]]
