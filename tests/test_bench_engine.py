@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from test_engines import random_model
 
-from benchmarks import batched_peers, engine, peers
+from benchmarks import batched_peers, engine, engine_plot, peers
 from benchmarks.ladders import device_folder
 from benchmarks.torch_llama import TorchLlama, random_llama
 from ch14_mini_llm.engine.engine import Engine
@@ -407,3 +407,34 @@ def test_torchs_llama_is_transformers():
     ids = torch.tensor([PROMPTS[0]])
     found = model.head(model(ids, torch.arange(ids.shape[1])))[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_engines_figures_are_drawn(tmp_path):
+    """With a peer that failed at one size, questions that were not asked, and a prompt in two steps."""
+    (tmp_path / "h200").mkdir()
+    (tmp_path / "chapter").mkdir()
+    rows = [
+        {"name": name, "sequences": n, "error": error, "tokens_s": [rate * n, 0, 0], "share": 0.5, "setting": "tuned"}
+        for name, rate in (("engine", 3), ("torch.compile, static batch", 2))
+        for n, error in ((1, None), (8, "out of memory" if rate == 2 else None))
+    ]
+    kinds = "decode decode decode mixed mixed decode none"
+    timeline = {"ms": "1 1 1 4 3 1 1", "rows": "2 2 2 386 40 3 3", "kinds": kinds}
+    result = {
+        "device": "NVIDIA X1", "model": "a model", "level": "fast", "repeats": 3,
+        "decode": {"prompt": 128, "new": 200, "rows": rows,
+                   "idle": {"sequences": 32, "error": None, "idle_share": -0.01}},
+        "deterministic": {"rows": [{"sequences": 8, "over_default": 0.91}]},
+        "gap": {"prompt": 1000, "sequences": 16, "ratio": [2.5, 2, 3], "median_ms": [1, 1, 1], "timeline": timeline},
+    }  # fmt: skip
+    (tmp_path / "h200" / "engine.json").write_text(json.dumps(result))
+    tables = "<!-- engine decode -->\nold\n<!-- end -->\nbetween\n<!-- engine others -->\n<!-- end -->\n"
+    page = f"before\n{tables}behind\n"
+    (tmp_path / "chapter" / "graphs.md").write_text(page)
+    paths = engine_plot.draw_all(tmp_path, tmp_path / "chapter")
+    assert all(path.exists() for path in paths)
+    text = paths[-1].read_text()
+    assert text.startswith("before\n<!-- engine decode -->\n| sequences") and text.endswith("<!-- end -->\nbehind\n")
+    assert "| 1 | 3 | 50 % | 2 | 1.50 | – |" in text and "| 8 | 24 | 50 % | – | – | 0.91 |" in text
+    assert "the GPU is idle | 0.0 %" in text and "the worst gap over the median | 2.50 |" in text and "old" not in text
+    assert "386 rows" in paths[1].read_text()
