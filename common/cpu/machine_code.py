@@ -18,7 +18,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from numba.core import codegen, compiler, config, typed_passes, types, untyped_passes
+from numba.core import compiler, config, typed_passes, untyped_passes
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
@@ -256,8 +256,6 @@ def compile_in_child(run, signature):
             for number in (signal.SIGINT, signal.SIGABRT, signal.SIGSEGV):
                 signal.signal(number, signal.SIG_DFL)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LLVM's last words would only frighten
-            if reads_float16(signature):
-                _prefer_wide_vectors()
             content = _compiled_content(run, signature)
             with open(sending, "wb") as pipe:
                 pipe.write(content)
@@ -276,28 +274,6 @@ def compile_in_child(run, signature):
     _, status, used = os.wait4(child, 0)
     count["seconds"] += used.ru_utime + used.ru_stime
     return (None, False) if os.WIFSIGNALED(status) else (content or None, True)
-
-
-def reads_float16(signature):
-    """Has a function arrays of float16 among its arguments? signature: their Numba types."""
-    return any(isinstance(kind, types.Array) and kind.dtype == types.float16 for kind in signature)
-
-
-def _prefer_wide_vectors():
-    """Have LLVM use vectors of 512 bits in all that this process compiles, where there are any.
-
-    By itself it keeps to 256 on processors that slow down in wide ones. Measured on a Xeon of 2023: a kernel that turns
-    float16 into float32 has the more to do a byte, and gains an eighth; one that only reads float32 loses a twentieth.
-    """
-    add_ir_module = codegen.CPUCodeLibrary.add_ir_module
-
-    def with_attribute(library, module):
-        for function in module.functions:
-            if not function.is_declaration:
-                set.add(function.attributes, '"prefer-vector-width"="512"')  # llvmlite knows no such attribute
-        add_ir_module(library, module)
-
-    codegen.CPUCodeLibrary.add_ir_module = with_attribute
 
 
 def _compiled_content(run, signature):

@@ -4,10 +4,9 @@ import enum
 import importlib.util
 import os
 
-import numba
 import numpy as np
 import pytest
-from numba import cuda, types
+from numba import cuda
 
 import common
 from common.cpu import compile as compiling
@@ -45,40 +44,6 @@ class Fails:
 def test_an_abort_while_compiling_does_not_take_this_process_along():
     assert machine_code.compile_in_child(Aborts(), ()) == (None, False)
     assert machine_code.compile_in_child(Fails(), ()) == (None, True)  # raised again by the parent's own compile
-
-
-@cuda.jit
-def widen(x, y):
-    i = cuda.grid(1)
-    y[i] = np.float32(x[i]) + np.float32(1)
-
-
-class Says:
-    """Compiles a function that adds 1, and tells what LLVM was given."""
-
-    _cache = None
-
-    def compile(self, signature):
-        made = numba.njit("int64(int64)")(lambda x: x + 1)
-        self._cache.content = lambda result: repr(made.inspect_llvm(made.signatures[0])).encode()
-        self._cache.save_overload(signature, None)
-
-
-@pytest.mark.parametrize("dtype, wide", [(types.float16, True), (types.float32, False)])
-def test_kernels_of_float16_ask_for_wide_vectors(dtype, wide):
-    content, survived = machine_code.compile_in_child(Says(), (types.int64, dtype[::1]))
-    assert survived and (b"prefer-vector-width" in content) == wide
-
-
-def test_kernels_of_float16_are_compiled_in_the_child(monkeypatch, tmp_path):
-    monkeypatch.setenv("MINI_CACHE_DIR", str(tmp_path))
-    contents, compile_in_child = [], machine_code.compile_in_child
-    spy = lambda *a: contents.append(compile_in_child(*a)) or contents[-1]
-    monkeypatch.setattr(machine_code, "compile_in_child", spy)
-    x, y = np.linspace(-3, 3, 64, dtype=np.float16), np.zeros(64, np.float32)
-    cuda.jit(widen.py_func)[2, 32](x, y)
-    np.testing.assert_array_equal(y, x.astype(np.float32) + 1)
-    assert [(content is not None, survived) for content, survived in contents] == [(True, True)]
 
 
 def test_the_cache_is_used_and_depends_on_globals_and_helpers(monkeypatch, tmp_path):
