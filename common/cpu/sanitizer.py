@@ -268,6 +268,9 @@ class _Run:
                 if written is not None:
                     changed = (look.cells[first : first + size, [shadow.W, shadow.A]] >= look.floor).any(axis=1)
                     written |= np.repeat(changed, granule)[: len(written)]
+        for number, (name, space, *_) in enumerate(self.compiled.arrays):
+            if space == "global" and name in self.compiled.parts_taken:  # perhaps written where nobody looked
+                fresh.written(self.arrays[number])
 
     def lay_out(self):
         """Cells for the arrays: those that share memory share cells.

@@ -233,6 +233,19 @@ def test_what_is_written_through_a_row_does_not_count_as_unwritten(tmp_path):
     assert not report.findings and any("a part of m is taken" in note for note in report.notices)
 
 
+@pytest.mark.skipif(common.BACKEND != "cpu", reason="the sanitizer is the CPU backend's")
+@pytest.mark.parametrize("part, unwritten", [("a[i, 0:]", False), ("a[i]", True)])
+def test_what_one_launch_may_have_written_through_a_part_the_next_may_read(tmp_path, part, unwritten):
+    """A part that is looked at is another matter: its last elements are read, and nothing has written them."""
+    writes = compiled(tmp_path, f"def kernel(a):\n    i = cuda.threadIdx.x\n    r = {part}\n    r[0] = r[1] = i\n")
+    reads = compiled(tmp_path, "def kernel(out, a):\n    i = cuda.threadIdx.x\n    out[i] = a[i, 1] + a[i, 2]\n")
+    a = cuda.device_array((4, 3))
+    with common.sanitize() as report:
+        writes[1, 4](a)
+        launched(reads, a)
+    assert [finding.kind for finding in report.findings] == ["uninitialized-global"] * unwritten
+
+
 @pytest.mark.skipif(common.BACKEND != "cpu", reason="MINI_CHECK is the CPU backend's")
 @pytest.mark.parametrize("body, words", [
     ("r = m[1]; out[i] = r[i]", "m: index 3 on axis 1 is outside 0 … 2"),
