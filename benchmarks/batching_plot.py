@@ -15,12 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, save  # noqa: E402
+from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, result_files, save, table_block  # noqa: E402
 from common.bench import short  # noqa: E402
 
 CHAPTER = ROOT / "ch14_mini_llm"
 PAGES = [CHAPTER / name for name in ("batching.md", "continuous_batching.md", "paged_kv.md")]
-BLOCK = re.compile(r"(<!-- batching (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = table_block("batching")
 PICTURE = re.compile(
     r"(```\npython (ch14_mini_llm/run\.py [^\n]*--watch[^\n]*)\n```\n\n<!-- picture -->\n).*?(<!-- end -->)", re.DOTALL
 )
@@ -31,7 +31,7 @@ PADDING_COLOUR, OURS = "#d8c7cf", COLOURS[2]
 
 def measured(results):
     """The figures of each device, GPUs first. Raises FileNotFoundError if there are none."""
-    paths = sorted(results.glob("*/batching.json"), key=lambda path: (path.parent.name == "cpu", path.parent.name))
+    paths = result_files(results, "batching.json")
     if not paths:
         raise FileNotFoundError(f"{results} has no batching.json of any device: run benchmarks/batching.py first")
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

@@ -8,18 +8,17 @@ In ``ch14_mini_llm/graphs.md``, what stands between ``<!-- engine NAME -->`` and
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, save  # noqa: E402
+from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, result_files, save, table_block  # noqa: E402
 from common.bench import short  # noqa: E402
 
 CHAPTER, RESULTS = ROOT / "ch14_mini_llm", ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"(<!-- engine (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = table_block("engine")
 OURS = "engine"
 PEER_COLOURS = (LIBRARY_COLOUR, COLOURS[6])
 STEP_COLOURS = {"decode": COLOURS[0], "mixed": COLOURS[6], "prompt": LIBRARY_COLOUR, "none": "#dddddd"}
@@ -28,7 +27,7 @@ AROUND = 12  # steps before and behind those with a part of the long prompt
 
 def measured(results=RESULTS):
     """The figures of the GPU with an ``engine.json``. Raises FileNotFoundError if there is none."""
-    paths = [path for path in sorted(results.glob("*/engine.json")) if path.parent.name != "cpu"]
+    paths = [path for path in result_files(results, "engine.json") if path.parent.name != "cpu"]
     if not paths:
         raise FileNotFoundError(f"{results} has no engine.json of a GPU: run make bench-engine there first")
     return json.loads(paths[0].read_text(encoding="utf-8"))

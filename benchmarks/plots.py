@@ -6,6 +6,7 @@ A lesson that has ``<!-- bench NAME -->`` shows ``img/NAME.svg``; this draws it 
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from chapters import lessons  # noqa: E402
 
 COLOURS = ["#9db4c0", "#5c8ea6", "#2f6690", "#16425b", "#81a684", "#466060", "#c08497"]
 LIBRARY_COLOUR = "#d9a441"
+
+
+def table_block(name):
+    """What finds the tables of a page that a plotter writes: ``<!-- NAME TABLE -->`` … ``<!-- end -->``, in groups the
+    first line, TABLE, and the last."""
+    return re.compile(rf"(<!-- {name} (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def result_files(results, name):
+    """The files of a name in the folders of devices, GPUs first."""
+    return sorted(results.glob(f"*/{name}"), key=lambda path: (path.parent.name == "cpu", path.parent.name))
 
 
 def pyplot():
