@@ -66,7 +66,8 @@ def decode_table(result):
         for name in peers:
             row = rows[name].get(n)
             rate = row and row["tokens_s"][0]
-            cells += [short(rate), f"{ours['tokens_s'][0] / rate:.2f}"] if row else ["–", "–"]
+            ratio = row and ours["tokens_s"][0] / rate
+            cells += [short(rate), f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"] if row else ["–", "–"]
         cells.append(f"{same[n]:.2f}" if n in same else "–")
         lines.append(f"| {' | '.join(cells)} |")
     size = result["decode"]
@@ -136,8 +137,8 @@ def draw_decode(result, path):
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yscale("log")
     axes[1].set_ylim(0, None)
-    axes[0].legend(frameon=False)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     save(figure, path)
 
 
