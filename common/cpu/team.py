@@ -39,6 +39,7 @@ class Team:
 
     def __init__(self, size):
         self.size, self.lock, self.job, self.ended = size, threading.Lock(), None, False
+        self._fence = threading.Lock()
         words = np.zeros(SLOTS + 2 * size * LINE, np.int64)
         self._words, self.address = memoryview(words), words.ctypes.data
         self.called = self.address + 8 * CALLED
@@ -92,6 +93,8 @@ class Team:
         words, number, wait = self._words, job.number, self._wait
         words[CLOSED] = number
         words[CALLED] = number
+        with self._fence:  # a processor may read before what it has written is seen: a helper would come in unnoticed
+            pass
         for came in self._came:
             left = came + LINE
             while words[came] == number != words[left]:
