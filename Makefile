@@ -7,9 +7,9 @@
 #   VENV=.venv          where the virtual environment is
 #   PROMPT="Once upon"  text for ch14 and profile to go on with; or as ids: TOKENS=15496,11,612,318
 #   MAX_NEW=64          how many tokens ch14 writes
-#   WEIGHTS=FILE        another weight file for ch14 and profile
+#   WEIGHTS=FILE        another weight file for ch14, profile and serve
 #   CH=09               the chapter that bench measures, or several: CH="04 09"; all by default
-#   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), for test (pytest's: tests/ch03, -x, -n 2 ...)
+#   ARGS="..."          more options: for ch14 (--temperature=0.8 --trace ...), serve (--port=8000 ...), test (pytest's: tests/ch03, -x, -n 2 ...)
 #                       They are cut into words at blanks, except in quotes: ARGS="-k 'one or two'"
 #   ARCH=sm_80          the GPU architecture to compile for: on a GPU it is used, without one the kernels are checked
 #   EX=ch13/topk        the exercise that grade, hint, reset and solution are about; grade takes all by default
@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-laptop bench-cpu bench-sanitizer gpt2 smollm2 chat setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-laptop bench-cpu bench-sanitizer gpt2 smollm2 chat serve setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -171,11 +171,15 @@ chat: setup ## talk with SmolLM2 (after make smollm2), or have one answer: PROMP
 	[ -z "$$KBK_PROMPT" ] || set -- --prompt="$$KBK_PROMPT" "$$@"; \
 	$(RUN) ch14_mini_llm/run.py "$$@"
 
+serve: needs-serve setup ## serve a model over HTTP, as OpenAI does (WEIGHTS=FILE, ARGS="--port=8000 --api_key=KEY ...")
+	@set --; [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS"; \
+	$(RUN_QUIETLY) ch14_mini_llm/serve.py "$$@"
+
 # --- the virtual environment --------------------------------------------------------------------------
-# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .grade, .lab, .gpu12, .gpu13.
+# Empty files in it say what has been installed: .venv-made, .base (what ch14 needs), .dev (the tests), .serve, .grade, .lab, .gpu12, .gpu13.
 # They are not targets of make's, because a target's name is read by make: no variable may stand in it.
 
-.PHONY: venv needs-base needs-test needs-dev needs-grade needs-lab
+.PHONY: venv needs-base needs-test needs-dev needs-serve needs-grade needs-lab
 
 # Whether pyproject.toml has changed since the file "$$stamp" was made, or it never was.
 override OUTDATED = [ ! -e "$$stamp" ] || [ -n "$$(find pyproject.toml -newer "$$stamp")" ]
@@ -190,13 +194,14 @@ setup: plan needs-base ## install what ch14 needs, and numba-cuda where there is
 plan: venv
 	@$(PY) common/archs.py --arch="$$KBK_ARCH" > "$$KBK_VENV/plan.sh"
 
-needs-base needs-test needs-dev needs-grade needs-lab: needs-%: venv
+needs-base needs-test needs-dev needs-serve needs-grade needs-lab: needs-%: venv
 	@stamp="$$KBK_VENV/.$*"; $(OUTDATED) || exit 0; set --; \
 	case $* in \
 		base) extra=; what="NumPy, Numba and the tokenizer into $$KBK_VENV (0.1 GB)" ;; \
-		test) extra="[test]"; what="pytest and hypothesis into $$KBK_VENV" ;; \
+		test) extra="[test]"; what="pytest, hypothesis and the server's packages into $$KBK_VENV" ;; \
 		dev) extra="[dev]"; what="the tests' packages into $$KBK_VENV: torch is the large one, see TORCH_INDEX in the Makefile"; \
 			[ -z "$$KBK_TORCH_INDEX" ] || set -- --extra-index-url "$$KBK_TORCH_INDEX" ;; \
+		serve) extra="[serve]"; what="the server's packages (Starlette, uvicorn) into $$KBK_VENV" ;; \
 		grade) extra="[grade]"; what="pytest into $$KBK_VENV, for the exercises" ;; \
 		lab) extra="[lab]"; what="JupyterLab and matplotlib into $$KBK_VENV" ;; \
 	esac; \

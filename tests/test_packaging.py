@@ -112,10 +112,16 @@ def third_party(folder, walk=ast.walk, graders=False):
 
 @pytest.mark.parametrize("folder", ["chapters", "ch14_mini_llm"])
 def test_the_book_runs_on_the_base_install(folder):
-    """No torch and no transformers where `make ch14` goes; torch to measure beside and matplotlib to draw come late."""
+    """No torch and no transformers where `make ch14` goes; torch to measure beside and matplotlib to draw come late, and
+    what the server needs is asked for in its own folder and in the program that starts it."""
     base = set(pins(PROJECT["dependencies"]))
-    assert not {name: str(path) for name, path in third_party(folder, walk_at_import).items() if name not in base}
-    late = {name: path.name for name, path in third_party(folder).items() if name not in base}
+    server = dict.fromkeys(pins(EXTRAS["serve"]), ("ch14_mini_llm/server/", "ch14_mini_llm/serve.py"))
+    others = lambda found: {
+        name: path for name, path in found.items()
+        if name not in base and not str(path).startswith(server.get(name, ("nowhere",)))
+    }  # fmt: skip
+    assert not others(third_party(folder, walk_at_import))
+    late = {name: path.name for name, path in others(third_party(folder)).items()}
     assert late.items() <= {"torch": "bench.py", "matplotlib": "timeline.py"}.items()
 
 

@@ -77,6 +77,7 @@ class Output(NamedTuple):
     """What is new of a request: tokens, and at its end why it has ended ("stop", "length", "abort", "error").
 
     logprobs: one a token, if the request asks for them. prompt_logprobs: once, when the prompt has been run over.
+    cached_tokens: at its end, how many of the prompt were found in the prefix cache.
     """
 
     id: int
@@ -85,6 +86,7 @@ class Output(NamedTuple):
     error: str | None = None
     logprobs: tuple[Logprob, ...] = ()
     prompt_logprobs: tuple[Logprob | None, ...] | None = None
+    cached_tokens: int = 0
 
 
 @dataclass

@@ -180,7 +180,7 @@ class Scheduler:
         (self.waiting if sequence.state == WAITING else self.running).remove(sequence)
         self._release(sequence)
         sequence.state, sequence.finish_reason, sequence.error = ENDED, reason, error
-        self.outputs.append(Output(sequence.id, (), reason, error))
+        self.outputs.append(Output(sequence.id, (), reason, error, cached_tokens=sequence.n_cached or 0))
 
     def _release(self, sequence: Sequence) -> None:
         """Give its blocks back; those that a step under way may write, once that has been read."""

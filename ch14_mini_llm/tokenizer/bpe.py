@@ -34,14 +34,14 @@ def encode(text: str) -> list[int]:
     Raises `TokenizerError` for text with lone surrogates (it has no UTF-8 form) or if a package is missing.
     """
     require_utf8(text)
-    return _bpe().encode(text, add_special_tokens=False).ids
+    return merger().encode(text, add_special_tokens=False).ids
 
 
 def encode_batch(texts: list[str]) -> list[list[int]]:
     """`encode` of each text, spread over the processor's cores by the `tokenizers` library."""
     for text in texts:
         require_utf8(text)
-    return [encoding.ids for encoding in _bpe().encode_batch(texts, add_special_tokens=False)]
+    return [encoding.ids for encoding in merger().encode_batch(texts, add_special_tokens=False)]
 
 
 def decode(ids: Iterable[int]) -> str:
@@ -101,7 +101,7 @@ def library():
 
 
 @lru_cache(maxsize=1)
-def _bpe():
+def merger():
     """The `tokenizers` object, built on first use so that importing this module costs nothing."""
     tokenizers = library()
     encoder, merges = vocabulary_files()

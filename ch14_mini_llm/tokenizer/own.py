@@ -39,6 +39,27 @@ class GPT2Tokenizer:
         """Token ids of a text; raises `TokenizerError`."""
         return bpe.encode(text)
 
+    @cached_property
+    def plain(self):
+        """The `tokenizers` object for which special tokens that are spelled out are text like any other."""
+        copy = bpe.library().Tokenizer.from_str(self._library.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+    @property
+    def _library(self):
+        return bpe.merger()
+
+    def encode_plain(self, text: str, in_front: bool = True) -> list[int]:
+        """`encode` for which a special token that is spelled out is text like any other. in_front: with what the model
+        wants in front of a text."""
+        bpe.require_utf8(text)
+        return self.plain.encode(text, add_special_tokens=in_front).ids
+
+    def special_tokens(self) -> list[str]:
+        """The texts that `encode` takes for special tokens."""
+        return [token.content for token in self._library.get_added_tokens_decoder().values()]
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
         return bpe.token_bytes(token)
@@ -84,6 +105,10 @@ class OwnTokenizer(GPT2Tokenizer):
         bpe.require_utf8(text)
         return self._bpe.encode(text).ids
 
+    @property
+    def _library(self):
+        return self._bpe
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
         return bpe.look_up(self._table, token, "the")
@@ -118,15 +143,20 @@ class OwnTokenizer(GPT2Tokenizer):
         """
         if self.template is None:
             return super().chat(messages)
+        return self.encode_form(self.render(messages))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The text of a conversation in the model's form, which it must have; raises `TokenizerError`."""
         try:
             given = {**self._special, "messages": list(messages), "tools": None, "documents": None}
-            text = self._form.render(given, add_generation_prompt=True)
-            bpe.require_utf8(text)
-            return self._bpe.encode(text, add_special_tokens=False).ids
-        except TokenizerError:
-            raise
+            return self._form.render(given, add_generation_prompt=True)
         except Exception as error:  # whatever a template does
             raise TokenizerError(f"the model's form of a conversation fails: {str(error)[:100]}") from None
+
+    def encode_form(self, text: str) -> list[int]:
+        """Token ids of what `render` gives, which has all special tokens in it; raises `TokenizerError`."""
+        bpe.require_utf8(text)
+        return self._bpe.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def _form(self):
@@ -145,12 +175,15 @@ class OwnTokenizer(GPT2Tokenizer):
 
 
 class StreamDecoder:
-    """Decodes a stream of ids piece by piece; the pieces, and `finish()` last, join up to ``tokenizer.decode``."""
+    """Decodes a stream of ids piece by piece; the pieces, and `finish()` last, join up to ``tokenizer.decode``.
 
-    def __init__(self, tokenizer: GPT2Tokenizer | None = None) -> None:
+    continues: the stream goes on with a text, so that its first blank is part of it.
+    """
+
+    def __init__(self, tokenizer: GPT2Tokenizer | None = None, continues: bool = False) -> None:
         tokenizer = tokenizer or GPT2Tokenizer()
         self._tokenizer, self._utf8 = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._begins = tokenizer.starts_with_space  # and nothing has come yet
+        self._begins = tokenizer.starts_with_space and not continues  # and nothing has come yet
 
     def push(self, token: int) -> str:
         """The characters that `token` completes; may be empty."""

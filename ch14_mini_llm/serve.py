@@ -1,0 +1,203 @@
+"""Serve a model over HTTP: OpenAI's API on the book's own kernels.
+
+    python ch14_mini_llm/serve.py
+    python ch14_mini_llm/serve.py --weights data/smollm2-135m.bin --port 8000 --max_batch 32
+
+    curl http://127.0.0.1:8000/v1/completions -H "Content-Type: application/json" \\
+        -d '{"model": "tiny-gpt2", "prompt": "Once upon a time", "max_tokens": 20}'
+
+The default model is SmolLM2, if `make smollm2` has made it, else the tiny one. The engine runs in a process of its own;
+this one only talks to clients. SIGTERM or Ctrl-C: no connection is taken any more, answers under way have ``--grace``
+seconds; a second one ends at once.
+
+Exit codes: 0 ended by a signal; 1 the engine cannot be started; 2 a mistake in the arguments, the environment or the
+weights, or a port that cannot be had (one line says which).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if sys.path and sys.path[0] and Path(sys.path[0]).resolve() == ROOT / "ch14_mini_llm":
+    sys.path[0] = str(ROOT)  # started as a script: import from the repository, wherever we are
+elif str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
+from ch14_mini_llm.engine.request import RequestError  # noqa: E402
+
+LEVELS = ("kv", "fast")
+NEEDS = ("uvicorn", "starlette", "prometheus_client")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    from ch14_mini_llm.model.layout import WeightsError
+    from ch14_mini_llm.tokenizer.bpe import TokenizerError
+
+    mistakes = (WeightsError, TokenizerError)
+    return run_program("serve.py", lambda: serve(build_parser().parse_args(argv)), mistakes)
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(
+        prog="serve.py",
+        description="Serve a model over HTTP: OpenAI's API on the book's own kernels.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--weights", metavar="FILE", help="a weight file (default: data/smollm2-135m.bin if there, else the tiny model)"
+    )
+    add("--name", metavar="NAME", help="the model's name for clients (default: the file's, without its ending)")
+    add("--host", metavar="ADDRESS", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine "
+        "alone; 0.0.0.0 is everybody who can reach it: give --api_key as well)")  # fmt: skip
+    add("--port", metavar="PORT", type=integer, default=8000, help="port to listen on (default 8000; 0: any free one)")
+    add("--api_key", metavar="KEY", action="append", default=[], help="ask for this key; may be given several times, "
+        "or as KBK_API_KEY in the environment, where others on the machine cannot read it")  # fmt: skip
+    add("--engine", metavar="LEVEL", choices=LEVELS, help="kv or fast (default: fast on a GPU, kv without)")
+    add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv")
+    add("--num_blocks", metavar="N", type=integer, help="blocks of the KV cache (default: what fits)")
+    add("--block_size", metavar="N", type=integer, default=16, help="tokens a block: 4, 8, 16 … 256 (default 16)")
+    add("--max_batch", metavar="N", type=integer, default=32, help="sequences that run at a time (default 32)")
+    add("--max_queue", metavar="N", type=integer, default=128, help="more that may wait; others get 429 (default 128)")
+    add(
+        "--timeout", metavar="SECONDS", type=number, default=600.0, help="for an answer, waiting included (default 600)"
+    )
+    add("--grace", metavar="SECONDS", type=number, default=30.0, help="for answers under way at the end (default 30)")
+    return parser
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    missing = [name for name in NEEDS if not _is_there(name)]
+    if missing:
+        raise RequestError(f"{', '.join(missing)} cannot be found; the server needs: pip install -e '.[serve]'")
+    from ch14_mini_llm.model.weights import DATA_DIR, default_weights, load_weights
+    from ch14_mini_llm.server.settings import Settings
+    from ch14_mini_llm.start import describe, say, shown
+    from ch14_mini_llm.tokenizer.own import tokenizer_of
+
+    if options.weights == "":
+        raise RequestError("--weights is empty; give the path of a weight file, or leave it out")
+    smollm2 = DATA_DIR / "smollm2-135m.bin"
+    path = Path(options.weights or (smollm2 if smollm2.exists() else default_weights()))
+    config, tensors = load_weights(path)
+    tokenizer = tokenizer_of(config, tensors)
+    tokenizer.encode_plain("now, not at the first request: packages may be missing")
+    del tensors
+    keys = [*options.api_key, *filter(None, [os.environ.get("KBK_API_KEY")])]
+    facts = f"{path.name} {path.stat().st_size} {config}"
+    settings = Settings(
+        options.name or path.stem, options.max_queue, tuple(keys), options.timeout, options.grace,
+        fingerprint=f"kbk_{hashlib.sha256(facts.encode()).hexdigest()[:10]}",
+    )  # fmt: skip
+    listening = listen(options.host, options.port)
+    say(f"weights: {shown(path)} ({describe(config)})")
+    if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
+        say(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
+    engine = {name: getattr(options, name) for name in ("num_blocks", "block_size", "max_batch", "dtype")}
+    engine["level"] = options.engine
+    return asyncio.run(_serve(settings, tokenizer, listening, (str(path), engine), say))
+
+
+def _is_there(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises `RequestError`."""
+    if not 0 <= port < 65536:
+        raise RequestError(f"--port is {port}; it must be from 0 to 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(1024)
+    except (OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise RequestError(f"cannot listen on {cut(host)}, port {port} ({words}); try another --port") from None
+    return listening
+
+
+async def _serve(settings, tokenizer, listening, arguments, say) -> int:
+    import uvicorn
+
+    from ch14_mini_llm.server.app import application
+    from ch14_mini_llm.server.remote import READY, RemoteEngine
+    from ch14_mini_llm.server.tokens import Server
+
+    remote = RemoteEngine(*arguments, say=_progress(say))
+    server = Server(settings, tokenizer, remote)
+    config = uvicorn.Config(
+        application(server), log_level="warning", access_log=False, lifespan="off", server_header=False,
+        timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.grace)),
+    )  # fmt: skip
+    web, loop = _Web(config), asyncio.get_running_loop()
+
+    def end():
+        if server.draining:
+            os._exit(0)  # asked a second time
+        server.draining = web.should_exit = True
+        say(f"ending: {remote.load} answers are under way; they have {settings.grace:g} seconds")
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, end)
+    remote.start()
+    serving = asyncio.create_task(web.serve([listening]))
+    starting = asyncio.create_task(remote.ready())
+    await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done() and remote.state == READY:
+        host, port = listening.getsockname()[:2]
+        print("\r\x1b[K" * sys.stderr.isatty(), end="", file=sys.stderr)
+        say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}/v1, model {settings.name!r}; Ctrl-C ends it")
+    elif starting.done():
+        web.should_exit = True
+    await serving
+    starting.cancel()
+    failed = remote.problem if remote.state == "failed" else None
+    remote.close()
+    if failed:
+        say(f"serve.py: error: the engine cannot be started: {failed}")
+        return 1
+    return 0
+
+
+def _progress(say):
+    """For what the engine's process says: one line that changes in a terminal, else a line each."""
+    if not sys.stderr.isatty():
+        return say
+    return lambda text: print(
+        f"\r\x1b[K{text}", end="" if text.startswith("warming up") else "\n", file=sys.stderr, flush=True
+    )
+
+
+class _Web:
+    """uvicorn's server, without its handlers of signals: they would end this process with 143 where 0 is meant."""
+
+    def __new__(cls, config):
+        import uvicorn
+
+        class Web(uvicorn.Server):
+            @contextlib.contextmanager
+            def capture_signals(self):
+                yield
+
+        return Web(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

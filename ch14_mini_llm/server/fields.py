@@ -1,0 +1,130 @@
+"""The fields of a request: each is honoured or refused, none is ignored. The table drives the checks, /openapi.json,
+the table in the chapter's page, and the tests, which compare it with the fields that the package ``openai`` knows.
+
+``null`` is the same as to leave a field out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ch14_mini_llm.engine.request import MAX_TOP, shown
+from ch14_mini_llm.server.errors import ApiError, refused
+from ch14_mini_llm.server.kinds import (
+    BIASES,
+    FLAG,
+    IDS,
+    LABEL,
+    MAX_STOPS,
+    MESSAGES,
+    NUMBER,
+    PROMPTS,
+    STOPS,
+    STREAM,
+    TEXT,
+    Kind,
+    never,
+    only,
+    whole,
+)
+
+COMPLETIONS, CHAT = "completions", "chat"
+BOTH = (COMPLETIONS, CHAT)
+MAX_CHOICES = 128  # of a request: prompts times n
+MAX_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of one or both endpoints. meaning: what it does here, for people."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    ends: tuple[str, ...] = BOTH
+    required: bool = False
+
+
+FIELDS = (
+    Field("model", TEXT, "the model's name, as /v1/models has it; another one is answered 404", required=True),
+    Field("prompt", PROMPTS, "a text, token ids, or a list of such; \"\" is the start token", (COMPLETIONS,), True),
+    Field("messages", MESSAGES, "the conversation: system, developer, user, assistant; texts only", (CHAT,), True),
+    Field("max_tokens", whole(0, MAX_TOKENS), "new tokens at most; 16 for a completion, what fits for a chat"),
+    Field("max_completion_tokens", whole(0, MAX_TOKENS), "the newer name of max_tokens", (CHAT,)),
+    Field("temperature", NUMBER, "logits are divided by it, 1 by default; 0 takes the likeliest token"),
+    Field("top_p", NUMBER, "draw from the fewest tokens whose probabilities add up to it; above 0"),
+    Field("top_k", NUMBER, "draw from so many of the likeliest; 0 or -1 for all (not OpenAI's)"),
+    Field("min_p", NUMBER, "drop tokens less than so many times as likely as the likeliest (not OpenAI's)"),
+    Field("presence_penalty", NUMBER, "what the logit of a token loses that the answer has, -2 to 2"),
+    Field("frequency_penalty", NUMBER, "the same, for each time that it has it"),
+    Field("repetition_penalty", NUMBER, "divides logits of tokens that prompt or answer have (not OpenAI's)"),
+    Field("logit_bias", BIASES, "token id → what its logit gains, -100 to 100; 300 ids at most"),
+    Field("seed", whole(-(2**63), 2**64 - 1), "the same seed, the same answer; choice j has a seed made of it and j"),
+    Field("n", whole(1, MAX_CHOICES), f"choices for each prompt, {MAX_CHOICES} in all"),
+    Field("stop", STOPS, f"up to {MAX_STOPS} texts that end an answer, and are left out of it"),
+    Field("stop_token_ids", IDS, "ids that end an answer, besides the model's own (not OpenAI's)"),
+    Field("ignore_eos", FLAG, "go on behind the model's end token (not OpenAI's)"),
+    Field("echo", FLAG, "the prompt in front of the answer", (COMPLETIONS,)),
+    Field("logprobs", whole(0, MAX_TOP), f"log-probabilities, and of the likeliest, 0 to {MAX_TOP}", (COMPLETIONS,)),
+    Field("logprobs", FLAG, "log-probabilities of the answer's tokens", (CHAT,)),
+    Field("top_logprobs", whole(0, MAX_TOP), f"and of so many likeliest, 0 to {MAX_TOP}; needs logprobs", (CHAT,)),
+    Field("stream", FLAG, "server-sent events, as tokens come"),
+    Field("stream_options", STREAM, "include_usage: one more chunk at the end; needs stream"),
+    Field("priority", whole(-(2**31), 2**31 - 1), "larger is served first (not OpenAI's)"),
+    Field("user", LABEL, "taken, and changes nothing, which is its purpose"),
+    Field("metadata", LABEL, "as user", (CHAT,)),
+    Field("safety_identifier", LABEL, "as user", (CHAT,)),
+    Field("prompt_cache_key", LABEL, "taken: there is one cache, and it finds what begins alike by itself", (CHAT,)),
+    Field("best_of", only(1), "only 1", (COMPLETIONS,)),
+    Field("suffix", never("the models only go on"), "refused", (COMPLETIONS,)),
+    Field("response_format", only({"type": "text"}), "only {\"type\": \"text\"}", (CHAT,)),
+    Field("modalities", only(["text"]), "only [\"text\"]", (CHAT,)),
+    Field("tools", never("the models call no tools"), "refused", (CHAT,)),
+    Field("tool_choice", only("none"), "only \"none\"", (CHAT,)),
+    Field("parallel_tool_calls", never("the models call no tools"), "refused", (CHAT,)),
+    Field("functions", never("the models call no tools"), "refused", (CHAT,)),
+    Field("function_call", only("none"), "only \"none\"", (CHAT,)),
+    Field("audio", never("texts only"), "refused", (CHAT,)),
+    Field("moderation", never("nothing is moderated"), "refused", (CHAT,)),
+    Field("prediction", never("nothing is guessed"), "refused", (CHAT,)),
+    Field("prompt_cache_options", never("the cache has no options"), "refused", (CHAT,)),
+    Field("prompt_cache_retention", never("what is least used leaves first"), "refused", (CHAT,)),
+    Field("reasoning_effort", never("the models do not reason apart"), "refused", (CHAT,)),
+    Field("service_tier", only("auto", "default"), "only \"auto\" or \"default\"", (CHAT,)),
+    Field("store", only(False), "only false: nothing is stored", (CHAT,)),
+    Field("verbosity", never("the models have no such setting"), "refused", (CHAT,)),
+    Field("web_search_options", never("there is no network"), "refused", (CHAT,)),
+)  # fmt: skip
+TABLES = {end: {field.name: field for field in FIELDS if end in field.ends} for end in BOTH}
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+            "logit_bias")  # fmt: skip
+
+
+def read(end: str, body: object) -> dict:
+    """The fields of a request's body, checked; those that are not given are left out. end: of `BOTH`. Raises
+    `ApiError`, which names the field."""
+    if not isinstance(body, Mapping):
+        raise ApiError(400, f"the body is {shown(body)}; it must be a JSON object", code="invalid_body")
+    table, values = TABLES[end], {}
+    for name, value in body.items():
+        if name not in table:
+            hint = f" (it is one of /v1/{'chat/completions' if end == COMPLETIONS else 'completions'})"
+            other = name in TABLES[CHAT if end == COMPLETIONS else COMPLETIONS]
+            raise refused(name[:60], f"there is no field {shown(name)} here{hint * other}", "unknown_parameter")
+        if value is not None:
+            values[name] = table[name].kind.check(name, value)
+    for name, field in table.items():
+        if field.required and name not in values:
+            raise refused(name, f"{name} is missing; it is {field.meaning}", "missing_required_parameter")
+    needs(values, "stream_options", "stream")
+    needs(values, "top_logprobs", "logprobs")
+    if values.get("max_tokens", (most := values.get("max_completion_tokens"))) != most and most is not None:
+        raise refused("max_tokens", "max_tokens and max_completion_tokens are both given, and differ: give one of them")
+    return values
+
+
+def needs(values: dict, name: str, other: str) -> None:
+    """Raises `ApiError` if a field is given without the one that it belongs to."""
+    if name in values and not values.get(other):
+        raise refused(name, f"{name} is given, but {other} is not: give both, or neither")

@@ -1,0 +1,163 @@
+"""A request's choices as they come: tokens in, pieces of text out, whether anybody streams them or not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from ch14_mini_llm.engine.plan import Output
+from ch14_mini_llm.engine.request import Request
+from ch14_mini_llm.server.answers import Piece, Usage
+from ch14_mini_llm.server.errors import ApiError
+from ch14_mini_llm.server.prompts import Asked
+from ch14_mini_llm.server.remote import GONE, RemoteEngine
+from ch14_mini_llm.server.text import TextStream
+from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
+
+ABORTED = 409  # the status of a request that another one has ended
+
+
+class Choice:
+    """One choice: the engine's outputs, and the text that has left.
+
+    echo: the prompt's text, which goes in front; None for none. continues: the answer goes on with the prompt.
+    """
+
+    def __init__(self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool) -> None:
+        self.request, self.tokenizer, self.echo = request, tokenizer, echo
+        self.text = TextStream(tokenizer, stops, len(echo or ""), continues)
+        self.cached = 0
+        self.times: list[float] = []  # at which tokens came
+
+    async def pieces(self, remote: RemoteEngine) -> AsyncIterator[Piece]:
+        """Run it; the last piece has a finish_reason. Raises `ApiError`. Whoever stops listening ends the request."""
+        stream = remote.submit(self.request)
+        try:
+            if self.echo is not None and self.request.prompt_logprobs is None:
+                yield Piece(self.echo)
+            while True:
+                piece, ended = Piece(), None
+                for output in await stream.get():
+                    if output.prompt_logprobs is not None:
+                        piece.add(self._echoed(output))
+                    self._take(output, piece)
+                    ended = output if output.finish_reason is not None else None
+                if ended is None and self.text.stopped:
+                    remote.abort(stream)
+                    yield piece
+                    piece, ended = Piece(), await _last(stream)
+                if ended is not None:
+                    self.cached = ended.cached_tokens
+                    piece.finish_reason = self._finish(ended, piece)
+                yield piece
+                if ended is not None:
+                    return
+        finally:
+            remote.abort(stream)
+
+    def _take(self, output: Output, piece: Piece) -> None:
+        for number, token in enumerate(output.tokens):
+            if self.text.stopped:
+                return
+            known = output.logprobs[number] if output.logprobs else None
+            text, entries = self.text.push(token, (token, known))
+            piece.text += text
+            piece.entries += entries
+        if output.tokens:
+            self.times.append(time.perf_counter())
+
+    def _finish(self, ended: Output, piece: Piece) -> str:
+        """What OpenAI calls the reason; the rest of the text is in the piece then. Raises `ApiError`."""
+        if self.text.stopped:
+            return "stop"
+        if ended.finish_reason == "error":
+            raise ApiError(503 if ended.error == GONE else 500, str(ended.error), code="engine_error")
+        if ended.finish_reason == "abort":
+            raise ApiError(ABORTED, "the request was aborted", code="aborted")
+        text, entries = self.text.finish()
+        piece.text += text
+        piece.entries += entries
+        return ended.finish_reason
+
+    def _echoed(self, output: Output) -> Piece:
+        """The prompt, with the log-probabilities of its tokens; the first has none."""
+        text = TextStream(self.tokenizer)
+        entries = []
+        for token, known in zip(self.request.tokens, output.prompt_logprobs):
+            entries += text.push(token, (token, known))[1]
+        return Piece(self.echo or "", entries + text.finish()[1])
+
+
+async def _last(stream) -> Output:
+    """The output with which a stream ends."""
+    while True:
+        for output in await stream.get():
+            if output.finish_reason is not None:
+                return output
+
+
+class Generation:
+    """All choices of a request, at the same time. on_end(choice, reason): called as each ends as it should."""
+
+    def __init__(
+        self, asked: Asked, tokenizer: GPT2Tokenizer, echoes: list[str | None], continues: bool, on_end
+    ) -> None:
+        self.choices = [
+            Choice(request, tokenizer, asked.stops, echoes[number // asked.n], continues)
+            for number, request in enumerate(asked.requests)
+        ]
+        self._prompts, self._on_end = asked.prompts, on_end
+        self._new: dict[int, Piece] = {}
+        self._there, self._error = asyncio.Event(), None
+
+    async def pieces(self, remote: RemoteEngine, patience: float) -> AsyncIterator[dict[int, Piece]]:
+        """What is new, {number of the choice: piece}, until all have ended; {} after so many seconds with nothing new.
+        What comes while nobody listens is joined. Raises `ApiError`."""
+        tasks = [asyncio.create_task(self._run(number, remote)) for number in range(len(self.choices))]
+        left = len(tasks)
+        try:
+            while left:
+                try:
+                    await asyncio.wait_for(self._there.wait(), patience)
+                except TimeoutError:
+                    yield {}
+                    continue
+                self._there.clear()
+                new, self._new = self._new, {}
+                left -= sum(piece.finish_reason is not None for piece in new.values())
+                if new:
+                    yield dict(sorted(new.items()))
+                if self._error is not None:
+                    raise self._error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def abort(self) -> None:
+        """End it: `pieces` raises."""
+        self._error = ApiError(ABORTED, "the request was aborted", code="aborted")
+        self._there.set()
+
+    async def _run(self, number: int, remote: RemoteEngine) -> None:
+        pieces = self.choices[number].pieces(remote)
+        try:
+            async for piece in pieces:
+                if piece.finish_reason is not None:
+                    self._on_end(self.choices[number], piece.finish_reason)
+                if piece.text or piece.entries or piece.finish_reason:
+                    self._new.setdefault(number, Piece()).add(piece)
+                    self._there.set()
+        except Exception as error:
+            self._error = error
+            self._there.set()
+        finally:
+            await pieces.aclose()
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far. A prompt counts once, whatever n."""
+        n = len(self.choices) // len(self._prompts)
+        cached = sum(self.choices[number * n].cached for number in range(len(self._prompts)))
+        return Usage(sum(map(len, self._prompts)), cached, sum(choice.text.n_tokens for choice in self.choices))

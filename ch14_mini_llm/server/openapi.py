@@ -1,0 +1,68 @@
+"""/openapi.json: what the server takes and answers, made from the table of fields."""
+
+from __future__ import annotations
+
+from ch14_mini_llm.server.fields import BOTH, CHAT, TABLES
+
+OBJECT, IDS = {"type": "object"}, {"type": "array", "items": {"type": "integer", "minimum": 0}}
+MESSAGES = {
+    "type": "array", "minItems": 1,
+    "items": {
+        "type": "object", "required": ["role", "content"],
+        "properties": {
+            "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
+            "content": {"type": "string"},
+        },
+    },
+}  # fmt: skip
+PATHS = {"completions": "/v1/completions", CHAT: "/v1/chat/completions"}
+USUAL = (400, 401, 413, 429, 500, 503, 504)  # errors of an endpoint that makes tokens
+
+
+def description(model: str) -> dict:
+    """The document, of OpenAPI 3.1."""
+    paths = {PATHS[end]: {"post": _operation(f"create_{end}", _body(end), (*USUAL, 404, 409))} for end in BOTH}
+    tokens = {"type": "object", "properties": {"tokens": IDS}, "required": ["tokens"]}
+    prompt = {"type": "object", "properties": {"prompt": {"type": "string"}, "messages": MESSAGES}}
+    named = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+    for name, body in ("tokenize", prompt), ("detokenize", tokens), ("abort", named):
+        paths[f"/{name}"] = {"post": _operation(name, body, (400, 401, 413, 503))}
+    for name in ("health", "ready", "metrics", "v1/models"):
+        paths[f"/{name}"] = {"get": _operation(name.replace("/", "_"), None, (401, 503))}
+    chosen = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    paths["/v1/models/{name}"] = {"get": _operation("model", None, (401, 404)) | {"parameters": [chosen]}}
+    return {
+        "openapi": "3.1.0", "info": {"title": f"Kernel by Kernel: {model}", "version": "1"}, "paths": paths,
+        "components": {
+            "schemas": {"Error": _error()}, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }  # fmt: skip
+
+
+def _body(end: str) -> dict:
+    properties = {}
+    for name, field in TABLES[end].items():
+        schema = MESSAGES if name == "messages" else field.kind.schema
+        schema = schema if field.required else {"anyOf": [schema, {"type": "null"}]}
+        properties[name] = schema | {"description": field.meaning}
+    required = [name for name, field in TABLES[end].items() if field.required]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _operation(name: str, body: dict | None, errors: tuple[int, ...]) -> dict:
+    kind = "text/plain" if name == "metrics" else "application/json"
+    events = {"text/event-stream": {"schema": {"type": "string"}}} if name.startswith("create") else {}
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    answers = {"200": {"description": "done", "content": {kind: {"schema": {}}} | events}}
+    answers |= {str(status): {"description": "an error", "content": error} for status in errors}
+    operation = {"operationId": name, "responses": answers}
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    return operation
+
+
+def _error() -> dict:
+    text = {"type": ["string", "null"]}
+    properties = {"message": {"type": "string"}, "type": {"type": "string"}, "param": text, "code": text}
+    error = {"type": "object", "properties": properties, "required": [*properties]}
+    return {"type": "object", "properties": {"error": error}, "required": ["error"]}

@@ -1,0 +1,227 @@
+"""From the checked fields of a request to what the engine is asked for: token ids, limits, settings, one `Request` for
+each choice.
+
+What a client has written is text: a special token that is spelled out in it does not become one, in a prompt or in a
+conversation. (Token ids are taken as they are.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ch14_mini_llm.engine.request import MAX_SEED, Request, RequestError, Sampling, check_tokens, shown
+from ch14_mini_llm.server.errors import ApiError, refused
+from ch14_mini_llm.server.fields import CHAT, COMPLETIONS, MAX_CHOICES, SAMPLING
+from ch14_mini_llm.tokenizer.bpe import TokenizerError
+from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
+
+PROMPT_OF = {CHAT: "messages", COMPLETIONS: "prompt"}
+DEFAULT_NEW = 16  # of a completion, as OpenAI has it
+ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+MESSAGE_FIELDS = {"role", "content", "name"}
+PLAIN_STOP = "\nuser:"  # where the plain form's next turn begins
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can take. room: tokens that the pool has blocks for."""
+
+    n_ctx: int
+    vocab_size: int
+    room: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, ready for the engine: one `Request` a choice. prompts: token ids, of each prompt. n: choices of each.
+    stops: texts that end an answer."""
+
+    prompts: list[list[int]]
+    n: int
+    requests: list[Request]
+    stops: tuple[str, ...]
+
+
+class Reader:
+    """Makes `Asked` of fields. name: the model's."""
+
+    def __init__(self, tokenizer: GPT2Tokenizer, limits: Limits, name: str) -> None:
+        self.tokenizer, self.limits, self.name = tokenizer, limits, name
+
+    def asked(self, end: str, values: dict) -> Asked:
+        """end: of `fields.BOTH`. values: as `fields.read` gives them. Raises `ApiError`."""
+        self.check_model(values["model"])
+        stops = tuple(values.get("stop", ()))
+        if end == CHAT:
+            prompts = [self.conversation(values["messages"])]
+            stops += (PLAIN_STOP,) * (not self.tokenizer.can_chat)
+        else:
+            prompts = [self.prompt_ids(prompt) for prompt in values["prompt"]]
+        n = values.get("n", 1)
+        if len(prompts) * n > MAX_CHOICES:
+            raise refused("n", f"{len(prompts)} prompts times n {n} are {len(prompts) * n} choices; a request can have "
+                          f"{MAX_CHOICES} at most")  # fmt: skip
+        requests = []
+        for prompt in prompts:
+            new = self.max_new(end, values, len(prompt))
+            for choice in range(n):
+                requests.append(Request(prompt, new, self.sampling(values, choice), self.stop_tokens(values),
+                                        values.get("priority", 0), *self.logprobs(end, values)))  # fmt: skip
+        return Asked(prompts, n, requests, stops)
+
+    def check_model(self, name: str) -> None:
+        """Raises `ApiError`, 404, for another model's name."""
+        if name != self.name:
+            message = f"there is no model {shown(name)} here; this server has {self.name!r}"
+            raise ApiError(404, message, "model", "model_not_found")
+
+    def max_new(self, end: str, values: dict, length: int) -> int:
+        """New tokens at most, for a prompt of some length. Raises `ApiError` where they do not fit."""
+        n_ctx = self.limits.n_ctx
+        asked, param = values.get("max_completion_tokens", values.get("max_tokens")), PROMPT_OF[end]
+        if length > self.limits.room:
+            room = f"the prompt has {length} tokens, but the pool has room for {self.limits.room}"
+            fix = "shorten it, or start the server with a larger --num_blocks"
+            raise refused(param, f"{room}: {fix}", "context_length_exceeded")
+        if asked is None:
+            asked = n_ctx - length if end == CHAT else min(DEFAULT_NEW, n_ctx - length)
+            least = 1
+        else:
+            least = 0
+        if length + asked > n_ctx or asked < least:
+            what = f"the prompt has {length} tokens" + f", and {asked} new ones are asked for" * (asked > 0)
+            raise refused(
+                param,
+                f"this model's context is {n_ctx} tokens at most, but {what}: shorten the prompt"
+                + " or max_tokens" * (asked > least),
+                "context_length_exceeded",
+            )
+        return asked
+
+    def sampling(self, values: dict, choice: int) -> Sampling:
+        """How to draw choice number ``choice``. Raises `ApiError`."""
+        settings = {name: values[name] for name in SAMPLING if name in values}
+        seed = values.get("seed")
+        seed = secrets.randbits(32) if seed is None else derived(seed & MAX_SEED, choice)
+        sampling = Sampling(**settings, seed=seed)
+        if sampling.top_k is not None and sampling.top_k > self.limits.vocab_size:
+            raise refused("top_k", f"top_k is {sampling.top_k}; the vocabulary has {self.limits.vocab_size} tokens")
+        for token in sampling.logit_bias or ():
+            if token >= self.limits.vocab_size:
+                raise refused("logit_bias", f"logit_bias has token id {token}, not in this model's vocabulary; use ids "
+                              f"from 0 to {self.limits.vocab_size - 1}")  # fmt: skip
+        return sampling
+
+    def stop_tokens(self, values: dict) -> tuple[int, ...]:
+        """The ids that end an answer. Raises `ApiError`."""
+        given = tuple(values.get("stop_token_ids", ()))
+        self._check_ids(given or (0,), "stop_token_ids")
+        return given + (() if values.get("ignore_eos") else self.tokenizer.stop_tokens)
+
+    @staticmethod
+    def logprobs(end: str, values: dict) -> tuple[int | None, int | None]:
+        """`Request`'s logprobs and prompt_logprobs."""
+        if end == CHAT:
+            return values.get("top_logprobs", 0) if values.get("logprobs") else None, None
+        wanted = values.get("logprobs")
+        return wanted, wanted if values.get("echo") else None
+
+    # --- token ids ---------------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, prompt: str | list[int]) -> list[int]:
+        """Token ids of a prompt; of the empty text the start token alone. Raises `ApiError`."""
+        if not isinstance(prompt, str):
+            self._check_ids(prompt, "prompt")
+            return prompt
+        return self.encode(prompt, "prompt") or [self.tokenizer.stop_tokens[0]]
+
+    def encode(self, text: str, param: str) -> list[int]:
+        """Token ids of a text in which nothing is special. Raises `ApiError`."""
+        try:
+            return self.tokenizer.encode_plain(text)
+        except TokenizerError as error:
+            raise refused(param, str(error)) from None
+
+    def _check_ids(self, tokens: Sequence[int], param: str) -> None:
+        try:
+            check_tokens(tokens, self.limits.vocab_size)
+        except RequestError as error:
+            raise refused(param, str(error)) from None
+
+    def conversation(self, messages: object) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins. Raises `ApiError`."""
+        turns = checked_messages(messages)
+        try:
+            if not self.tokenizer.can_chat:
+                text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
+                return self.tokenizer.encode_plain(text)
+            return self._in_form(turns)
+        except TokenizerError as error:
+            raise refused("messages", str(error)) from None
+
+    def _in_form(self, turns: list[dict]) -> list[int]:
+        """In the model's own form, whose special tokens count; those that a client spells out are taken for text."""
+        special = [
+            token for token in self.tokenizer.special_tokens() if any(token in turn["content"] for turn in turns)
+        ]
+        if not special:
+            return self.tokenizer.encode_form(self.tokenizer.render(turns))
+        mark, spelled = secrets.token_hex(8), sorted(special, key=len, reverse=True)
+        for number, token in enumerate(spelled):
+            turns = [turn | {"content": turn["content"].replace(token, f"<{mark}:{number}>")} for turn in turns]
+        ids = []
+        for place, piece in enumerate(self.tokenizer.render(turns).split(f"<{mark}:")):
+            if place:
+                number, _, piece = piece.partition(">")
+                ids += self.tokenizer.encode_plain(spelled[int(number)], in_front=False)
+            ids += self.tokenizer.encode_form(piece) if piece else []
+        return ids
+
+
+def derived(seed: int, choice: int) -> int:
+    """The seed of a choice: that of the request for the first, for the others one made of it and their number."""
+    if choice == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed},{choice}".encode()).digest()[:8], "little")
+
+
+def checked_messages(messages: object) -> list[dict[str, str]]:
+    """A conversation as templates take it: [{"role", "content"}]. Raises `ApiError`, which names the message."""
+    if not isinstance(messages, list) or not messages:
+        raise refused("messages", f"messages is {shown(messages)}; it must be a list of messages, and not empty")
+    turns = []
+    for number, message in enumerate(messages):
+        at = f"messages[{number}]"
+        if not isinstance(message, dict):
+            raise refused(at, f"{at} is {shown(message)}; it must be an object with a role and a content")
+        for name, value in message.items():
+            if name not in MESSAGE_FIELDS and value is not None and value != []:
+                raise refused(
+                    f"{at}.{name}"[:80], f"{at}.{name[:60]} is not done here: leave it out", "unsupported_parameter"
+                )
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            raise refused(f"{at}.role", f"{at}.role is {shown(role)}; it must be one of {', '.join(ROLES)}")
+        turns.append({"role": ROLES[role], "content": _content(message.get("content"), f"{at}.content")})
+    return turns
+
+
+def _content(content: object, at: str) -> str:
+    """A message's text: as it is, or a list of parts that are texts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise refused(at, f"{at} is {shown(content)}; it must be a text, or a list of parts that are texts")
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = f"a part of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
+            raise refused(
+                f"{at}[{number}]", f"{at}[{number}] is {what}; this model reads texts only", "unsupported_value"
+            )
+        texts.append(part["text"])
+    return "".join(texts)

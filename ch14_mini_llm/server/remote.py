@@ -1,0 +1,152 @@
+"""The engine's process as the server's event loop sees it: requests go in, what comes back wakes whoever waits."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import threading
+from collections.abc import Callable
+
+from ch14_mini_llm.engine.plan import Output
+from ch14_mini_llm.engine.request import Request
+from ch14_mini_llm.server import worker
+from ch14_mini_llm.server.errors import ApiError
+
+STARTING, READY, FAILED, CLOSED = "starting", "ready", "failed", "closed"
+MOST_STARTS = 3  # of the engine's process in a row that do not get as far as to be ready
+GONE = "the engine's process has ended; it is being started again"
+
+
+class Stream:
+    """What comes of one request. Outputs that nobody has fetched yet are kept: a slow reader gets them together."""
+
+    def __init__(self, key: int, request: Request) -> None:
+        self.key, self.request, self.ended = key, request, False
+        self._new: list[Output] = []
+        self._there = asyncio.Event()
+
+    def put(self, output: Output) -> None:
+        self._new.append(output)
+        self.ended |= output.finish_reason is not None
+        self._there.set()
+
+    async def get(self) -> list[Output]:
+        """What is new; waits until there is something."""
+        await self._there.wait()
+        self._there.clear()
+        new, self._new = self._new, []
+        return new
+
+
+class RemoteEngine:
+    """The engine's process. All methods are for the event loop's thread.
+
+    arguments: of `worker.main`, behind the pipe. say(text): called with what the process has to say as it starts.
+    """
+
+    def __init__(self, *arguments, say: Callable[[str], None] = lambda text: None) -> None:
+        self.state, self.problem, self.facts, self.stats = STARTING, "", {}, {}
+        self._arguments, self._say = arguments, say
+        self._streams: dict[int, Stream] = {}
+        self._keys, self._starts, self._changed = itertools.count(), 0, asyncio.Event()
+
+    @property
+    def load(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def start(self) -> None:
+        """Start the process; `ready` waits until it takes requests."""
+        context = multiprocessing.get_context("spawn")  # a fork would take this process's threads and locks along
+        self._loop, (self._pipe, theirs) = asyncio.get_running_loop(), context.Pipe()
+        self.state, self._starts = STARTING, self._starts + 1
+        self.process = context.Process(target=worker.main, args=(theirs, *self._arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        threading.Thread(target=self._listen, args=(self._pipe,), daemon=True).start()
+
+    async def ready(self) -> bool:
+        """Wait until the process takes requests; False if it cannot."""
+        while self.state == STARTING:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.state == READY
+
+    def submit(self, request: Request) -> Stream:
+        """Hand a request in. Raises `ApiError` while there is no engine."""
+        if self.state != READY:
+            raise ApiError(503, self.problem or "the engine is starting", code="not_ready", retry_after=5)
+        stream = Stream(next(self._keys), request)
+        self._streams[stream.key] = stream
+        self._send("submit", stream.key, request)
+        return stream
+
+    def abort(self, stream: Stream) -> None:
+        """End a request, if it has not ended; its last Output comes when the engine has given its blocks back."""
+        if not stream.ended:
+            self._send("abort", stream.key)
+
+    def close(self) -> None:
+        """End the process."""
+        self.state = CLOSED
+        self._send("stop", None)  # to close the pipe would not wake the thread that reads from it
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+    def _send(self, *message) -> None:
+        try:
+            self._pipe.send(message)
+        except OSError:
+            pass  # the process has ended; `_listen` says so
+
+    def _listen(self, pipe) -> None:
+        """In a thread: messages of the process, until it ends."""
+        while True:
+            try:
+                message = pipe.recv()
+            except (EOFError, OSError):
+                message = ("ended",)
+            try:
+                self._loop.call_soon_threadsafe(self._take, pipe, *message)
+            except RuntimeError:
+                return  # the loop has been closed
+            if message[0] == "ended":
+                return
+
+    def _take(self, pipe, kind, *rest) -> None:
+        if self.state == CLOSED or pipe is not self._pipe:
+            return
+        if kind == "step":
+            outputs, stats = rest
+            self.stats = stats or self.stats
+            for key, output in outputs:
+                stream = self._streams.get(key)
+                if stream is not None:
+                    stream.put(output)
+                    if stream.ended:
+                        del self._streams[key]
+        elif kind == "progress":
+            self._say(rest[0])
+        elif kind == "ready":
+            self.state, self.facts, self._starts, self.problem = READY, rest[0], 0, ""
+        elif kind == "failed":
+            self.state, self.problem = FAILED, rest[0]
+        elif self.state != FAILED:
+            self._ended()
+        self._changed.set()
+
+    def _ended(self) -> None:
+        """The process is gone: its requests fail, and another one is started."""
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.put(Output(-1, (), "error", GONE))
+        self.process.join(1)
+        if self._starts >= MOST_STARTS:
+            self.state, self.problem = FAILED, f"the engine's process ends as it starts ({self.process.exitcode})"
+            return
+        self.problem = GONE
+        self._say(GONE)
+        self.start()

@@ -1,0 +1,149 @@
+"""Answers to requests for tokens, from a request's body to the last event, over one engine.
+
+Nothing is freed here: a client that goes away is an abort, and the engine does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ch14_mini_llm.server import fields, http
+from ch14_mini_llm.server.answers import Form, Piece
+from ch14_mini_llm.server.errors import ApiError, refused
+from ch14_mini_llm.server.fields import CHAT, COMPLETIONS
+from ch14_mini_llm.server.generate import Generation
+from ch14_mini_llm.server.metrics import Metrics
+from ch14_mini_llm.server.prompts import Limits, Reader
+from ch14_mini_llm.server.remote import READY, RemoteEngine
+from ch14_mini_llm.server.settings import Settings
+from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
+
+SMALL = 20_000  # bytes of a body that is turned into tokens at once; a larger one in a thread, or all would wait for it
+KEEPALIVE = 15.0  # seconds with nothing to say, after which a comment keeps proxies from closing a stream
+
+
+class Server:
+    """The state behind the endpoints. settings: see there. remote: the engine's process."""
+
+    def __init__(self, settings: Settings, tokenizer: GPT2Tokenizer, remote: RemoteEngine) -> None:
+        self.settings, self.tokenizer, self.remote = settings, tokenizer, remote
+        self.metrics = Metrics(lambda: remote.stats)
+        self.started, self.draining = int(time.time()), False
+        self.running: dict[str, Generation] = {}  # by the answer's id
+
+    @property
+    def reader(self) -> Reader:
+        facts = self.remote.facts
+        limits = Limits(facts["n_ctx"], facts["vocab_size"], facts["num_blocks"] * facts["block_size"])
+        return Reader(self.tokenizer, limits, self.settings.name)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._generate(request, COMPLETIONS)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._generate(request, CHAT)
+
+    async def _generate(self, request: Request, end: str) -> Response:
+        started = time.perf_counter()
+        self.metrics.received.inc()
+        try:
+            body = await http.read_json(request, self.settings.max_body)
+            values = fields.read(end, body)
+            self.check_ready()
+            read = self.reader.asked
+            large = int(request.headers.get("content-length") or SMALL) >= SMALL
+            asked = await asyncio.to_thread(read, end, values) if large else read(end, values)
+            self._check_room(len(asked.requests))
+        except ApiError as error:
+            self.metrics.rejected.labels(error.status).inc()
+            raise
+        except http.ClientGone:
+            self.metrics.rejected.labels(http.GONE).inc()
+            raise
+        self.metrics.accepted.inc()
+        echoes = [None] * len(asked.prompts)
+        if values.get("echo"):
+            texts = values["prompt"]
+            echoes = [text if isinstance(text, str) else self.tokenizer.decode(text) for text in texts]
+        ended = lambda choice, reason: self.metrics.ended(choice, started, reason)
+        generation = Generation(asked, self.tokenizer, echoes, end == COMPLETIONS, ended)
+        wanted = any(given is not None for given in self.reader.logprobs(end, values))
+        form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted)
+        if values.get("stream"):
+            return await http.Events(request, self._events(values, generation, form)).begin()
+        return await http.while_there(request, self._whole(generation, form))
+
+    async def _pieces(self, generation: Generation, form: Form) -> AsyncIterator[dict[int, Piece]]:
+        """The pieces of an answer, which can be aborted by its id, and takes no longer than is allowed."""
+        pieces = generation.pieces(self.remote, min(KEEPALIVE, self.settings.timeout))
+        self.running[form.id] = generation
+        end = time.monotonic() + self.settings.timeout
+        try:
+            async for new in pieces:
+                yield new
+                if time.monotonic() > end:
+                    limit = f"{self.settings.timeout:g} seconds"
+                    raise ApiError(504, f"the answer was not there after {limit}: ask for less", code="timeout")
+        except ApiError as error:
+            self.metrics.failed.labels(error.code).inc()
+            raise
+        except (asyncio.CancelledError, GeneratorExit):  # the client has gone
+            self.metrics.aborted.inc()
+            raise
+        finally:
+            del self.running[form.id]
+            await pieces.aclose()
+
+    async def _whole(self, generation: Generation, form: Form) -> JSONResponse:
+        answers = [Piece() for _ in generation.choices]
+        pieces = self._pieces(generation, form)
+        try:
+            async for new in pieces:
+                for index, piece in new.items():
+                    answers[index].add(piece)
+        finally:
+            await pieces.aclose()
+        return JSONResponse(form.whole(answers, generation.usage))
+
+    async def _events(self, values: dict, generation: Generation, form: Form) -> AsyncIterator[str]:
+        """The events of a stream. What fails before the first is raised, what fails later is the last event."""
+        with_usage, begun, some = bool((values.get("stream_options") or {}).get("include_usage")), set(), False
+        pieces = self._pieces(generation, form)
+        try:
+            async for new in pieces:
+                if not new:
+                    yield ": nothing new\n\n"
+                for index, piece in new.items():
+                    yield http.event(form.chunk(index, piece, index not in begun, with_usage))
+                    begun.add(index)
+                some = True
+            if with_usage:
+                yield http.event(form.last_chunk(generation.usage))
+        except ApiError as error:
+            if not some:
+                raise
+            yield http.event(error.body)
+            return
+        finally:
+            await pieces.aclose()
+        yield "data: [DONE]\n\n"
+
+    def check_ready(self) -> None:
+        if self.draining:
+            raise ApiError(503, "the server is about to end", code="draining", retry_after=10)
+        if self.remote.state != READY:
+            raise ApiError(503, self.remote.problem or "the model is being loaded", code="not_ready", retry_after=5)
+
+    def _check_room(self, n: int) -> None:
+        """Raises `ApiError` where so many choices more would make the queue longer than it may be."""
+        most = self.remote.facts["max_batch"] + self.settings.max_queue
+        if n > most:
+            raise refused("n", f"{n} choices are asked for; the server takes {most} at a time, in all")
+        if self.remote.load + n > most:
+            message = f"{self.remote.load} answers are under way or wait, of {most} at most: try again later"
+            raise ApiError(429, message, code="queue_full", retry_after=1)

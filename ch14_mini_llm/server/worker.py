@@ -1,0 +1,151 @@
+"""The engine's process: requests come in through a pipe, tokens leave through it, and nothing else happens here.
+
+So HTTP never waits for a device, and the device never for a socket. Messages are tuples, the first item says which:
+
+    to the worker    ("submit", key, Request) · ("abort", key) · ("stop", None)
+    from it          ("progress", text) · ("ready", facts) · ("failed", text) · ("step", [(key, Output), …], stats)
+
+A closed pipe ends the process as well: it never outlives the one that started it. What a request asks for has been
+checked on the other side; `Engine.submit` checks it again, and answers that request alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from ch14_mini_llm.engine.counts import NAMES
+from ch14_mini_llm.engine.plan import Output
+from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+
+OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
+WARM_BATCHES = (1, 2, 4, 8, 16, 32)  # sequences at a time, as far as the engine takes so many
+
+
+def main(pipe, path: str, options: dict) -> None:
+    """Load a model, warm up, and serve until the pipe is closed. options: `Engine.of`'s, level and dtype among them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # who started this process decides when it ends
+    try:
+        engine = _load(pipe, Path(path), options)
+    except EOFError:
+        return
+    except Exception as error:
+        known = isinstance(error, (ValueError, RuntimeError, OSError, MemoryError))
+        pipe.send(("failed", str(error) if known else f"{type(error).__name__}: {error}"))
+        return
+    try:
+        Worker(pipe, engine).run()
+    except (BrokenPipeError, EOFError, ConnectionResetError):
+        pass  # nobody is there any more
+
+
+def _load(pipe, path, options):
+    from ch14_mini_llm.model.weights import load_weights
+    from ch14_mini_llm.start import best_level, loading, pick_backend
+
+    config, tensors = load_weights(path)
+    backend, device, reason = pick_backend()
+    from ch14_mini_llm.engine.engine import Engine
+
+    level = options.pop("level") or best_level(config, backend, options["dtype"])
+    pipe.send(("progress", f"{backend}, {device} ({reason}), engine {level}"))
+    with loading(config) as on_tensor:
+        engine = Engine.of(config, tensors, level, on_tensor, **options)
+    warm_up(engine, lambda text: pipe.send(("progress", text)))
+    facts = {
+        "backend": backend, "device": device, "level": level, "n_ctx": engine.model.n_ctx,
+        "vocab_size": engine.model.vocab_size, "num_blocks": engine.pool.n_blocks, "block_size": engine.block_size,
+        "max_batch": engine.sizes.max_batch,
+    }  # fmt: skip
+    pipe.send(("ready", facts))
+    return engine
+
+
+def warm_up(engine, progress=lambda text: None) -> None:
+    """Run what compiles the kernels that requests will need, so that the first client does not wait for them."""
+    n_ctx, room = engine.model.n_ctx, engine.pool.n_blocks * engine.block_size
+    length = max(1, min(24, n_ctx - 8, room - 8))
+    new = max(0, min(6, n_ctx - length, room - length))
+    settings = [
+        None, Sampling(0.8, seed=1, top_k=5), Sampling(0.8, seed=1, top_p=0.9, min_p=0.01),
+        Sampling(1.0, seed=1, repetition_penalty=1.1, presence_penalty=0.1, logit_bias={0: 0.1}),
+    ]  # fmt: skip
+    tokens = [number % engine.model.vocab_size for number in range(length)]
+    jobs = [[Request(tokens, new, setting)] for setting in settings]
+    jobs += [[Request(tokens, new, logprobs=1)], [Request(tokens, 0, prompt_logprobs=1)]]
+    jobs += [[Request(tokens, new)] * n for n in WARM_BATCHES if 1 < n <= engine.sizes.max_batch]
+    for number, requests in enumerate(jobs):
+        progress(f"warming up, {number + 1} of {len(jobs)}")
+        for result in engine.run(requests):
+            if result.finish_reason == "error":
+                raise RuntimeError(f"the engine cannot run its first request: {result.error}")
+    if engine.prefix_cache is not None:
+        engine.prefix_cache.evict(engine.pool.cached)  # nobody asked for that
+
+
+class Worker:
+    """An engine at one end of a pipe."""
+
+    def __init__(self, pipe, engine) -> None:
+        self.pipe, self.engine = pipe, engine
+        self.commands: deque[tuple] = deque()
+        self.awake, self.closed = threading.Event(), False
+        self._ids: dict[int, int] = {}  # key → the engine's id
+        self._keys: dict[int, int] = {}
+        self._reported, self._before = 0.0, {name: engine.stats()[name] for name in NAMES}  # of the warm-up
+
+    def run(self) -> None:
+        """Serve until the pipe is closed."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        while not self.closed:
+            self.awake.clear()
+            refused = self._obey()
+            if self.engine.idle:
+                self._send(refused, now=True)
+                self.awake.wait()
+            else:
+                outputs = self.engine.step()
+                self._send(refused + [(self._keys[output.id], output) for output in outputs])
+                for output in outputs:
+                    if output.finish_reason is not None:
+                        self._ids.pop(self._keys.pop(output.id), None)
+
+    def _listen(self) -> None:
+        try:
+            while (command := self.pipe.recv())[0] != "stop":
+                self.commands.append(command)
+                self.awake.set()
+        except (EOFError, OSError):
+            pass
+        self.closed = True
+        self.awake.set()
+
+    def _obey(self) -> list[tuple[int, Output]]:
+        """Do what has been asked for; returns the answers to requests that cannot be fulfilled."""
+        refused = []
+        while self.commands:
+            kind, key, *rest = self.commands.popleft()
+            if kind == "abort":
+                if key in self._ids:
+                    self.engine.abort(self._ids[key])
+                continue
+            try:
+                id = self.engine.submit(*rest)
+            except RequestError as error:
+                refused.append((key, Output(-1, (), "error", str(error))))
+            else:
+                self._ids[key], self._keys[id] = id, key
+        return refused
+
+    def _send(self, outputs: list[tuple[int, Output]], now: bool = False) -> None:
+        due = now or time.monotonic() - self._reported > OFTEN or any(output.finish_reason for _, output in outputs)
+        if outputs or due:
+            stats = None
+            if due:
+                self._reported, stats = time.monotonic(), self.engine.stats()
+                stats |= {name: stats[name] - before for name, before in self._before.items()}
+            self.pipe.send(("step", outputs, stats))
