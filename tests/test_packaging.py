@@ -115,7 +115,8 @@ def test_the_book_runs_on_the_base_install(folder):
     """No torch and no transformers where `make ch14` goes; torch to measure beside and matplotlib to draw come late, and
     what the server needs is asked for in its own folder and in the program that starts it."""
     base = set(pins(PROJECT["dependencies"]))
-    server = dict.fromkeys(pins(EXTRAS["serve"]), ("ch14_mini_llm/server/", "ch14_mini_llm/serve.py"))
+    names = [name.replace("-", "_") for name in pins(EXTRAS["serve"])]
+    server = dict.fromkeys(names, ("ch14_mini_llm/server/", "ch14_mini_llm/serve.py"))
     others = lambda found: {
         name: path for name, path in found.items()
         if name not in base and not str(path).startswith(server.get(name, ("nowhere",)))
