@@ -112,8 +112,8 @@ def third_party(folder, walk=ast.walk, graders=False):
 
 @pytest.mark.parametrize("folder", ["chapters", "ch14_mini_llm"])
 def test_the_book_runs_on_the_base_install(folder):
-    """No torch and no transformers where `make ch14` goes; torch to measure beside and matplotlib to draw come late, and
-    what the server needs is asked for in its own folder and in the program that starts it."""
+    """No torch and no transformers where `make ch14` goes; torch to measure beside and matplotlib to draw come late,
+    and what the server needs is asked for in its own folder and in the program that starts it."""
     base = set(pins(PROJECT["dependencies"]))
     names = [name.replace("-", "_") for name in pins(EXTRAS["serve"])]
     server = dict.fromkeys(names, ("ch14_mini_llm/server/", "ch14_mini_llm/serve.py"))

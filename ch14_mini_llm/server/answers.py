@@ -79,7 +79,7 @@ class Form:
         if self.end == CHAT:
             said = {"role": "assistant"} if first else {}
             if name == "message":
-                said |= {"content": piece.text, "refusal": None}
+                said |= {"content": piece.text, "refusal": None, "annotations": []}
             elif piece.text or first:
                 said["content"] = piece.text
             choice[name] = said

@@ -95,7 +95,7 @@ class Endpoints:
         return Response(self.server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(description(self.settings.name))
+        return JSONResponse(description(self.settings.name, self.remote.facts.get("vocab_size", 1 << 31)))
 
 
 def guarded(handler: Callable) -> Callable:

@@ -18,13 +18,14 @@ from ch14_mini_llm.server.kinds import (
     LABEL,
     MAX_STOPS,
     MESSAGES,
-    NUMBER,
     PROMPTS,
     STOPS,
     STREAM,
     TEXT,
+    TOP_K,
     Kind,
     never,
+    number,
     only,
     whole,
 )
@@ -52,13 +53,13 @@ FIELDS = (
     Field("messages", MESSAGES, "the conversation: system, developer, user, assistant; texts only", (CHAT,), True),
     Field("max_tokens", whole(0, MAX_TOKENS), "new tokens at most; 16 for a completion, what fits for a chat"),
     Field("max_completion_tokens", whole(0, MAX_TOKENS), "the newer name of max_tokens", (CHAT,)),
-    Field("temperature", NUMBER, "logits are divided by it, 1 by default; 0 takes the likeliest token"),
-    Field("top_p", NUMBER, "draw from the fewest tokens whose probabilities add up to it; above 0"),
-    Field("top_k", NUMBER, "draw from so many of the likeliest; 0 or -1 for all (not OpenAI's)"),
-    Field("min_p", NUMBER, "drop tokens less than so many times as likely as the likeliest (not OpenAI's)"),
-    Field("presence_penalty", NUMBER, "what the logit of a token loses that the answer has, -2 to 2"),
-    Field("frequency_penalty", NUMBER, "the same, for each time that it has it"),
-    Field("repetition_penalty", NUMBER, "divides logits of tokens that prompt or answer have (not OpenAI's)"),
+    Field("temperature", number("temperature"), "logits are divided by it, 1 by default; 0 takes the likeliest token"),
+    Field("top_p", number("top_p"), "draw from the fewest tokens whose probabilities add up to it; above 0"),
+    Field("top_k", TOP_K, "draw from so many of the likeliest; 0 or -1 for all (not OpenAI's)"),
+    Field("min_p", number("min_p"), "drop tokens less than so many times as likely as the likeliest (not OpenAI's)"),
+    Field("presence_penalty", number("presence_penalty"), "what the logit of a token in the answer loses, -2 to 2"),
+    Field("frequency_penalty", number("frequency_penalty"), "the same, for each time that it has it"),
+    Field("repetition_penalty", number("repetition_penalty"), "divides logits of tokens in both texts (not OpenAI's)"),
     Field("logit_bias", BIASES, "token id → what its logit gains, -100 to 100; 300 ids at most"),
     Field("seed", whole(-(2**63), 2**64 - 1), "the same seed, the same answer; choice j has a seed made of it and j"),
     Field("n", whole(1, MAX_CHOICES), f"choices for each prompt, {MAX_CHOICES} in all"),
@@ -77,24 +78,24 @@ FIELDS = (
     Field("safety_identifier", LABEL, "as user", (CHAT,)),
     Field("prompt_cache_key", LABEL, "taken: there is one cache, and it finds what begins alike by itself", (CHAT,)),
     Field("best_of", only(1), "only 1", (COMPLETIONS,)),
-    Field("suffix", never("the models only go on"), "refused", (COMPLETIONS,)),
+    Field("suffix", never("the models only go on"), "", (COMPLETIONS,)),
     Field("response_format", only({"type": "text"}), "only {\"type\": \"text\"}", (CHAT,)),
     Field("modalities", only(["text"]), "only [\"text\"]", (CHAT,)),
-    Field("tools", never("the models call no tools"), "refused", (CHAT,)),
+    Field("tools", never("the models call no tools"), "", (CHAT,)),
     Field("tool_choice", only("none"), "only \"none\"", (CHAT,)),
-    Field("parallel_tool_calls", never("the models call no tools"), "refused", (CHAT,)),
-    Field("functions", never("the models call no tools"), "refused", (CHAT,)),
+    Field("parallel_tool_calls", never("the models call no tools"), "", (CHAT,)),
+    Field("functions", never("the models call no tools"), "", (CHAT,)),
     Field("function_call", only("none"), "only \"none\"", (CHAT,)),
-    Field("audio", never("texts only"), "refused", (CHAT,)),
-    Field("moderation", never("nothing is moderated"), "refused", (CHAT,)),
-    Field("prediction", never("nothing is guessed"), "refused", (CHAT,)),
-    Field("prompt_cache_options", never("the cache has no options"), "refused", (CHAT,)),
-    Field("prompt_cache_retention", never("what is least used leaves first"), "refused", (CHAT,)),
-    Field("reasoning_effort", never("the models do not reason apart"), "refused", (CHAT,)),
+    Field("audio", never("texts only"), "", (CHAT,)),
+    Field("moderation", never("nothing is moderated"), "", (CHAT,)),
+    Field("prediction", never("nothing is guessed"), "", (CHAT,)),
+    Field("prompt_cache_options", never("the cache has no options"), "", (CHAT,)),
+    Field("prompt_cache_retention", never("what is least used leaves first"), "", (CHAT,)),
+    Field("reasoning_effort", never("the models do not reason apart"), "", (CHAT,)),
     Field("service_tier", only("auto", "default"), "only \"auto\" or \"default\"", (CHAT,)),
     Field("store", only(False), "only false: nothing is stored", (CHAT,)),
-    Field("verbosity", never("the models have no such setting"), "refused", (CHAT,)),
-    Field("web_search_options", never("there is no network"), "refused", (CHAT,)),
+    Field("verbosity", never("the models have no such setting"), "", (CHAT,)),
+    Field("web_search_options", never("there is no network"), "", (CHAT,)),
 )  # fmt: skip
 TABLES = {end: {field.name: field for field in FIELDS if end in field.ends} for end in BOTH}
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
@@ -128,3 +129,19 @@ def needs(values: dict, name: str, other: str) -> None:
     """Raises `ApiError` if a field is given without the one that it belongs to."""
     if name in values and not values.get(other):
         raise refused(name, f"{name} is given, but {other} is not: give both, or neither")
+
+
+def markdown() -> str:
+    """The table, as the chapter's page has it: ``python -m ch14_mini_llm.server.fields`` prints it."""
+    lines = ["| field | completions | chat | what it does here |", "|---|---|---|---|"]
+    for field in FIELDS:
+        answer = "refused" if field.kind.schema.get("type") == "null" else "yes"
+        cells = [answer if end in field.ends else "" for end in BOTH]
+        needed = ", needed" * field.required
+        meaning = field.meaning or field.kind.schema["description"]
+        lines.append(f"| `{field.name}` | {cells[0]} | {cells[1]} | {meaning}{needed} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

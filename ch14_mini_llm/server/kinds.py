@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ch14_mini_llm.engine.request import RequestError, Sampling, shown
+from ch14_mini_llm.engine.request import MAX_BIASES, NUMBERS, SMALLEST, RequestError, Sampling, shown
 from ch14_mini_llm.server.errors import ApiError, refused
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1000  # texts, characters
@@ -50,6 +50,13 @@ def setting(name: str, value: object) -> object:
     except RequestError as error:
         raise refused(name, str(error)) from None
     return value
+
+
+def number(name: str) -> Kind:
+    """The kind of a setting that `NUMBERS` has."""
+    low, high, _ = NUMBERS[name]
+    least = {"exclusiveMinimum": 0} if low == SMALLEST else {"minimum": low}
+    return Kind(setting, {"type": "number", **least, "maximum": high})
 
 
 def text(name: str, value: object) -> str:
@@ -136,15 +143,34 @@ def never(why: str) -> Kind:
     def check(name, value):
         raise refused(name, f"{name} is not done here ({why}): leave it out", "unsupported_parameter")
 
-    return Kind(check, {"type": "null"})
+    return Kind(check, {"type": "null", "description": why})
 
 
 FLAG, TEXT = Kind(flag, {"type": "boolean"}), Kind(text, {"type": "string"})
-LABEL = Kind(label, {"type": ["string", "object"]})
-STOPS = Kind(stops, {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
-IDS = Kind(token_ids, {"type": "array", "items": {"type": "integer", "minimum": 0}})
-BIASES = Kind(biases, {"type": "object", "additionalProperties": {"type": "number"}})
-STREAM = Kind(stream_options, {"type": "object", "properties": {"include_usage": {"type": "boolean"}}})
-PROMPTS = Kind(prompts, {"oneOf": [{"type": "string"}, {"type": "array"}]})
-NUMBER = Kind(setting, {"type": "number"})
+LABEL = Kind(
+    label, {"type": ["string", "object"], "additionalProperties": TEXT.schema, "maxProperties": 16, "maxLength": 512}
+)
+STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
+STOPS = Kind(stops, {"oneOf": [STOP, {"type": "array", "maxItems": MAX_STOPS, "items": STOP}]})
+ID = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+ID_LIST = {"type": "array", "items": ID}
+IDS = Kind(token_ids, ID_LIST)
+BIASES = Kind(
+    biases,
+    {
+        "type": "object", "maxProperties": MAX_BIASES, "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    },
+)  # fmt: skip
+STREAM = Kind(
+    stream_options,
+    {"type": "object", "properties": {"include_usage": FLAG.schema}, "additionalProperties": False},
+)  # fmt: skip
+SOME = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+SOME_IDS = ID_LIST | {"minItems": 1}
+PROMPTS = Kind(
+    prompts,
+    {"anyOf": [TEXT.schema, SOME_IDS, SOME | {"items": TEXT.schema}, SOME | {"items": SOME_IDS}]},
+)  # fmt: skip
+TOP_K = Kind(setting, {"type": "integer", "minimum": -1, "maximum": 2**31 - 1})
 MESSAGES = Kind(lambda name, value: value, {"type": "array", "items": {"type": "object"}})  # see `prompts.conversation`

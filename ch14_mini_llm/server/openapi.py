@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ch14_mini_llm.server.fields import BOTH, CHAT, TABLES
+from ch14_mini_llm.server.kinds import ID, ID_LIST
 
-OBJECT, IDS = {"type": "object"}, {"type": "array", "items": {"type": "integer", "minimum": 0}}
 MESSAGES = {
     "type": "array", "minItems": 1,
     "items": {
@@ -19,12 +19,16 @@ PATHS = {"completions": "/v1/completions", CHAT: "/v1/chat/completions"}
 USUAL = (400, 401, 413, 429, 500, 503, 504)  # errors of an endpoint that makes tokens
 
 
-def description(model: str) -> dict:
+def description(model: str, vocab_size: int) -> dict:
     """The document, of OpenAPI 3.1."""
-    paths = {PATHS[end]: {"post": _operation(f"create_{end}", _body(end), (*USUAL, 404, 409))} for end in BOTH}
-    tokens = {"type": "object", "properties": {"tokens": IDS}, "required": ["tokens"]}
-    prompt = {"type": "object", "properties": {"prompt": {"type": "string"}, "messages": MESSAGES}}
+    paths = {PATHS[end]: {"post": _operation(f"create_{end}", _body(end, model), (*USUAL, 404, 409))} for end in BOTH}
+    ids = ID_LIST | {"items": ID | {"maximum": vocab_size - 1}}
+    tokens = {"type": "object", "properties": {"tokens": ids}, "required": ["tokens"]}
+    one_of = [{"required": ["prompt"]}, {"required": ["messages"]}]
+    prompt = {"type": "object", "properties": {"prompt": {"type": "string"}, "messages": MESSAGES}, "oneOf": one_of}
     named = {"type": "object", "properties": {"id": {"type": "string"}}, "required": ["id"]}
+    for body in (tokens, prompt, named):
+        body["additionalProperties"] = False
     for name, body in ("tokenize", prompt), ("detokenize", tokens), ("abort", named):
         paths[f"/{name}"] = {"post": _operation(name, body, (400, 401, 413, 503))}
     for name in ("health", "ready", "metrics", "v1/models"):
@@ -39,19 +43,19 @@ def description(model: str) -> dict:
     }  # fmt: skip
 
 
-def _body(end: str) -> dict:
+def _body(end: str, model: str) -> dict:
     properties = {}
     for name, field in TABLES[end].items():
-        schema = MESSAGES if name == "messages" else field.kind.schema
+        schema = {"messages": MESSAGES, "model": {"enum": [model]}}.get(name, field.kind.schema)
         schema = schema if field.required else {"anyOf": [schema, {"type": "null"}]}
-        properties[name] = schema | {"description": field.meaning}
+        properties[name] = ({"description": field.meaning} if field.meaning else {}) | schema
     required = [name for name, field in TABLES[end].items() if field.required]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def _operation(name: str, body: dict | None, errors: tuple[int, ...]) -> dict:
     kind = "text/plain" if name == "metrics" else "application/json"
-    events = {"text/event-stream": {"schema": {"type": "string"}}} if name.startswith("create") else {}
+    events = {"text/event-stream": {"schema": {}}} if name.startswith("create") else {}
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     answers = {"200": {"description": "done", "content": {kind: {"schema": {}}} | events}}
     answers |= {str(status): {"description": "an error", "content": error} for status in errors}

@@ -1,6 +1,7 @@
 """The table of fields: nothing that OpenAI's client knows is missing, and each check says what is wrong."""
 
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -80,7 +81,12 @@ def test_a_body_that_is_no_object(body):
 
 
 def test_the_document_names_every_field():
-    paths = description("m")["paths"]
+    paths = description("m", 50257)["paths"]
     for end, path in ("completions", "/v1/completions"), ("chat", "/v1/chat/completions"):
         schema = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert set(schema["properties"]) == set(fields.TABLES[end]) and schema["additionalProperties"] is False
+
+
+def test_the_page_has_the_table():
+    page = (Path(fields.__file__).parent.parent / "server.md").read_text(encoding="utf-8")
+    assert f"-->\n{fields.markdown()}<!-- end -->" in page, "paste what python -m ch14_mini_llm.server.fields prints"
