@@ -74,6 +74,8 @@ def build_parser() -> Parser:
     add(
         "--timeout", metavar="SECONDS", type=number, default=600.0, help="for an answer, waiting included (default 600)"
     )
+    add("--max_wait", metavar="SECONDS", type=number, default=120.0, help="until an answer must have begun, or it is "
+        "answered 503 (default 120)")  # fmt: skip
     add("--grace", metavar="SECONDS", type=number, default=30.0, help="for answers under way at the end (default 30)")
     return parser
 
@@ -99,7 +101,7 @@ def serve(options: argparse.Namespace) -> int:
     keys = [*options.api_key, *filter(None, [os.environ.get("KBK_API_KEY")])]
     facts = f"{path.name} {path.stat().st_size} {config}"
     settings = Settings(
-        options.name or path.stem, options.max_queue, tuple(keys), options.timeout, options.grace,
+        options.name or path.stem, options.max_queue, tuple(keys), options.timeout, options.max_wait, options.grace,
         fingerprint=f"kbk_{hashlib.sha256(facts.encode()).hexdigest()[:10]}",
     )  # fmt: skip
     listening = listen(options.host, options.port)

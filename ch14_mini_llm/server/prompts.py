@@ -27,22 +27,25 @@ PLAIN_STOP = "\nuser:"  # where the plain form's next turn begins
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine can take. room: tokens that the pool has blocks for."""
+    """What the engine can take. room: tokens that the pool has blocks for. share: of it, for a request that does not
+    say how many tokens it wants."""
 
     n_ctx: int
     vocab_size: int
     room: int
+    share: int
 
 
 @dataclass(frozen=True)
 class Asked:
     """A request, ready for the engine: one `Request` a choice. prompts: token ids, of each prompt. n: choices of each.
-    stops: texts that end an answer."""
+    stops: texts that end an answer. shortened: None, or to how many new tokens the pool's load has shortened it."""
 
     prompts: list[list[int]]
     n: int
     requests: list[Request]
     stops: tuple[str, ...]
+    shortened: int | None = None
 
 
 class Reader:
@@ -64,13 +67,16 @@ class Reader:
         if len(prompts) * n > MAX_CHOICES:
             raise refused("n", f"{len(prompts)} prompts times n {n} are {len(prompts) * n} choices; a request can have "
                           f"{MAX_CHOICES} at most")  # fmt: skip
-        requests = []
+        requests, shortened = [], None
         for prompt in prompts:
             new = self.max_new(end, values, len(prompt))
+            if new is None:
+                limits = self.limits
+                shortened = new = min(limits.n_ctx - len(prompt), limits.share, limits.room - len(prompt))
             for choice in range(n):
                 requests.append(Request(prompt, new, self.sampling(values, choice), self.stop_tokens(values),
                                         values.get("priority", 0), *self.logprobs(end, values)))  # fmt: skip
-        return Asked(prompts, n, requests, stops)
+        return Asked(prompts, n, requests, stops, shortened)
 
     def check_model(self, name: str) -> None:
         """Raises `ApiError`, 404, for another model's name."""
@@ -78,27 +84,25 @@ class Reader:
             message = f"there is no model {shown(name)} here; this server has {self.name!r}"
             raise ApiError(404, message, "model", "model_not_found")
 
-    def max_new(self, end: str, values: dict, length: int) -> int:
-        """New tokens at most, for a prompt of some length. Raises `ApiError` where they do not fit."""
-        n_ctx = self.limits.n_ctx
-        asked, param = values.get("max_completion_tokens", values.get("max_tokens")), PROMPT_OF[end]
-        if length > self.limits.room:
-            room = f"the prompt has {length} tokens, but the pool has room for {self.limits.room}"
-            fix = "shorten it, or start the server with a larger --num_blocks"
-            raise refused(param, f"{room}: {fix}", "context_length_exceeded")
-        if asked is None:
-            asked = n_ctx - length if end == CHAT else min(DEFAULT_NEW, n_ctx - length)
-            least = 1
-        else:
-            least = 0
-        if length + asked > n_ctx or asked < least:
-            what = f"the prompt has {length} tokens" + f", and {asked} new ones are asked for" * (asked > 0)
-            raise refused(
-                param,
-                f"this model's context is {n_ctx} tokens at most, but {what}: shorten the prompt"
-                + " or max_tokens" * (asked > least),
-                "context_length_exceeded",
-            )
+    def max_new(self, end: str, values: dict, length: int) -> int | None:
+        """New tokens at most, for a prompt of some length; None if the request leaves that open, and the pool has less
+        to spare than the context. Raises `ApiError` where what is asked for can never be had."""
+        n_ctx, room, param = self.limits.n_ctx, self.limits.room, PROMPT_OF[end]
+        asked = values.get("max_completion_tokens", values.get("max_tokens"))
+        least = 1 if asked is None else 0
+        if asked is None and end == COMPLETIONS:
+            asked = max(1, min(DEFAULT_NEW, n_ctx - length, room - length))
+        what = f"the prompt has {length} tokens" + f", and {asked} new ones are asked for" * bool(asked)
+        fix = "shorten the prompt" + " or max_tokens" * bool(asked and asked > least)
+        if length + max(asked or 0, least) > n_ctx:
+            limit = f"this model's context is {n_ctx} tokens at most"
+            raise refused(param, f"{limit}, but {what}: {fix}", "context_length_exceeded")
+        if length + max(asked or 0, least) > room:
+            limit = f"the pool has room for {room} tokens"
+            more = ", or start the server with a larger --num_blocks"
+            raise refused(param, f"{limit}, but {what}: {fix}{more}", "context_length_exceeded")
+        if asked is None and n_ctx - length <= min(self.limits.share, room - length):
+            return n_ctx - length
         return asked
 
     def sampling(self, values: dict, choice: int) -> Sampling:

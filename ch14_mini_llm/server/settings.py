@@ -10,20 +10,22 @@ from ch14_mini_llm.engine.request import RequestError, check_number, check_whole
 @dataclass(frozen=True)
 class Settings:
     """name: the model's, for clients. max_queue: choices that may wait beyond those that run. api_keys: one of them is
-    asked for, if there are some. timeout: seconds an answer may take. grace: seconds that answers have when the server
-    ends. max_body: bytes of a request. fingerprint: of the weights, for clients. Raises `RequestError`."""
+    asked for, if there are some. timeout: seconds that an answer may take. max_wait: seconds after which it must have
+    begun. grace: seconds that answers have when the server ends. max_body: bytes of a request. fingerprint: of the
+    weights, for clients. Raises `RequestError`."""
 
     name: str
     max_queue: int = 128
     api_keys: tuple[str, ...] = ()
     timeout: float = 600.0
+    max_wait: float = 120.0
     grace: float = 30.0
     max_body: int = 8 << 20
     fingerprint: str = "kbk"
 
     def __post_init__(self) -> None:
         check_whole("max_queue", self.max_queue, 0, 1 << 20, "from 0 on (0: nothing waits)")
-        for name in ("timeout", "grace"):
+        for name in ("timeout", "max_wait", "grace"):
             check_number(name, getattr(self, name), 0.1, 1e6, "of seconds, from 0.1 to 1000000")
         if any(not key or not key.isascii() or not key.isprintable() or " " in key for key in self.api_keys):
             raise RequestError(

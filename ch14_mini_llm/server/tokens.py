@@ -24,6 +24,7 @@ from ch14_mini_llm.server.settings import Settings
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
 SMALL = 20_000  # bytes of a body that is turned into tokens at once; a larger one in a thread, or all would wait for it
+LEAST_OPEN = 256  # new tokens of an answer whose length is left open, however busy the pool is
 KEEPALIVE = 15.0  # seconds with nothing to say, after which a comment keeps proxies from closing a stream
 
 
@@ -39,7 +40,9 @@ class Server:
     @property
     def reader(self) -> Reader:
         facts = self.remote.facts
-        limits = Limits(facts["n_ctx"], facts["vocab_size"], facts["num_blocks"] * facts["block_size"])
+        spare = sum(self.remote.stats.get(name, 0) for name in ("blocks_free", "blocks_cached")) * facts["block_size"]
+        share = max(LEAST_OPEN, spare // (1 + self.remote.load)) - facts["block_size"]
+        limits = Limits(facts["n_ctx"], facts["vocab_size"], facts["num_blocks"] * facts["block_size"], share)
         return Reader(self.tokenizer, limits, self.settings.name)
 
     async def completions(self, request: Request) -> Response:
@@ -75,19 +78,28 @@ class Server:
         wanted = any(given is not None for given in self.reader.logprobs(end, values))
         form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted)
         if values.get("stream"):
-            return await http.Events(request, self._events(values, generation, form)).begin()
-        return await http.while_there(request, self._whole(generation, form))
+            response = await http.Events(request, self._events(values, generation, form)).begin()
+        else:
+            response = await http.while_there(request, self._whole(generation, form))
+        if asked.shortened is not None:
+            response.headers["X-Max-Tokens"] = f"{asked.shortened}, since others need the pool as well"
+        return response
 
     async def _pieces(self, generation: Generation, form: Form) -> AsyncIterator[dict[int, Piece]]:
         """The pieces of an answer, which can be aborted by its id, and takes no longer than is allowed."""
-        pieces = generation.pieces(self.remote, min(KEEPALIVE, self.settings.timeout))
+        settings, begun = self.settings, False
+        pieces = generation.pieces(self.remote, min(KEEPALIVE, settings.timeout, settings.max_wait))
         self.running[form.id] = generation
-        end = time.monotonic() + self.settings.timeout
+        start = time.monotonic()
         try:
             async for new in pieces:
                 yield new
-                if time.monotonic() > end:
-                    limit = f"{self.settings.timeout:g} seconds"
+                begun, taken = begun or bool(new), time.monotonic() - start
+                if not begun and taken > settings.max_wait:
+                    message = f"the answer had not begun after {settings.max_wait:g} seconds: try again later"
+                    raise ApiError(503, message, code="waited_too_long", retry_after=5)
+                if taken > settings.timeout:
+                    limit = f"{settings.timeout:g} seconds"
                     raise ApiError(504, f"the answer was not there after {limit}: ask for less", code="timeout")
         except ApiError as error:
             self.metrics.failed.labels(error.code).inc()

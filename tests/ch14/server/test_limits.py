@@ -25,6 +25,7 @@ from ch14_mini_llm.server.worker import Worker
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
 ASKED = {"model": "tiny", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 30}
+NO_END = {"logit_bias": {"50256": -100}}
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +69,33 @@ def test_a_queue_of_four_and_fifty_clients(small):
 
 
 def test_more_than_the_pool_has(small):
-    """A prompt that never fits is refused; one that outgrows the pool ends with what there was room for."""
+    """What never fits is refused; what is left open is shortened to what there is, and the answer says so."""
     client = small.client("one")
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(**ASKED | {"prompt": [5] * 321})
-    assert "room for 320" in caught.value.body["message"]
-    answer = client.completions.create(
-        **ASKED | {"prompt": [5] * 300, "max_tokens": 100, "logit_bias": {"50256": -100}}
-    )
-    assert answer.choices[0].finish_reason == "length" and 19 <= answer.usage.completion_tokens <= 21
+    for tokens, new in ((321, 1), (300, 100), (320, 1)):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**ASKED | {"prompt": [5] * tokens, "max_tokens": new})
+        assert "room for 320" in caught.value.body["message"] and caught.value.param == "prompt"
+    answer = client.completions.create(**ASKED | {"prompt": [5] * 315, "max_tokens": None} | NO_END)
+    assert answer.usage.completion_tokens == 5 and answer.choices[0].finish_reason == "length"
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "a " * 200}], "temperature": 0} | NO_END
+    raw = client.chat.completions.with_raw_response.create(**chat)
+    usage, most = raw.parse().usage, int(raw.headers["x-max-tokens"].split(",")[0])
+    assert usage.completion_tokens == most and usage.total_tokens <= 320 and most >= 50
     assert client.completions.create(**ASKED).choices[0].text
     with pytest.raises(openai.BadRequestError, match="9 choices"):
         client.completions.create(**ASKED, n=9)
+
+
+def test_who_waits_too_long_is_told_so():
+    with Serving("--max_batch=1", "--max_wait=0.5", "--num_blocks=64") as served:
+        first = threading.Thread(target=served.client().completions.create, kwargs=ASKED | {"max_tokens": 490} | NO_END)
+        first.start()
+        while served.metrics()["num_requests_running"] == 0:
+            time.sleep(0.01)
+        status, body, headers = served.request("/v1/completions", ASKED)
+        assert status == 503 and body["error"]["code"] == "waited_too_long" and int(headers["Retry-After"]) > 0
+        first.join()
+        assert served.request("/v1/completions", ASKED)[0] == 200
 
 
 def test_neighbours_are_preempted_and_end_as_alone(small):
