@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-laptop bench-cpu bench-sanitizer gpt2 smollm2 chat serve setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-serve bench-laptop bench-cpu bench-sanitizer gpt2 smollm2 chat serve setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -150,6 +150,9 @@ sanitize: needs-dev setup ## run every kernel of the book under the sanitizer: r
 
 fuzz: needs-dev ## compare random kernels with an interpreter (SEEDS=0:2000)
 	@$(RUN) -m tests.fuzz_kernels --backend --seeds "$$KBK_SEEDS"
+
+bench-serve: needs-dev needs-serve setup ## measure the server under load, compared with llama.cpp's (.[peers]), on SmolLM2
+	@$(RUN) benchmarks/serving.py
 
 bench-laptop: needs-dev setup ## measure the model without a GPU, compared with transformers, llama.cpp (.[peers]) and NumPy
 	@$(RUN) benchmarks/laptop.py

@@ -69,6 +69,7 @@ def build_parser() -> Parser:
     add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv")
     add("--num_blocks", metavar="N", type=integer, help="blocks of the KV cache (default: what fits)")
     add("--block_size", metavar="N", type=integer, default=16, help="tokens a block: 4, 8, 16 … 256 (default 16)")
+    add("--no_prefix_cache", action="store_true", help="compute anew what requests begin with alike, to compare")
     add("--max_batch", metavar="N", type=integer, default=32, help="sequences that run at a time (default 32)")
     add("--max_queue", metavar="N", type=integer, default=128, help="more that may wait; others get 429 (default 128)")
     add(
@@ -109,7 +110,7 @@ def serve(options: argparse.Namespace) -> int:
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
         say(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
     engine = {name: getattr(options, name) for name in ("num_blocks", "block_size", "max_batch", "dtype")}
-    engine["level"] = options.engine
+    engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache}
     return asyncio.run(_serve(settings, tokenizer, listening, (str(path), engine), say))
 
 

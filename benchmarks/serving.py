@@ -1,0 +1,376 @@
+"""The server under load, compared with llama.cpp's on the same machine and the same weights.
+
+    python benchmarks/serving.py [--only closed,open,chat] [--clients 8] [--requests 5] [--new 48] [--turns 8]
+                                 [--peers llama.cpp] [--weights FILE] [--dtype float16] [--out benchmarks/results]
+
+Prints a table and writes ``<out>/<device>/serving.json``. Each server runs in a process of its own with as many
+sequences at a time as there are clients; the clients are in this process, and read the streams from bare sockets. All
+take the likeliest token and make the same number of them. Without a GPU it serves SmolLM2 (`make smollm2`), and
+llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on an idle machine.
+
+* ``closed``: so many clients, each of which asks again as soon as it has its answer.
+* ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
+* ``chat``: as many conversations as clients, with one system prompt, and each turn sends all turns before it: ours with
+  the prefix cache and without, and how many tokens of the prompts were found in it.
+
+Times are milliseconds, as 50th, 95th and 99th percentile: until the first text, between two pieces of text, and of the
+whole answer. *Goodput*: the share of requests whose first text came within ``LIMITS``' first, and whose pieces came in
+its second on average.
+
+Exit codes: 0 all measured, 1 something failed, 2 bad arguments.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import common  # noqa: E402  (before numba.cuda)
+
+# isort: split
+from tqdm import tqdm  # noqa: E402
+
+from benchmarks.gpt2 import _digits, _names, _packages  # noqa: E402
+from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
+from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
+from common import bench  # noqa: E402
+
+QUESTIONS, PEERS = ("closed", "open", "chat"), ("llama.cpp",)
+SMOLLM2 = ROOT / "data" / "smollm2-135m.bin"
+LIMITS = 2000, 200  # ms, of goodput
+OPEN_SHARE = 0.7
+SYSTEM_WORDS, ASKED_WORDS = 150, (20, 80)
+WORDS = "the cat house river sees a small green tree and old road under bright water where many birds sing".split()
+PERCENTILES = 50, 95, 99
+SAID = {"ours": "Kernel by Kernel", "ours, no cache": "… without the prefix cache", "llama.cpp": "llama.cpp"}
+
+
+def words(count, *seed):
+    """A text of so many words, the same for the same seed."""
+    return " ".join(random.Random(repr(seed)).choices(WORDS, k=count))
+
+
+class Answer:
+    """A request's times, in seconds from when it was sent: of each piece of text, and of the end; and its usage."""
+
+    def __init__(self, times, end, usage, text):
+        self.times, self.end, self.usage, self.text = times, end, usage, text
+
+
+async def ask(port, messages, new, fields):
+    """Stream one chat completion from a server on this machine. Raises RuntimeError for any other answer."""
+    body = {
+        "messages": messages, "max_tokens": new, "temperature": 0, "stream": True, "ignore_eos": True,
+        "stream_options": {"include_usage": True}, **fields,
+    }  # fmt: skip
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json", "Connection: close"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    start, times, usage, text = time.perf_counter(), [], None, []
+    try:
+        writer.write("\r\n".join([*head, f"Content-Length: {len(data)}", "", ""]).encode() + data)
+        status = await reader.readline()
+        if b" 200 " not in status:
+            raise RuntimeError(f"{status.decode().strip()}: {(await reader.read(2000)).decode(errors='replace')}")
+        while line := await reader.readline():
+            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise RuntimeError(str(event["error"]))
+            usage = event.get("usage") or usage
+            piece = event["choices"][0]["delta"].get("content") if event["choices"] else None
+            if piece:
+                times.append(time.perf_counter() - start)
+                text.append(piece)
+        return Answer(times, time.perf_counter() - start, usage, "".join(text))
+    finally:
+        writer.close()
+
+
+# --- the servers -----------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A server's process; ``with`` starts and ends it. fields: what its requests have besides."""
+
+    def __init__(self, command, pattern, fields):
+        self.command, self.pattern, self.fields = command, pattern, fields
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, cwd=ROOT, stderr=subprocess.PIPE, text=True, errors="replace")
+        said = []
+        for line in self.process.stderr:
+            said.append(line)
+            if found := re.search(self.pattern, line):
+                self.port = int(found[1])
+                break
+        else:
+            raise RuntimeError(f"{' '.join(self.command[:3])} … has ended: {''.join(said)[-2000:]}")
+        self._reading = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+        self._reading.kill()
+        self._reading.wait()
+
+
+def ours(options, *more):
+    """Our server."""
+    command = [sys.executable, "ch14_mini_llm/serve.py", "--port=0", "--name=m", f"--weights={options.weights}"]
+    command += [f"--max_batch={options.clients}", *([f"--dtype={options.dtype}"] if options.dtype else []), *more]
+    return Server(command, r"ready: http://[^:]*:(\d+)/", {"model": "m"})
+
+
+def llama_cpp(options, folder):
+    """llama.cpp's, with a slot for each client."""
+    path = folder / "smollm2-f16.gguf"
+    if not path.exists():
+        half_gguf(fetched(folder), path)
+    return Server([sys.executable, __file__, "--peer", str(path), str(options.clients)], r"listens: \S+:(\d+)", {})
+
+
+def fetched(folder):
+    """SmolLM2 as it is published."""
+    sys.path.insert(0, str(ROOT / "data"))
+    import gguf_model
+
+    return gguf_model.fetch_smollm2(folder)
+
+
+def half_gguf(source, path):
+    """Write a GGUF file again with matrices in F16 and vectors in F32."""
+    import gguf
+    import numpy as np
+
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, reader.fields["general.architecture"].contents())
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name not in ("general.architecture", "general.file_type"):
+            sub = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), field.types[0], sub)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim == 2 else np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def be_peer(path, clients):
+    """Serve a GGUF file with llama.cpp until somebody ends this process."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.verbosity, params.port = path, 0, 0
+    params.n_parallel, params.n_ctx = clients, 2048 * clients
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores
+    server = xllamacpp.Server(params)
+    print(f"listens: {server.listening_address}", file=sys.stderr, flush=True)
+    while True:
+        time.sleep(60)
+
+
+# --- the loads -------------------------------------------------------------------------------------------------------
+
+
+def asked(*seed):
+    """One question, as messages."""
+    low, high = ASKED_WORDS
+    return [{"role": "user", "content": words(random.Random(repr(seed)).randint(low, high), "asked", *seed)}]
+
+
+async def closed(server, clients, requests, new, tag="closed"):
+    """``clients`` who ask ``requests`` times each, one after another. tag: other questions for another one."""
+
+    async def client(number):
+        answers = []
+        for turn in range(requests):
+            answers.append(await ask(server.port, asked(tag, number, turn), new, server.fields))
+        return answers
+
+    return await _timed(client(number) for number in range(clients))
+
+
+async def arriving(server, rate, count, new):
+    """``count`` requests that arrive at random, ``rate`` a second on average, whether or not others are answered."""
+    draws, at = random.Random(1), 0.0
+
+    async def one(number, at):
+        await asyncio.sleep(at)
+        answer = await ask(server.port, asked("open", number), new, server.fields)
+        return [answer]
+
+    works = []
+    for number in range(count):
+        works.append(one(number, at))
+        at += draws.expovariate(rate)
+    return await _timed(works)
+
+
+async def chatting(server, clients, turns, new):
+    """``clients`` conversations of some turns with one system prompt; each turn sends all that was said before."""
+    system = {"role": "system", "content": words(SYSTEM_WORDS, "system")}
+
+    async def talk(number):
+        said, answers = [system], []
+        for turn in range(turns):
+            said.append({"role": "user", "content": words(ASKED_WORDS[0], "chat", number, turn)})
+            answers.append(await ask(server.port, said, new, server.fields))
+            said.append({"role": "assistant", "content": answers[-1].text})
+        return answers
+
+    return await _timed(talk(number) for number in range(clients))
+
+
+async def _timed(works):
+    start = time.perf_counter()
+    answers = [answer for many in await asyncio.gather(*works) for answer in many]
+    return answers, time.perf_counter() - start
+
+
+def row(name, answers, seconds):
+    """What a load's answers say."""
+    gaps = [after - before for answer in answers for before, after in zip(answer.times, answer.times[1:])]
+    mean_gap = lambda answer: (answer.times[-1] - answer.times[0]) / max(1, answer.usage["completion_tokens"] - 1)
+    good = [1e3 * answer.times[0] <= LIMITS[0] and 1e3 * mean_gap(answer) <= LIMITS[1] for answer in answers]
+    tokens = sum(answer.usage["completion_tokens"] for answer in answers)
+    prompts = sum(answer.usage["prompt_tokens"] for answer in answers)
+    cached = sum((answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for answer in answers)
+    return {
+        "name": name, "requests": len(answers), "requests_s": _digits(len(answers) / seconds),
+        "tokens_s": _digits(tokens / seconds), "prompt_tokens": prompts, "cached": _digits(cached / prompts),
+        "events_s": _digits(sum(len(answer.times) for answer in answers) / seconds),
+        "first_ms": percentiles([answer.times[0] for answer in answers]), "gap_ms": percentiles(gaps),
+        "whole_ms": percentiles([answer.end for answer in answers]), "goodput": _digits(sum(good) / len(good)),
+    }  # fmt: skip
+
+
+def percentiles(seconds):
+    """`PERCENTILES` in milliseconds."""
+    ordered = sorted(seconds)
+    return [_digits(1e3 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)]) for p in PERCENTILES]
+
+
+def load(question, server, options, rate):
+    """One of `QUESTIONS`, put to a server."""
+    if question == "closed":
+        return closed(server, options.clients, options.requests, options.new)
+    if question == "open":
+        return arriving(server, rate, options.clients * options.requests, options.new)
+    return chatting(server, options.clients, options.turns, options.new)
+
+
+def measure(options, folder, progress=lambda text: None):
+    """The figures as a dict for JSON. folder: for files that are made on the way."""
+    found = {"clients": options.clients, "new": options.new, "limits_ms": list(LIMITS)}
+    makers = {"ours": lambda: ours(options)}
+    makers |= {name: lambda: llama_cpp(options, folder) for name in options.peers}
+    for question in options.only:
+        kinds = dict(makers)
+        if question == "chat":
+            kinds["ours, no cache"] = lambda: ours(options, "--no_prefix_cache")
+        found[question] = {"rows": []}
+        if question == "open":
+            rows = found.get("closed", {}).get("rows", [{}])
+            found[question]["rate"] = _digits(OPEN_SHARE * rows[0].get("requests_s", 1.0))
+        for name, make in kinds.items():
+            progress(f"{question}, {name}")
+            with make() as server:
+                asyncio.run(closed(server, options.clients, 1, 4, "warm"))  # not counted: memory, threads
+                answers = asyncio.run(load(question, server, options, found[question].get("rate")))
+                found[question]["rows"].append(row(name, *answers))
+    return found
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+TITLES = {"closed": "{clients} clients, one request after another", "open": "requests at random, {rate} a second",
+          "chat": "{clients} conversations of {turns} turns"}  # fmt: skip
+
+
+def format_table(result):
+    """The figures as lines of Markdown."""
+    lines = [
+        "| | tokens/s | first text, ms | between pieces, ms | whole answer, ms | goodput | cached |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    spread = lambda values: " / ".join(bench.short(value) for value in values)
+    for question in QUESTIONS:
+        if question in result:
+            title = TITLES[question].format(**result, **result[question])
+            lines.append(f"| *{title}* | | | | | | |")
+            for one in result[question]["rows"]:
+                times = " | ".join(spread(one[key]) for key in ("first_ms", "gap_ms", "whole_ms"))
+                last = f"{100 * one['goodput']:.0f} % | {100 * one['cached']:.0f} %"
+                lines.append(f"| {SAID[one['name']]} | {bench.short(one['tokens_s'])} | {times} | {last} |")
+    what = f"{result['new']} new tokens a request; times as 50th / 95th / 99th percentile. Goodput: first text within "
+    what += f"{result['limits_ms'][0]} ms, and tokens {result['limits_ms'][1]} ms apart on average."
+    return [*lines, "", f"*{result['device']}, {result['model']}; {what}*"]
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--peer"]:
+        return be_peer(argv[1], int(argv[2]))
+    parser = argparse.ArgumentParser(prog="benchmarks/serving.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--only", type=_names(QUESTIONS), default=list(QUESTIONS), help=f"of {','.join(QUESTIONS)}")
+    add("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {','.join(PEERS)}; or none")
+    add("--clients", type=int, default=8, help="who ask at the same time (8)")
+    add("--requests", type=int, default=5, help="of each client (5)")
+    add("--new", type=int, default=48, help="tokens of an answer (48)")
+    add("--turns", type=int, default=8, help="of a conversation (8)")
+    add("--weights", type=Path, default=SMOLLM2, help="a weight file (data/smollm2-135m.bin)")
+    add("--dtype", choices=["float32", "float16"], default="float16" if common.BACKEND == "cpu" else None,
+        help="of the weights on the level kv (float16)")  # fmt: skip
+    add("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
+    options = parser.parse_args(argv)
+    if min(options.clients, options.requests, options.new, options.turns) < 1:
+        parser.error("--clients, --requests, --new and --turns must be at least 1 each")
+    if not options.weights.exists():
+        parser.error(f"--weights: {options.weights} is not there; make smollm2 fetches SmolLM2")
+    if options.peers and options.weights != SMOLLM2:
+        parser.error("llama.cpp has SmolLM2's weights: leave out --weights, or give --peers=none")
+    path = options.out / device_folder() / "serving.json"
+    try:
+        make_output(path, "--out")
+    except FileError as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as folder, tqdm(disable=None) as bar:
+
+        def progress(text):
+            bar.set_description(text)
+            bar.update()
+
+        found = measure(options, Path(folder), progress)
+    load = [_digits(one) for one in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    result = {
+        "model": options.weights.stem, "device": bench.device_name(), "backend": common.BACKEND, "dtype": options.dtype,
+        "turns": options.turns, "packages": _packages(), "load": load, **found,
+    }  # fmt: skip
+    write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print("\n".join(format_table(result)), f"\nwritten: {path}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

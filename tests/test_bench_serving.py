@@ -1,0 +1,42 @@
+"""The benchmark of the server: it measures what it says, on a small load."""
+
+import json
+
+import pytest
+
+from benchmarks import serving
+from ch14_mini_llm.model.weights import DATA_DIR
+
+TINY = DATA_DIR / "tiny-gpt2.bin"
+
+
+def test_every_load_on_the_tiny_model(tmp_path, capsys):
+    pytest.importorskip("starlette")
+    sizes = "--clients=2", "--requests=2", "--new=5", "--turns=2"
+    arguments = [f"--weights={TINY}", "--peers=none", "--dtype=float32", *sizes, f"--out={tmp_path}"]
+    assert serving.main(arguments) == 0
+    result = json.loads(next(tmp_path.rglob("serving.json")).read_text())
+    for question, count in ("closed", 4), ("open", 4), ("chat", 4):
+        for row in result[question]["rows"]:
+            assert row["requests"] == count and row["tokens_s"] > 0 and 0 <= row["goodput"] <= 1
+            assert all(
+                low <= high for key in ("first_ms", "gap_ms", "whole_ms") for low, high in zip(row[key], row[key][1:])
+            )
+    with_cache, without = result["chat"]["rows"]
+    assert with_cache["cached"] > 0.3 and without["cached"] == 0
+    assert "\n".join(serving.format_table(result)) in capsys.readouterr().out
+
+
+def test_percentiles():
+    assert serving.percentiles([k / 1000 for k in range(100)]) == [50, 95, 99] and serving.percentiles([0.002]) == [
+        2,
+        2,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--clients=0"], ["--weights=nothing.bin"], [f"--weights={TINY}"], ["--only=x"]])
+def test_mistakes(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        serving.main(arguments)
+    assert caught.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()[-1]) < 300
