@@ -12,8 +12,8 @@ class ApiError(Exception):
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after=None
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+        super().__init__(_clean(message))
+        self.status, self.param, self.code, self.retry_after = status, param and _clean(param), code, retry_after
 
     @property
     def body(self) -> dict:
@@ -25,6 +25,11 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """The answer's headers besides those of any JSON."""
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def _clean(text: str) -> str:
+    """A text that has a UTF-8 form: what is said of a request may quote half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def refused(param: str, message: str, code: str | None = None) -> ApiError:

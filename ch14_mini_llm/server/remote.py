@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable
 
@@ -62,7 +63,11 @@ class RemoteEngine:
         self._loop, (self._pipe, theirs) = asyncio.get_running_loop(), context.Pipe()
         self.state, self._starts = STARTING, self._starts + 1
         self.process = context.Process(target=worker.main, args=(theirs, *self._arguments), daemon=True)
-        self.process.start()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C in a terminal is for this process
+        try:
+            self.process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
         theirs.close()
         threading.Thread(target=self._listen, args=(self._pipe,), daemon=True).start()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ch14_mini_llm.engine.counts import NAMES
 from ch14_mini_llm.engine.plan import Output
-from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.engine.request import Request, Sampling
 
 OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
 WARM_BATCHES = (1, 2, 4, 8, 16, 32)  # sequences at a time, as far as the engine takes so many
@@ -135,7 +135,7 @@ class Worker:
                 continue
             try:
                 id = self.engine.submit(*rest)
-            except RequestError as error:
+            except Exception as error:  # of one request, whatever it is
                 refused.append((key, Output(-1, (), "error", str(error))))
             else:
                 self._ids[key], self._keys[id] = id, key

@@ -281,7 +281,18 @@ def test_errors_arrive_as_the_clients_own(client, server):
     ):
         found, body, _ = server.request(path, method=method)
         assert found == status and set(body["error"]) == {"message", "type", "param", "code"}
-    for raw in (b"", b"{", b"[1, 2]", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000, b'"x"', b"null"):
+    for raw in (
+        b"",
+        b"{",
+        b"[1, 2]",
+        b"\xff\xfe",
+        b'{"model": NaN}',
+        b'{"\\ud800": 1}',
+        b'{"model": "tiny", "prompt": "\\udc00"}',
+        b"[" * 100_000,
+        b'"x"',
+        b"null",
+    ):
         found, body, _ = server.request("/v1/completions", raw=raw)
         assert found == 400 and body["error"]["message"], raw[:10]
     assert server.request("/v1/completions", raw=b" " * (9 << 20))[0] == 413

@@ -171,6 +171,16 @@ def test_sigterm_lets_answers_end_and_the_code_is_zero():
         assert "ending: 1 answers" in "".join(served.said)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_model_is_loaded(number):
+    with Serving(wait=False) as served:
+        served.line("weights")
+        time.sleep(0.3)
+        served.process.send_signal(number)
+        assert served.process.wait(20) == 0
+        assert "Traceback" not in "".join(served.said)
+
+
 def test_a_second_signal_ends_at_once():
     with Serving("--grace=100") as served:
         stream = served.client().completions.create(
