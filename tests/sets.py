@@ -14,6 +14,7 @@ WHOLE = (  # files of which all tests are quick
     "tests/ch14/test_engine.py", "tests/ch14/test_sampler.py", "tests/ch14/test_static.py",
     "tests/ch14/test_watch.py", "tests/ch14/server/test_text.py", "tests/ch14/server/test_fields.py",
     "tests/ch14/server/test_prompts.py", "tests/ch14/server/test_api.py", "tests/ch14/server/test_limits.py",
+    "tests/ch14/server/test_glass.py",
     "tests/cpu/test_cache.py",
     "tests/cpu/test_compile.py", "tests/cpu/test_errors.py", "tests/cpu/test_numbers.py", "tests/cpu/test_rows.py",
     "tests/cpu/test_signatures.py", "tests/cpu/test_threads.py", "tests/cpu/test_device.py",

@@ -94,6 +94,10 @@ class RadixCache:
             self.pool.forget(block)
         return n
 
+    def nodes(self) -> list[Node]:
+        """All entries, those in front before those behind them."""
+        return list(self._nodes.values())
+
     def blocks(self) -> list[int]:
         """The blocks of all entries."""
         return list(self._nodes)

@@ -7,23 +7,29 @@ of ours (500), which is printed.
 from __future__ import annotations
 
 import asyncio
+import re
 import traceback
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ch14_mini_llm.engine.request import shown
 from ch14_mini_llm.server import http, kinds
 from ch14_mini_llm.server.errors import ApiError, refused
 from ch14_mini_llm.server.openapi import description
+from ch14_mini_llm.server.remote import Watcher
 from ch14_mini_llm.server.tokens import Server
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
+
+PAGE = Path(__file__).with_name("page.html")
+CHAPTERS = PAGE.parents[2] / "chapters"
 
 
 class Endpoints:
@@ -84,6 +90,50 @@ class Endpoints:
                 raise refused(name[:60], message, "unknown_parameter")
         return body
 
+    # --- the engine behind glass ------------------------------------------------------------------------------------
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    async def lesson(self, request: Request) -> Response:
+        path = CHAPTERS / request.path_params["name"] / "README.md"
+        if not re.fullmatch(r"ch\d\d_\w+", request.path_params["name"]) or not path.exists():
+            raise ApiError(404, f"there is no lesson {shown(request.path_params['name'])} here", code="not_found")
+        return PlainTextResponse(path.read_text(encoding="utf-8"))
+
+    async def events(self, request: Request) -> Response:
+        self.server.check_ready()
+        return await http.Events(request, self._views()).begin()
+
+    async def _views(self) -> AsyncIterator[str]:
+        watcher = Watcher()
+        self.remote.watch(watcher, True)
+        try:
+            while not self.server.draining:
+                try:
+                    yield http.event(await asyncio.wait_for(watcher.get(), 1.0))
+                except TimeoutError:
+                    yield ": nothing new\n\n"
+        finally:
+            self.remote.watch(watcher, False)
+
+    async def pause(self, request: Request) -> Response:
+        return await self._command(request, "pause")
+
+    async def resume(self, request: Request) -> Response:
+        return await self._command(request, "resume")
+
+    async def steps(self, request: Request) -> Response:
+        return await self._command(request, "steps")
+
+    async def _command(self, request: Request, kind: str) -> Response:
+        body = await self._object(request, {"n"} if kind == "steps" else set())
+        n = kinds.whole(1, 1000).check("n", body.get("n", 1)) if kind == "steps" else None
+        self.remote.command(kind, n)
+        return JSONResponse({"done": kind})
+
+    # --- what can be seen from outside ------------------------------------------------------------------------------
+
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
@@ -137,7 +187,9 @@ def application(server: Server) -> Starlette:
         get("/v1/models", others.models), get("/v1/models/{name:path}", others.model),
         post("/tokenize", others.tokenize), post("/detokenize", others.detokenize), post("/abort", others.abort),
         get("/health", others.health), get("/ready", others.ready), get("/metrics", others.show_metrics),
-        get("/openapi.json", others.openapi),
+        get("/openapi.json", others.openapi), get("/", others.page), get("/lesson/{name}", others.lesson),
+        get("/engine/events", others.events), post("/engine/pause", others.pause),
+        post("/engine/resume", others.resume), post("/engine/steps", others.steps),
     ]  # fmt: skip
     cors = Middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"],

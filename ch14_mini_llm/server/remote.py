@@ -40,6 +40,25 @@ class Stream:
         return new
 
 
+class Watcher:
+    """Views of the engine, for one who watches: the newest only, but what a view leaves out stays as it was."""
+
+    def __init__(self) -> None:
+        self._newest: dict = {}
+        self._there = asyncio.Event()
+
+    def put(self, view: dict) -> None:
+        self._newest |= view
+        self._there.set()
+
+    async def get(self) -> dict:
+        """The newest; waits until there is one that has not been fetched."""
+        await self._there.wait()
+        self._there.clear()
+        newest, self._newest = self._newest, {}
+        return newest
+
+
 class RemoteEngine:
     """The engine's process. All methods are for the event loop's thread.
 
@@ -50,6 +69,7 @@ class RemoteEngine:
         self.state, self.problem, self.facts, self.stats = STARTING, "", {}, {}
         self._arguments, self._say = arguments, say
         self._streams: dict[int, Stream] = {}
+        self._watchers: set[Watcher] = set()
         self._keys, self._starts, self._changed = itertools.count(), 0, asyncio.Event()
 
     @property
@@ -92,6 +112,17 @@ class RemoteEngine:
         if not stream.ended:
             self._send("abort", stream.key)
 
+    def command(self, kind: str, value=None) -> None:
+        """A command of `glass.Glass`. Raises `ApiError` while there is no engine."""
+        if self.state != READY:
+            raise ApiError(503, self.problem or "the engine is starting", code="not_ready", retry_after=5)
+        self._send(kind, value)
+
+    def watch(self, watcher: Watcher, whether: bool) -> None:
+        """Have the engine's views put to a watcher, or no more."""
+        (self._watchers.add if whether else self._watchers.discard)(watcher)
+        self._send("watch", bool(self._watchers))
+
     def close(self) -> None:
         """End the process."""
         self.state = CLOSED
@@ -133,10 +164,14 @@ class RemoteEngine:
                     stream.put(output)
                     if stream.ended:
                         del self._streams[key]
+        elif kind == "view":
+            for watcher in self._watchers:
+                watcher.put(rest[0])
         elif kind == "progress":
             self._say(rest[0])
         elif kind == "ready":
             self.state, self.facts, self._starts, self.problem = READY, rest[0], 0, ""
+            self._send("watch", bool(self._watchers))
         elif kind == "failed":
             self.state, self.problem = FAILED, rest[0]
         elif self.state != FAILED:

@@ -2,8 +2,9 @@
 
 So HTTP never waits for a device, and the device never for a socket. Messages are tuples, the first item says which:
 
-    to the worker    ("submit", key, Request) · ("abort", key) · ("stop", None)
+    to the worker    ("submit", key, Request) · ("abort", key) · ("stop", None), and commands of `glass.Glass`
     from it          ("progress", text) · ("ready", facts) · ("failed", text) · ("step", [(key, Output), …], stats)
+                     ("view", what there is to be seen)
 
 A closed pipe ends the process as well: it never outlives the one that started it. What a request asks for has been
 checked on the other side; `Engine.submit` checks it again, and answers that request alone.
@@ -20,6 +21,7 @@ from pathlib import Path
 from ch14_mini_llm.engine.counts import NAMES
 from ch14_mini_llm.engine.plan import Output
 from ch14_mini_llm.engine.request import Request, Sampling
+from ch14_mini_llm.server.glass import Glass, kernels_of
 
 OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
 WARM_BATCHES = (1, 2, 4, 8, 16, 32)  # sequences at a time, as far as the engine takes so many
@@ -55,18 +57,19 @@ def _load(pipe, path, options):
     pipe.send(("progress", f"{backend}, {device} ({reason}), engine {level}"))
     with loading(config) as on_tensor:
         engine = Engine.of(config, tensors, level, on_tensor, **options)
-    warm_up(engine, lambda text: pipe.send(("progress", text)))
+    kernels = warm_up(engine, lambda text: pipe.send(("progress", text)))
     facts = {
         "backend": backend, "device": device, "level": level, "n_ctx": engine.model.n_ctx,
         "vocab_size": engine.model.vocab_size, "num_blocks": engine.pool.n_blocks, "block_size": engine.block_size,
-        "max_batch": engine.sizes.max_batch,
+        "max_batch": engine.sizes.max_batch, "kernels": kernels,
     }  # fmt: skip
     pipe.send(("ready", facts))
     return engine
 
 
-def warm_up(engine, progress=lambda text: None) -> None:
-    """Run what compiles the kernels that requests will need, so that the first client does not wait for them."""
+def warm_up(engine, progress=lambda text: None) -> list[list]:
+    """Run what compiles the kernels that requests will need, so that the first client does not wait for them. Returns
+    the kernels of the first request, see `kernels_of`."""
     n_ctx, room = engine.model.n_ctx, engine.pool.n_blocks * engine.block_size
     length = max(1, min(24, n_ctx - 8, room - 8))
     new = max(0, min(6, n_ctx - length, room - length))
@@ -78,13 +81,20 @@ def warm_up(engine, progress=lambda text: None) -> None:
     jobs = [[Request(tokens, new, setting)] for setting in settings]
     jobs += [[Request(tokens, new, logprobs=1)], [Request(tokens, 0, prompt_logprobs=1)]]
     jobs += [[Request(tokens, new)] * n for n in WARM_BATCHES if 1 < n <= engine.sizes.max_batch]
+    from common.trace import trace  # late: it picks the backend
+
+    kernels = []
     for number, requests in enumerate(jobs):
         progress(f"warming up, {number + 1} of {len(jobs)}")
-        for result in engine.run(requests):
+        with trace() as launches:
+            results = engine.run(requests)
+        kernels = kernels or kernels_of(launches)
+        for result in results:
             if result.finish_reason == "error":
                 raise RuntimeError(f"the engine cannot run its first request: {result.error}")
     if engine.prefix_cache is not None:
         engine.prefix_cache.evict(engine.pool.cached)  # nobody asked for that
+    return kernels
 
 
 class Worker:
@@ -96,6 +106,7 @@ class Worker:
         self.awake, self.closed = threading.Event(), False
         self._ids: dict[int, int] = {}  # key → the engine's id
         self._keys: dict[int, int] = {}
+        self.glass = Glass(engine, self._keys, self.stats)
         self._reported, self._before = 0.0, {name: engine.stats()[name] for name in NAMES}  # of the warm-up
 
     def run(self) -> None:
@@ -104,8 +115,9 @@ class Worker:
         while not self.closed:
             self.awake.clear()
             refused = self._obey()
-            if self.engine.idle:
+            if self.engine.idle or self.glass.held:
                 self._send(refused, now=True)
+                self._show(now=True)
                 self.awake.wait()
             else:
                 outputs = self.engine.step()
@@ -113,6 +125,17 @@ class Worker:
                 for output in outputs:
                     if output.finish_reason is not None:
                         self._ids.pop(self._keys.pop(output.id), None)
+                self._show()
+
+    def stats(self) -> dict[str, int]:
+        """The engine's, without those of the warm-up."""
+        stats = self.engine.stats()
+        return stats | {name: stats[name] - before for name, before in self._before.items()}
+
+    def _show(self, now: bool = False) -> None:
+        view = self.glass.view(now)
+        if view is not None:
+            self.pipe.send(("view", view))
 
     def _listen(self) -> None:
         try:
@@ -133,6 +156,9 @@ class Worker:
                 if key in self._ids:
                     self.engine.abort(self._ids[key])
                 continue
+            if kind != "submit":
+                self.glass.command(kind, key)
+                continue
             try:
                 id = self.engine.submit(*rest)
             except Exception as error:  # of one request, whatever it is
@@ -146,6 +172,5 @@ class Worker:
         if outputs or due:
             stats = None
             if due:
-                self._reported, stats = time.monotonic(), self.engine.stats()
-                stats |= {name: stats[name] - before for name, before in self._before.items()}
+                self._reported, stats = time.monotonic(), self.stats()
             self.pipe.send(("step", outputs, stats))
