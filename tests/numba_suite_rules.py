@@ -133,6 +133,7 @@ TABLE = [
     ("cudapy.test_print.TestPrint.test_too_many_args", ACCEPTED, "more than 32 things to print: a GPU prints a format"),
     ("cudapy.test_tracing.*", NOT_APPLICABLE, COMPILER),
     ("cudapy.test_warning.TestWarnings.*", NOT_APPLICABLE, WARNINGS),
+    ("doc_examples.test_ffi.*.test_ex_extra_includes", NOT_APPLICABLE, LINKER),  # runs where cffi is installed
     ("nocuda.test_cache_version.*", NOT_APPLICABLE, CACHE),
     ("nocuda.test_dummyarray.TestEmptyArrayTypeInference.*", NOT_APPLICABLE, COMPILER),
     ("nocuda.test_import.*", NOT_APPLICABLE, "which of Numba's modules an import of numba.cuda takes along"),
