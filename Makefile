@@ -131,6 +131,7 @@ plots: needs-dev ## draw the plots of lessons and README and write their tables,
 	$(PY) benchmarks/batching.py --plot
 	$(PY) benchmarks/engine_plot.py
 	$(PY) benchmarks/readme.py
+	$(PY) benchmarks/serving.py --page
 	$(PY) -m chapters.lessons
 
 lessons: needs-base ## write what the lessons take from the code: sources, links, the map of the book

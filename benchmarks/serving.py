@@ -17,6 +17,8 @@ Times are milliseconds, as 50th, 95th and 99th percentile: until the first text,
 whole answer. *Goodput*: the share of requests whose first text came within ``LIMITS``' first, and whose pieces came in
 its second on average.
 
+``--page`` writes the table of the committed figures into chapter 14's page instead: part of ``make plots``.
+
 Exit codes: 0 all measured, 1 something failed, 2 bad arguments.
 """
 
@@ -327,10 +329,23 @@ def format_table(result):
     return [*lines, "", f"*{result['device']}, {result['model']}; {what}*"]
 
 
+PAGE = ROOT / "ch14_mini_llm" / "server.md"
+BLOCK = re.compile(r"(<!-- serving -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page, folder=RESULTS):
+    """The text of the chapter's page with the table of the committed figures."""
+    result = json.loads((folder / "cpu" / "serving.json").read_text(encoding="utf-8"))
+    return BLOCK.sub(lambda match: match[1] + "\n".join([*format_table(result), ""]) + match[2], page)
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--peer"]:
         return be_peer(argv[1], int(argv[2]))
+    if argv[:1] == ["--page"]:
+        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+        return 0
     parser = argparse.ArgumentParser(prog="benchmarks/serving.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--only", type=_names(QUESTIONS), default=list(QUESTIONS), help=f"of {','.join(QUESTIONS)}")

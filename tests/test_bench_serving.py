@@ -27,6 +27,11 @@ def test_every_load_on_the_tiny_model(tmp_path, capsys):
     assert "\n".join(serving.format_table(result)) in capsys.readouterr().out
 
 
+def test_the_page_has_the_committed_figures():
+    page = serving.PAGE.read_text(encoding="utf-8")
+    assert len(serving.BLOCK.findall(page)) == 1 and serving.filled(page) == page, "run make plots"
+
+
 def test_percentiles():
     assert serving.percentiles([k / 1000 for k in range(100)]) == [50, 95, 99] and serving.percentiles([0.002]) == [
         2,
