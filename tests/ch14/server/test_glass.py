@@ -25,6 +25,13 @@ def server():
         yield served
 
 
+@pytest.fixture(autouse=True)
+def go_on(server):
+    """Whatever a test does, the next one finds an engine that runs."""
+    yield
+    server.request("/engine/resume", {})
+
+
 class Watching:
     """A watcher; ``view``: what there is to be seen now, of all that has come."""
 
@@ -69,15 +76,16 @@ def add_up(view):
 def test_a_request_is_seen_and_the_blocks_add_up(server):
     with Watching(server) as watching:
         thread = threading.Thread(target=server.request, args=("/v1/completions", ASKED | {"n": 3}))
+        before = server.metrics()["requests_accepted_total"]
         server.request("/engine/pause", {})
         thread.start()
-        seen = []
-        for _ in range(70):
-            before = watching.count
+        while server.metrics()["requests_accepted_total"] == before:
+            time.sleep(0.01)
+        begin, seen = watching.until(lambda view: view["paused"])["step"], []
+        for count in range(1, 56):  # of 60
             server.request("/engine/steps", {"n": 1})
-            watching.until(lambda view, before=before: watching.count > before)
-            add_up(watching.view)
-            seen.append(watching.view)
+            seen.append(watching.until(lambda view, end=begin + count: view["step"] == end))
+            add_up(seen[-1])
         kinds = {row[3] for view in seen for row in view["rows"]}
         assert kinds == {0, 1} and max(len(view["running"]) for view in seen) == 3
         server.request("/engine/resume", {})
