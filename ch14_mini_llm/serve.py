@@ -106,12 +106,12 @@ def serve(options: argparse.Namespace) -> int:
         fingerprint=f"kbk_{hashlib.sha256(facts.encode()).hexdigest()[:10]}",
     )  # fmt: skip
     listening = listen(options.host, options.port)
-    say(f"weights: {shown(path)} ({describe(config)})")
+    words = [f"weights: {shown(path)} ({describe(config)})"]
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
-        say(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
+        words.append(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
     engine = {name: getattr(options, name) for name in ("num_blocks", "block_size", "max_batch", "dtype")}
     engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache}
-    return asyncio.run(_serve(settings, tokenizer, listening, (str(path), engine), say))
+    return asyncio.run(_serve(settings, tokenizer, listening, (str(path), engine), words, say))
 
 
 def _is_there(module: str) -> bool:
@@ -136,7 +136,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _serve(settings, tokenizer, listening, arguments, say) -> int:
+async def _serve(settings, tokenizer, listening, arguments, words, say) -> int:
+    """words: what is said first, once signals are heard."""
     import uvicorn
 
     from ch14_mini_llm.server.app import application
@@ -159,6 +160,7 @@ async def _serve(settings, tokenizer, listening, arguments, say) -> int:
 
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, end)
+    say("\n".join(words))
     remote.start()
     serving = asyncio.create_task(web.serve([listening]))
     starting = asyncio.create_task(remote.ready())

@@ -1,5 +1,6 @@
 """The page of the glass engine in a real browser: Debian's chromium, which `.ci/run` installs."""
 
+import json
 import shutil
 
 import pytest
@@ -26,6 +27,12 @@ def browser():
         opened.close()
 
 
+def steady(route):
+    """The same story every time, and one that does not end early."""
+    asked = json.loads(route.request.post_data)
+    route.continue_(post_data=json.dumps(asked | {"seed": 1, "logit_bias": {"50256": -100}}))
+
+
 @pytest.fixture
 def open_page(server, browser):
     """Opens pages; at the end none of them may have complained."""
@@ -34,6 +41,7 @@ def open_page(server, browser):
     def open_page(width=1200):
         page = context.new_page()
         page.set_viewport_size({"width": width, "height": 800})
+        page.route("**/v1/chat/completions", steady)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         page.goto(server.url + "/")
@@ -66,7 +74,7 @@ def step(server, n):
 def test_a_conversation(open_page, server):
     page = open_page()
     assert page.inner_text("#title") == "Chat with tiny"
-    step(server, 4)
+    step(server, 9)
     say(page, "Once upon a time there was a cat. " * 30)
     until(page, "document.querySelectorAll('#rows .row').length > 0")
     until(page, "document.querySelector('#said p:last-child').innerText.length > 8")
@@ -86,7 +94,7 @@ def test_a_cancellation(open_page, server):
     page = open_page()
     before = server.metrics()["request_aborted_total"]
     for count in (1, 2):
-        step(server, 4)
+        step(server, 8)
         say(page, "Tell me a story.")
         until(page, "document.querySelector('#said p:last-child').innerText.length > 8")
         page.click("#stop")
