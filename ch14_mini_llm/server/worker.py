@@ -83,18 +83,16 @@ def warm_up(engine, progress=lambda text: None) -> list[list]:
     jobs += [[Request(tokens, new)] * n for n in WARM_BATCHES if 1 < n <= engine.sizes.max_batch]
     from common.trace import trace  # late: it picks the backend
 
-    kernels = []
+    with trace() as launches:  # a prompt and a step: what comes a second time is recorded, which is not to be traced
+        engine.run([Request(tokens, min(2, new))])
     for number, requests in enumerate(jobs):
         progress(f"warming up, {number + 1} of {len(jobs)}")
-        with trace() as launches:
-            results = engine.run(requests)
-        kernels = kernels or kernels_of(launches)
-        for result in results:
+        for result in engine.run(requests):
             if result.finish_reason == "error":
                 raise RuntimeError(f"the engine cannot run its first request: {result.error}")
     if engine.prefix_cache is not None:
         engine.prefix_cache.evict(engine.pool.cached)  # nobody asked for that
-    return kernels
+    return kernels_of(launches)
 
 
 class Worker:
