@@ -150,7 +150,7 @@ async def _serve(settings, tokenizer, listening, arguments, words, say) -> int:
         application(server), log_level="warning", access_log=False, lifespan="off", server_header=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.grace)),
     )  # fmt: skip
-    web, loop = _Web(config), asyncio.get_running_loop()
+    web, loop = _web(config), asyncio.get_running_loop()
 
     def end():
         if server.draining:
@@ -190,18 +190,16 @@ def _progress(say):
     )
 
 
-class _Web:
+def _web(config):
     """uvicorn's server, without its handlers of signals: they would end this process with 143 where 0 is meant."""
+    import uvicorn
 
-    def __new__(cls, config):
-        import uvicorn
+    class Web(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self):
+            yield
 
-        class Web(uvicorn.Server):
-            @contextlib.contextmanager
-            def capture_signals(self):
-                yield
-
-        return Web(config)
+    return Web(config)
 
 
 if __name__ == "__main__":

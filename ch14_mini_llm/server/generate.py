@@ -61,9 +61,7 @@ class Choice:
             if self.text.stopped:
                 return
             known = output.logprobs[number] if output.logprobs else None
-            text, entries = self.text.push(token, (token, known))
-            piece.text += text
-            piece.entries += entries
+            piece.add(Piece(*self.text.push(token, (token, known))))
         if output.tokens:
             self.times.append(time.perf_counter())
 
@@ -75,9 +73,7 @@ class Choice:
             raise ApiError(503 if ended.error == GONE else 500, str(ended.error), code="engine_error")
         if ended.finish_reason == "abort":
             raise ApiError(ABORTED, "the request was aborted", code="aborted")
-        text, entries = self.text.finish()
-        piece.text += text
-        piece.entries += entries
+        piece.add(Piece(*self.text.finish()))
         return ended.finish_reason
 
     def _echoed(self, output: Output) -> Piece:

@@ -52,7 +52,7 @@ class Glass:
         engine, stats = self.engine, self._stats()
         name = lambda sequence: self._keys.get(sequence.id, -1)
         running = [
-            {"id": name(one), "prompt": one.n_prompt, "length": len(one.tokens), "done": one.n_written,
+            {"id": name(one), "prompt": one.n_prompt, "length": len(one.tokens),
              "cached": one.n_cached or 0, "blocks": list(one.blocks)}
             for one in engine.scheduler.running
         ]  # fmt: skip

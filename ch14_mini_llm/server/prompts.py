@@ -67,14 +67,14 @@ class Reader:
         if len(prompts) * n > MAX_CHOICES:
             raise refused("n", f"{len(prompts)} prompts times n {n} are {len(prompts) * n} choices; a request can have "
                           f"{MAX_CHOICES} at most")  # fmt: skip
-        requests, shortened = [], None
+        requests, shortened, stop_tokens = [], None, self.stop_tokens(values)
         for prompt in prompts:
             new = self.max_new(end, values, len(prompt))
             if new is None:
                 limits = self.limits
                 shortened = new = min(limits.n_ctx - len(prompt), limits.share, limits.room - len(prompt))
             for choice in range(n):
-                requests.append(Request(prompt, new, self.sampling(values, choice), self.stop_tokens(values),
+                requests.append(Request(prompt, new, self.sampling(values, choice), stop_tokens,
                                         values.get("priority", 0), *self.logprobs(end, values)))  # fmt: skip
         return Asked(prompts, n, requests, stops, shortened)
 

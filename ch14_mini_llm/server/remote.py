@@ -22,8 +22,8 @@ GONE = "the engine's process has ended; it is being started again"
 class Stream:
     """What comes of one request. Outputs that nobody has fetched yet are kept: a slow reader gets them together."""
 
-    def __init__(self, key: int, request: Request) -> None:
-        self.key, self.request, self.ended = key, request, False
+    def __init__(self, key: int) -> None:
+        self.key, self.ended = key, False
         self._new: list[Output] = []
         self._there = asyncio.Event()
 
@@ -98,11 +98,15 @@ class RemoteEngine:
             await self._changed.wait()
         return self.state == READY
 
+    def check_ready(self) -> None:
+        """Raises `ApiError` while there is no engine."""
+        if self.state != READY:
+            raise ApiError(503, self.problem or "the model is being loaded", code="not_ready", retry_after=5)
+
     def submit(self, request: Request) -> Stream:
         """Hand a request in. Raises `ApiError` while there is no engine."""
-        if self.state != READY:
-            raise ApiError(503, self.problem or "the engine is starting", code="not_ready", retry_after=5)
-        stream = Stream(next(self._keys), request)
+        self.check_ready()
+        stream = Stream(next(self._keys))
         self._streams[stream.key] = stream
         self._send("submit", stream.key, request)
         return stream
@@ -114,8 +118,7 @@ class RemoteEngine:
 
     def command(self, kind: str, value=None) -> None:
         """A command of `glass.Glass`. Raises `ApiError` while there is no engine."""
-        if self.state != READY:
-            raise ApiError(503, self.problem or "the engine is starting", code="not_ready", retry_after=5)
+        self.check_ready()
         self._send(kind, value)
 
     def watch(self, watcher: Watcher, whether: bool) -> None:

@@ -19,7 +19,7 @@ from ch14_mini_llm.server.fields import CHAT, COMPLETIONS
 from ch14_mini_llm.server.generate import Generation
 from ch14_mini_llm.server.metrics import Metrics
 from ch14_mini_llm.server.prompts import Limits, Reader
-from ch14_mini_llm.server.remote import READY, RemoteEngine
+from ch14_mini_llm.server.remote import RemoteEngine
 from ch14_mini_llm.server.settings import Settings
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
@@ -75,7 +75,7 @@ class Server:
             echoes = [text if isinstance(text, str) else self.tokenizer.decode(text) for text in texts]
         ended = lambda choice, reason: self.metrics.ended(choice, started, reason)
         generation = Generation(asked, self.tokenizer, echoes, end == COMPLETIONS, ended)
-        wanted = any(given is not None for given in self.reader.logprobs(end, values))
+        wanted = any(given is not None for given in Reader.logprobs(end, values))
         form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted)
         if values.get("stream"):
             response = await http.Events(request, self._events(values, generation, form)).begin()
@@ -124,7 +124,7 @@ class Server:
 
     async def _events(self, values: dict, generation: Generation, form: Form) -> AsyncIterator[str]:
         """The events of a stream. What fails before the first is raised, what fails later is the last event."""
-        with_usage, begun, some = bool((values.get("stream_options") or {}).get("include_usage")), set(), False
+        with_usage, begun, some = bool(values.get("stream_options", {}).get("include_usage")), set(), False
         pieces = self._pieces(generation, form)
         try:
             async for new in pieces:
@@ -148,8 +148,7 @@ class Server:
     def check_ready(self) -> None:
         if self.draining:
             raise ApiError(503, "the server is about to end", code="draining", retry_after=10)
-        if self.remote.state != READY:
-            raise ApiError(503, self.remote.problem or "the model is being loaded", code="not_ready", retry_after=5)
+        self.remote.check_ready()
 
     def _check_room(self, n: int) -> None:
         """Raises `ApiError` where so many choices more would make the queue longer than it may be."""

@@ -27,13 +27,13 @@ def cut(text, *sizes):
     return pieces
 
 
-def told(stops, pieces):
+def case(stops, pieces):
     return f"the stops {', '.join(map(repr, stops))} and the pieces {'|'.join(pieces)!r}"
 
 
 def watch(student, stops, pieces, on=False):
-    seen = student.call("watch", stops, pieces, on, on=told(stops, pieces)).value
-    what = f"not a text but {seen['deltas']}, on {told(stops, pieces)}"
+    seen = student.call("watch", stops, pieces, on, on=case(stops, pieces)).value
+    what = f"not a text but {seen['deltas']}, on {case(stops, pieces)}"
     check(all(isinstance(delta, str) for delta in seen["deltas"]), what)
     return seen
 
@@ -43,8 +43,8 @@ def same(student, stops, pieces, hint):
     seen, (shown, found) = watch(student, stops, pieces), oracle("".join(pieces), stops)
     expected = shown if found else "".join(pieces)
     made = "".join(seen["deltas"])
-    check(made == expected, f"{made!r} was shown, expected {expected!r}, on {told(stops, pieces)}", hint)
-    check(seen["found"][-1] == found, f"found is {seen['found'][-1]}, on {told(stops, pieces)}", hint)
+    check(made == expected, f"{made!r} was shown, expected {expected!r}, on {case(stops, pieces)}", hint)
+    check(seen["found"][-1] == found, f"found is {seen['found'][-1]}, on {case(stops, pieces)}", hint)
 
 
 def test_whole(student):
@@ -70,7 +70,7 @@ def test_early(student, sizes):
         seen = watch(student, stops, pieces)
         for n in range(1, len(seen["found"]) + 1):
             expected, shown = oracle("".join(pieces[:n]), stops)[0], "".join(seen["deltas"][:n])
-            what = f"after piece {n} {shown!r} has been shown, expected {expected!r}, on {told(stops, pieces)}"
+            what = f"after piece {n} {shown!r} has been shown, expected {expected!r}, on {case(stops, pieces)}"
             check(shown == expected, what, "held" if len(shown) < len(expected) else "across")
 
 

@@ -86,7 +86,7 @@ def test_more_than_the_pool_has(small):
         client.completions.create(**ASKED, n=9)
 
 
-def test_who_waits_too_long_is_told_so():
+def test_who_waits_too_long_has_503():
     with Serving("--max_batch=1", "--max_wait=0.5", "--num_blocks=64") as served:
         first = threading.Thread(target=served.client().completions.create, kwargs=ASKED | {"max_tokens": 490} | NO_END)
         first.start()
