@@ -191,12 +191,15 @@ class PagedTransformers(peers.TransformersEager):
 
 SETTINGS = {"compiled": False, "tuned": True}  # of a static batch: is it tuned
 PEERS = (*SETTINGS, "transformers")
+TUNED_MOST = 1  # sequences: with 8 to 256 the tuned kernels were 4 to 25 % slower on an H200, and took minutes to find
 
 
 def static_row(b, prompts, new):
     """The rate of decoding of a static batch with each of the settings asked for; the figure is the faster one's."""
     found, n, length = {}, len(prompts), len(prompts[0]) + new
     wanted = [name for name in SETTINGS if name in b.peers]
+    if n > TUNED_MOST and len(wanted) > 1:
+        wanted.remove("tuned")
     for setting in wanted if b.device == "cuda" else wanted[:1]:  # nothing is compiled on a CPU: they are the same
         b.progress(f"{n} at once, {StaticBatch.name}, {setting}")
         torch.compiler.reset()  # of one function it keeps a few versions only, and complains about the next

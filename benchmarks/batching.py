@@ -187,6 +187,7 @@ def occupancy(requests, block_size):
     unused, held = [], []
     while (plan := scheduler.next()) is not None:
         owned = sum(len(sequence.blocks) for sequence in scheduler.running) * block_size
+        scheduler.settle()
         unused.append(1 - sum(sequence.n_computed for sequence in scheduler.running) / owned)
         if scheduler.waiting:
             held.append(len(scheduler.running))

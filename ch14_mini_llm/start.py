@@ -15,7 +15,7 @@ from ch14_mini_llm.levels import make_engine
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_FAST = 7, 5  # compute capability: tensor cores as the level fast uses them
 SHOW_UPLOAD = 20_000_000  # values; smaller models are on the device before a progress bar could be read
-RARELY = 1000  # collections of the middle generation, of 7000 objects each, to one of the oldest
+RARELY = 1000  # collections of a generation, before there is one of the next: the youngest has 700 objects
 
 
 class BackendProblem(Exception):
@@ -80,10 +80,11 @@ def calm_collector():
     """Have Python's garbage collector let alone what there is, and seldom look through what comes and stays.
 
     Numba makes a million objects that live to the end; to look through them took 90 ms at a time, in the middle of an
-    answer, and 1 to 10 ms through those that it makes later, with each kernel's first launch. A step makes no cycles.
+    answer, and 1 to 10 ms through those that it makes later, with each kernel's first launch. The middle generation,
+    7000 objects, cost a millisecond every two hundred steps. A step makes no cycles.
     """
     gc.freeze()
-    gc.set_threshold(*gc.get_threshold()[:2], RARELY)
+    gc.set_threshold(gc.get_threshold()[0], RARELY, RARELY)
 
 
 def upload(config, tensors, max_length, engine="naive", dtype=None):

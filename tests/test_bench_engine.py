@@ -194,6 +194,8 @@ def test_the_faster_setting_counts(seconds, monkeypatch):
     monkeypatch.setattr(batched_peers.StaticBatch, "note", None)
     b = SimpleNamespace(config=CONFIG, tensors=TENSORS, peers=["tuned", "compiled"], device="cuda", repeats=2)
     b.progress, b.check = print, lambda prompts, tokens: 0.0
+    assert list(batched_peers.static_row(b, PROMPTS, 5)["settings"]) == ["compiled"]
+    monkeypatch.setattr(batched_peers, "TUNED_MOST", len(PROMPTS))
     row = batched_peers.static_row(b, PROMPTS, 5)
     assert row["tokens_s"] == [12, 12, 12] and row["setting"] == ("tuned" if seconds[False] == 4 else "compiled")
     assert sorted(values[0] for values in row["settings"].values()) == [3, 12]

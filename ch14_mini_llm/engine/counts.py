@@ -20,13 +20,12 @@ class Counts(dict):
         """Count a step."""
         if plan.same_as_last:  # a row a sequence, none of a prompt
             self["steps"] += 1
-            self["rows"] += len(plan.parts)
+            self["rows"] += plan.rows
             return
         for name, value in ("steps", 1), ("rows", plan.rows), ("padding_rows", plan.padding_rows):
             self[name] += value
-        for sequence, start, count, *_ in plan.parts:
-            if start >= sequence.n_prompt:
-                continue
+        prompts = [part for part in plan.parts if part.start < part.sequence.n_prompt]
+        for sequence, start, count, *_ in prompts:
             if start == sequence.n_cached and not sequence.preemptions:  # its first part
                 self["prefix_cache_queries"] += sequence.n_prompt
                 self["prefix_cache_hits"] += sequence.n_cached

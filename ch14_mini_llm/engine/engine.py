@@ -179,11 +179,10 @@ class Engine:
         while len(self._under_way) > (self._ahead if plan is not None else 0):
             self._read()
         outputs, self.scheduler.outputs = self.scheduler.outputs, []
-        for output in outputs:
-            self._counts["generation_tokens"] += len(output.tokens)
-            if output.finish_reason is not None:
-                with self._lock:
-                    self._counts["preemptions"] += self._alive.pop(output.id).preemptions
+        self._counts["generation_tokens"] += sum([len(output.tokens) for output in outputs])
+        for output in [output for output in outputs if output.finish_reason is not None]:
+            with self._lock:
+                self._counts["preemptions"] += self._alive.pop(output.id).preemptions
         if self.on_step is not None:
             self.on_step(plan, outputs)
         return outputs

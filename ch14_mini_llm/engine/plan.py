@@ -8,14 +8,16 @@ from typing import NamedTuple
 
 from ch14_mini_llm.engine.sequence import Logprob, Sequence
 
-MIXED_ROWS, MIXED_TIMES = 384, 4
+MIXED_ROWS, MIXED_TIMES = 256, 4
 
 
 def mixed_rows(n: int) -> int:
-    """Rows of a step that ``n`` sequences wait for which decode: 384, or up to 4 n of them, so that nobody waits for
-    much longer than without prompts. On an H200 (GPT-2, 124M) 384 take 2.4 times as long as the step of 16.
+    """Rows of a step in which some of ``n`` sequences decode, while the others' prompts wait: 256, or up to 4 n.
 
-    Sizes that a step's shape need not pad, see `forward.shapes`: 384, 512, 768, 1024 …
+    Few, so that those who decode do not wait for much longer than without prompts: on an H200 (GPT-2, 124M) 256 rows
+    take 2.2 times as long as the step of 16. More where many wait: then it is they who lose most.
+
+    Sizes that a step's shape need not pad, see `forward.shapes`: 256, 384, 512, 768, 1024 …
     """
     power = 1 << (MIXED_TIMES * n).bit_length() - 1
     return max(MIXED_ROWS, power + power // 2 if MIXED_TIMES * n >= power + power // 2 else power)
@@ -49,19 +51,34 @@ class Plan:
         """The parts behind which a new token follows."""
         return [part for part in self.parts if part.samples]
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [part.sequence for part in self.parts]
+
+    def start_of(self, i: int) -> int:
+        """The first position of part ``i``."""
+        return self.parts[i].start
+
+    @cached_property
+    def scored(self) -> bool:
+        """Whether log-probabilities of a new token are asked for."""
+        return any([part.sequence.logprobs is not None for part in self.parts])
+
     @cached_property
     def rows(self) -> int:
-        return sum(part.count for part in self.parts)
+        return sum([part.count for part in self.parts])
 
     @cached_property
     def n_steps(self) -> int:
         """How many parts in front are a row each."""
-        return next((i for i, part in enumerate(self.parts) if part.count > 1), len(self.parts))
+        if self.rows == len(self.parts):
+            return len(self.parts)
+        return next(i for i, part in enumerate(self.parts) if part.count > 1)
 
     @property
     def padding_rows(self) -> int:
         """How many of the rows only fill the batch up."""
-        return sum(part.count for part in self.parts if part.padding)
+        return sum([part.count for part in self.parts if part.padding])
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ as there is room, and leaves as soon as it has ended; none waits for another.
     step 3   A B B C C C          … the rest of it, and C joins
     step 4   A B C
 
-Blocks of the pool: a prompt's are taken when its sequence is admitted, all or none; then one at a time. When there is
-none left, cached blocks go first, and then the sequence that comes last (lowest priority, then latest) gives its blocks
-back and is computed anew later. The first in line never gives way, so there is always one that gets on.
+Which blocks a sequence has for that is another matter: `engine.owners`.
 
 The host plans ahead: a step may be planned before the tokens of the one before it have been read. So `next` counts on
 tokens that it does not know yet, and what it gives up while a step is under way stays owned until that step has been
@@ -28,11 +26,13 @@ from collections.abc import Sequence as Listed
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
+from ch14_mini_llm.engine.owners import Owners
 from ch14_mini_llm.engine.plan import Output, Part, Plan, Scores, mixed_rows
-from ch14_mini_llm.engine.sequence import ENDED, RUNNING, WAITING, Logprob, Sequence
+from ch14_mini_llm.engine.sequence import RUNNING, Logprob, Sequence
+from ch14_mini_llm.engine.steady import Again, Steady
 
 
-class Scheduler:
+class Scheduler(Owners):
     """Sequences that wait and run, over one `BlockPool`.
 
     cache: or None. block_size: in tokens. max_batch: sequences that run at a time. max_rows: tokens of a step, more;
@@ -43,43 +43,48 @@ class Scheduler:
         self, pool: BlockPool, cache: RadixCache | None, block_size: int, max_batch: int, max_rows: int
     ) -> None:
         assert max_rows > max_batch > 0
-        self.pool, self.cache, self.block_size = pool, cache, block_size
+        super().__init__(pool, cache, block_size)
         self.max_batch, self.max_rows = max_batch, max_rows
-        self.waiting: list[Sequence] = []  # by rank
-        self.running: list[Sequence] = []  # by rank
-        self.outputs: list[Output] = []  # not fetched yet
         self.corrupted = 0  # sequences that ended because there was no number among the logits
-        self._tickets = self._read = 0  # the last ticket, and the last whose tokens have been read
-        self._last: tuple[Sequence, ...] = ()  # of the last step, if each had a row and a token followed
+        self._tickets = 0  # the last one
+        self._last: list[Sequence] = []  # of the last step, if each had a row and a token followed
+        self._steady: Steady | None = None
 
     @property
     def idle(self) -> bool:
         """Whether nobody waits or runs, and no step is under way."""
         return not self.waiting and not self.running and self._read == self._tickets
 
-    # --- requests ----------------------------------------------------------------------------------------------------
-
-    def add(self, sequence: Sequence) -> None:
-        """A new sequence. Its prompt must fit the pool: what can never run is refused by who takes requests."""
-        assert self._blocks_for(len(sequence.tokens)) <= self.pool.n_blocks
-        bisect.insort(self.waiting, sequence, key=lambda one: one.rank)
-
     def abort(self, sequence: Sequence) -> None:
         """End a sequence in whatever state it is; nothing happens if it has ended."""
+        self.settle()
         self._end(sequence, "abort")
 
     # --- the next step -----------------------------------------------------------------------------------------------
 
     def next(self) -> Plan | None:
         """The next step; None if there is nothing to run before a step under way has been read."""
-        parts = [part for sequence in list(self.running) if (part := self._step(sequence)) is not None]
-        room = mixed_rows(len(parts)) if parts else self.max_rows
-        budget = min(room, self.max_rows) - len(parts)
-        for sequence in self.running if len(parts) < len(self.running) else ():
-            if budget and sequence.left > 1:
+        if self._steady is not None:
+            if not self.waiting or len(self.running) == self.max_batch:
+                plan = self._steady.next(self._tickets + 1, self._take)
+                if plan is not None:
+                    self._tickets += 1
+                    return plan
+            self.settle()
+            self._steady = None
+        parts: list[Part] = []
+        others = []
+        for sequence in list(self.running):
+            part = self._step(sequence)
+            (others if part is None else parts).append(sequence if part is None else part)
+        n_steps = len(parts)
+        room = mixed_rows(len(self.running) + len(self.waiting)) if parts else self.max_rows
+        budget = min(room, self.max_rows) - n_steps
+        for sequence in others:
+            if budget > 0 and sequence.state == RUNNING and sequence.left > 1:
                 parts.append(self._part(sequence, min(sequence.left, budget)))
                 budget -= parts[-1].count
-        while budget and self.waiting and len(self.running) < self.max_batch and self._admit(self.waiting[0]):
+        while budget > 0 and self.waiting and len(self.running) < self.max_batch and self._admit(self.waiting[0]):
             sequence = self.waiting.pop(0)
             bisect.insort(self.running, sequence, key=lambda one: one.rank)
             parts.append(self._part(sequence, min(sequence.left, budget)))
@@ -89,20 +94,26 @@ class Scheduler:
         self._tickets += 1
         for part in parts:
             part.sequence.ticket = self._tickets
-        single = all(part.count == 1 and part.samples for part in parts)
-        before, self._last = self._last, tuple(part.sequence for part in parts) if single else ()
-        return Plan(self._tickets, tuple(parts), bool(self._last) and self._last == before)
+        single = all([part.samples for part in parts]) and all(part.count == 1 for part in parts[n_steps:])
+        before, self._last = self._last, [part.sequence for part in parts] if single else []
+        plan = Plan(self._tickets, tuple(parts), single and self._last == before)
+        crowd = self.waiting and len(self.running) < self.max_batch
+        if plan.same_as_last and not crowd and not any(sequence.left for sequence in others):
+            self._steady = Steady(plan, self.block_size)
+        return plan
 
     def _step(self, sequence: Sequence) -> Part | None:
         """The row of a sequence that decodes; None if it does not, or has no room. Hundreds a step: it must be fast."""
-        start, made = sequence.n_computed, len(sequence.tokens) + sequence.n_pending - sequence.n_prompt
+        start, length = sequence.n_computed, len(sequence.tokens) + sequence.n_pending
+        made, room = length - sequence.n_prompt, len(sequence.blocks) * self.block_size
         samples = made < sequence.max_new
-        other = start + 1 - sequence.n_prompt != made or sequence.state != RUNNING or not (samples or made == 0)
-        if other or start >= len(sequence.blocks) * self.block_size and not self._has_room(sequence):
+        if start + 1 != length or sequence.state != RUNNING or not (samples or made == 0):
             return None
-        sequence.n_computed = start + 1
+        if start >= room and not self._has_room(sequence):
+            return None
+        sequence.n_computed = length
         sequence.n_pending += samples
-        if sequence.n_computed == len(sequence.blocks) * self.block_size:
+        if length == room:
             self._reserve(sequence)
         return Part(sequence, start, 1, samples, sequence.life)
 
@@ -113,84 +124,6 @@ class Scheduler:
         sequence.n_pending += samples
         return Part(sequence, start, count, samples, sequence.life)
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Take the blocks of all tokens that a waiting sequence has; False, and nothing is taken, if there are not."""
-        blocks = self.cache.match(sequence.tokens).blocks if self.cache is not None and sequence.reads_cache else []
-        more = self._take(self._blocks_for(len(sequence.tokens)) - len(blocks))
-        if more is None:
-            self.pool.drop(blocks)
-            return False
-        n_tokens = len(blocks) * self.block_size
-        sequence.blocks, sequence.n_computed, sequence.n_written = blocks + more, n_tokens, n_tokens
-        sequence.n_entered = len(blocks)
-        sequence.state = RUNNING
-        sequence.n_cached = n_tokens if sequence.n_cached is None else sequence.n_cached
-        return True
-
-    def _has_room(self, sequence: Sequence) -> bool:
-        """Whether the blocks of a sequence reach to its next token, after one was taken, from others if need be."""
-        if self._blocks_for(sequence.n_computed + 1) <= len(sequence.blocks):
-            return True
-        while True:
-            more = self._take(1)
-            if more is not None:
-                sequence.blocks += more
-                return True
-            if self.pool.late:
-                return False  # some come back when a step under way has been read
-            last = self.running[-1]
-            if last is sequence and len(self.running) == 1:
-                if sequence.n_pending == 0:
-                    pool = f"the pool of {self.pool.n_blocks} blocks of {self.block_size} tokens is full"
-                    self._end(sequence, "length", f"{pool}, with {len(sequence.tokens)} of this request alone")
-                return False
-            self._preempt(last)
-            if last is sequence:
-                return False
-
-    def _reserve(self, sequence: Sequence) -> None:
-        """Take the block of the step after this one if there is a free one: then the device finds it by itself."""
-        if sequence.n_computed == len(sequence.blocks) * self.block_size and sequence.left and self.pool.free:
-            sequence.blocks += self.pool.take(1)
-
-    def _take(self, n: int) -> list[int] | None:
-        if (missing := n - self.pool.free) > 0:
-            if self.cache is None or self.pool.cached < missing:
-                return None
-            self.cache.evict(missing)
-        return self.pool.take(n)
-
-    def _blocks_for(self, n_tokens: int) -> int:
-        return -(-n_tokens // self.block_size)
-
-    # --- giving up ---------------------------------------------------------------------------------------------------
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Take all blocks from a running sequence; it will be computed anew."""
-        self.running.remove(sequence)
-        self._release(sequence)
-        sequence.state = WAITING
-        sequence.preemptions += 1
-        bisect.insort(self.waiting, sequence, key=lambda one: one.rank)
-
-    def _end(self, sequence: Sequence, reason: str, error: str | None = None) -> None:
-        """The one place where a sequence ends, whatever its state and the reason."""
-        if sequence.state == ENDED:
-            return
-        (self.waiting if sequence.state == WAITING else self.running).remove(sequence)
-        self._release(sequence)
-        sequence.state, sequence.finish_reason, sequence.error = ENDED, reason, error
-        self.outputs.append(Output(sequence.id, (), reason, error, cached_tokens=sequence.n_cached or 0))
-
-    def _release(self, sequence: Sequence) -> None:
-        """Give its blocks back; those that a step under way may write, once that has been read."""
-        under_way = sequence.ticket is not None and sequence.ticket > self._read
-        self.pool.drop(sequence.blocks, until=sequence.ticket if under_way else None)
-        sequence.blocks = []
-        sequence.n_computed = sequence.n_written = sequence.n_entered = sequence.n_pending = 0
-        sequence.life += 1
-        self._last = ()
-
     # --- after a step ------------------------------------------------------------------------------------------------
 
     def done(self, plan: Plan, tokens: Listed[int], scores: Scores | None = None) -> None:
@@ -200,26 +133,41 @@ class Scheduler:
         scores: log-probabilities, if a part asks for some.
         """
         assert plan.ticket == self._read + 1, "a step was left out"
-        self._read = plan.ticket
-        drawn = zip(tokens, scores.new if scores else itertools.repeat(None))
-        for number, part in enumerate(plan.parts):
-            token, score = next(drawn) if part.samples else (None, None)
-            if part.life == part.sequence.life:
-                self._advance(part, token, score, scores.prompt.get(number, ()) if scores else ())
+        self._read, steady = plan.ticket, self._steady
+        if isinstance(plan, Again) and plan.steps is steady and scores is None:
+            outputs = steady.read(tokens)
+            if outputs is not None:
+                self.outputs += outputs
+                for sequence, n_written in steady.whole(plan.number) if self.cache is not None else ():
+                    self._enter(sequence, n_written)
+                self.pool.retire(plan.ticket)
+                return
+        self.settle()
+        drawn = iter(tokens)
+        new, prompts = (iter(scores.new), scores.prompt) if scores else (itertools.repeat(None), {})
+        for number, (sequence, start, count, samples, life, _) in enumerate(plan.parts):
+            token, score = (next(drawn), next(new)) if samples else (None, None)
+            if life == sequence.life:
+                prompt = prompts.get(number, ())
+                if prompt:
+                    sequence.prompt_scores[start + 1 : start + 1 + len(prompt)] = prompt
+                self._advance(sequence, start + count, token, score, prompt)
+        if self._steady is not None:
+            self._steady.count_tokens()
         self.pool.retire(plan.ticket)
 
-    def _advance(self, part: Part, token: int | None, score: Logprob | None, prompt: Listed[Logprob]) -> None:
-        sequence, reason, error = part.sequence, None, None
-        if prompt:
-            sequence.prompt_scores[part.start + 1 : part.start + 1 + len(prompt)] = prompt
-        sequence.n_written = part.start + part.count
-        if self.cache is not None and sequence.n_written // self.block_size > sequence.n_entered:
-            sequence.n_entered = sequence.n_written // self.block_size
-            self.cache.insert(sequence.tokens[: sequence.n_written], sequence.blocks)
+    def _advance(
+        self, sequence: Sequence, written: int, token: int | None, score: Logprob | None, prompt: Listed[Logprob]
+    ) -> None:
+        """What a step did for a sequence, which has ``written`` keys and values now. For hundreds a step: be fast."""
+        reason, error = None, None
+        sequence.n_written = written
+        if self.cache is not None and written // self.block_size > sequence.n_entered:
+            self._enter(sequence, written)
         sequence.n_pending -= token is not None
         if (token is not None and token < 0) or prompt and any(entry.logprob != entry.logprob for entry in prompt):
             self.corrupted += 1
-            n = min(len(sequence.tokens), sequence.n_written)
+            n = min(len(sequence.tokens), written)
             reason, error = "error", f"after {n} tokens all logits are NaN: the weights overflow"
         else:
             if sequence.prompt_logprobs is not None and (known := sequence.show_prompt()) is not None:
@@ -229,22 +177,25 @@ class Scheduler:
             elif token is not None:
                 sequence.tokens.append(token)
                 self.outputs.append(Output(sequence.id, (token,), None, None, (score,) if score else ()))
-        whole = len(sequence.tokens) - sequence.n_prompt == sequence.max_new
-        if reason is None and whole and sequence.n_written >= sequence.n_prompt:
-            reason = "length"
+            whole = len(sequence.tokens) - sequence.n_prompt == sequence.max_new
+            if whole and reason is None and written >= sequence.n_prompt:
+                reason = "length"
         if reason is not None:
             self._end(sequence, reason, error)
 
     def failed(self, plan: Plan, error: str) -> None:
         """A step could not be run: its requests end with an error, the others go on."""
+        self.settle()
         for part in plan.parts:
             if part.life == part.sequence.life:
                 self._end(part.sequence, "error", error)
         self._read = plan.ticket
         self.pool.retire(plan.ticket)
 
-    def check(self) -> None:
-        """Raises AssertionError unless each block is free, owned or cached, as the sequences and the cache say."""
-        known = [] if self.cache is None else self.cache.blocks()
-        self.pool.check([sequence.blocks for sequence in self.running], known)
-        assert all(not sequence.blocks for sequence in self.waiting)
+    def settle(self) -> None:
+        """Bring what sequences say of themselves up to date, see `engine.steady`."""
+        if self._steady is not None:
+            self._steady.settle()
+
+    def _left(self) -> None:
+        self._last, self._steady = [], None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from ch14_mini_llm.engine.request import Sampling
 
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
+next_life = itertools.count().__next__
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Sequence:
     n_pending     new tokens that launched steps make, and that the host has not read
     blocks        the block table: block ``i`` has the tokens from ``i * block_size`` on
     ticket        of the last step that was launched with it
-    life          how often it was given up; a step that was launched before does not count any more
+    life          a number that is another one when it has been given up: a step that was launched before does not
+                  count any more. No two sequences have the same.
     prompt_scores the prompt's log-probabilities as far as they have been read; prompt_done: and handed out
     ============  =====================================================================================================
     """
@@ -59,7 +62,7 @@ class Sequence:
     n_cached: int | None = None  # tokens found in the prefix cache when it was first admitted
     blocks: list[int] = field(default_factory=list)
     ticket: Hashable = None
-    life: int = 0
+    life: int = field(default_factory=next_life)
     preemptions: int = 0
     prompt_scores: list[Logprob | None] = field(default_factory=list)
     prompt_done: bool = False

@@ -28,8 +28,6 @@ from ch14_mini_llm.engine.plan import Part, Plan
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import RUNNING, Sequence
 
-NO_LIFE = -1  # of no sequence: what a step makes of padding is dropped
-
 
 @dataclass(eq=False)
 class Place:
@@ -111,7 +109,8 @@ class StaticScheduler(Scheduler):
             if decodes:  # where its sequence would be, as far as its place goes
                 start = min(sequence.n_prompt + self.column - self.width, len(place.padding.tokens) - 1)
             samples = decodes  # its logits cost, too
-            parts.append(Part(place.padding, start, count - own, samples, NO_LIFE, padding=True))
+            life = ~place.padding.life  # not its own: what a step makes of padding is dropped
+            parts.append(Part(place.padding, start, count - own, samples, life, padding=True))
         return parts
 
     def _end(self, sequence: Sequence, reason: str, error: str | None = None) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.plan import Plan, Scores
-from ch14_mini_llm.engine.sequence import Sequence
 from ch14_mini_llm.forward.shapes import Shape
 from ch14_mini_llm.model.roles import Model
 from chapters.ch12_flash.paged import paged_slots
@@ -63,9 +62,10 @@ class Batch:
         places = self.positions, self.slot_mapping, self.block_table, block_size
         self.ends = self.chosen, *places, self.ring, self.shown  # what a step's last kernel moves on
         self._table = np.zeros(self.block_table.shape, np.int32)
+        self._numbers = np.arange(max_seqs, dtype=np.int32)
         self._n_blocks: list[int] = []  # of each sequence, in the table
-        self._lines: dict[tuple[Sequence, int], int] = {}  # (sequence, its life) → its line of the table
-        self._chosen_at: dict[Sequence, int] = {}  # the last step's, in chosen
+        self._lines: dict[int, int] = {}  # a sequence's life → its line of the table
+        self._chosen_at: dict[int, int] = {}  # the last step's, in chosen, by their lives
         self._place = 0
 
     def fill(self, plan: Plan, shape: Shape) -> None:
@@ -73,22 +73,21 @@ class Batch:
         step's."""
         host = self._rows.next()
         tokens, source, positions, row_seq, slot_mapping, logits_rows, ring, tiles, n_steps = host.values()
-        parts, n, known, chosen_at, last = plan.parts, plan.n_steps, [], [], []
-        for row, (sequence, start, _, samples, *_) in enumerate(parts[:n]):  # hundreds: it must be fast
-            there = start < len(sequence.tokens)
-            known.append(sequence.tokens[start] if there else 0)
-            chosen_at.append(-1 if there else self._chosen_at[sequence])  # still on the device
-            if samples:
-                last.append(row)
-        positions[:n], row_seq[:n] = [part.start for part in parts[:n]], np.arange(n)
-        source[:n], source[n : shape.rows] = chosen_at, -1
-        for seq, (sequence, start, count, samples, *_) in enumerate(parts[n:], n):
+        parts, n = plan.parts, plan.n_steps
+        starts = [part.start for part in parts[:n]]  # hundreds, as in the next lines: they must be fast
+        texts = [part.sequence.tokens for part in parts[:n]]
+        known = [text[start] if start < len(text) else -1 for text, start in zip(texts, starts)]
+        unknown = [row for row, token in enumerate(known) if token < 0]  # still on the device
+        last = [row for row, part in enumerate(parts[:n]) if part.samples]
+        positions[:n], row_seq[:n], source[: shape.rows] = starts, self._numbers[:n], -1
+        source[unknown] = [self._chosen_at[parts[row].life] for row in unknown]
+        for seq, (sequence, start, count, samples, life, _) in enumerate(parts[n:], n):
             row, end = len(known), start + count
             if start < len(sequence.tokens):
                 known += sequence.tokens[start:end]
             else:
-                source[row] = self._chosen_at[sequence]
-                known.append(0)
+                source[row] = self._chosen_at[life]
+                known.append(-1)
             positions[row : len(known)], row_seq[row : len(known)] = np.arange(start, end), seq
             if samples:
                 last.append(len(known) - 1)
@@ -111,11 +110,13 @@ class Batch:
 
     def follow(self, plan: Plan) -> None:
         """Make ready for a plan of the same sequences as the last, a row each: the kernels have done the rest."""
-        grown = [(part, n) for part, n in zip(plan.parts, self._n_blocks) if len(part.sequence.blocks) > n]
-        if grown:
-            self._put_blocks(plan)
-        if any(part.start >= n * self.block_size for part, n in grown):  # the step before did not know this one's page
-            n = len(plan.parts)
+        before, sizes = self._n_blocks, [len(sequence.blocks) for sequence in plan.sequences]
+        if sizes == before:
+            return
+        grown = [i for i, (old, new) in enumerate(zip(before, sizes)) if new > old]
+        self._put_blocks(plan)
+        if any(plan.start_of(i) >= before[i] * self.block_size for i in grown):  # the step before did not know its page
+            n = plan.rows
             slots = self.slot_mapping, self.block_table, self.positions, n, self.block_size
             place_rows[place_rows_launch(n)](*slots)
 
@@ -123,7 +124,7 @@ class Batch:
         """Note that the plan's step has been launched; returns where its tokens will be: ``(place, count)``."""
         place = self._place
         if not plan.same_as_last:
-            self._chosen_at = {part.sequence: i for i, part in enumerate(plan.sampling)}
+            self._chosen_at = {part.life: i for i, part in enumerate(plan.sampling)}
         if self._chosen_at:
             self._place = (place + 1) % PLACES
         return place, len(self._chosen_at)
@@ -135,17 +136,18 @@ class Batch:
     def _lay_lines(self, plan: Plan) -> None:
         """Move the table's lines to where their sequences are now: what a line has of a sequence's blocks stays right
         until the sequence is given up."""
-        found = [self._lines.get((part.sequence, part.life)) for part in plan.parts]
-        self._table[: len(found)] = self._table[[0 if line is None else line for line in found]]
-        self._n_blocks = [0 if line is None else self._n_blocks[line] for line in found]
-        self._lines = {(part.sequence, part.life): seq for seq, part in enumerate(plan.parts)}
+        lives = [part.life for part in plan.parts]
+        found = [-1 if line is None else line for line in map(self._lines.get, lives)]
+        self._table[: len(found)] = self._table[found]
+        self._n_blocks = [0 if line < 0 else self._n_blocks[line] for line in found]
+        self._lines = dict(zip(lives, range(len(lives))))
 
     def _put_blocks(self, plan: Plan) -> None:
-        for seq, part in enumerate(plan.parts):
-            n, blocks = self._n_blocks[seq], part.sequence.blocks
+        tables = [sequence.blocks for sequence in plan.sequences]
+        for seq, (n, blocks) in enumerate(zip(self._n_blocks, tables)):
             if len(blocks) > n:
                 self._table[seq, n : len(blocks)] = blocks[n:]
-                self._n_blocks[seq] = len(blocks)
+        self._n_blocks = list(map(len, tables))
         self._tables.next()["block_table"][:] = self._table
         self._tables.upload(self.stream)
 

@@ -80,6 +80,8 @@ class PromptScores:
 
     def wanted(self, plan: Plan) -> tuple | None:
         """What the parts of a plan ask for: ``(rows, tokens, tops, counts)`` for `launch`; None if nothing."""
+        if plan.same_as_last or not any([part.sequence.prompt_logprobs is not None for part in plan.parts]):
+            return None
         rows, tokens, tops, counts, row = [], [], [], {}, 0
         for number, part in enumerate(plan.parts):
             sequence = part.sequence

@@ -63,14 +63,17 @@ class ModelRunner:
             scored = self._launches(shape, prompts)
         else:
             replayed = self.run(shape)
-        new = self.sampler.logprobs(self.ops[shape.ops].logits, self.batch.chosen, plan.sampling)
+        new = None
+        if plan.scored:
+            new = self.sampler.logprobs(self.ops[shape.ops].logits, self.batch.chosen, plan.sampling)
         place, count = self.batch.launched(plan)
         self._events[place].record(self.batch.stream if replayed and new is None else 0)
         return Ticket(plan, self.batch, place, count, self._events[place], new, scored)
 
     def prepare(self, plan: Plan) -> Shape:
         """Bring what the host knows of a plan's rows to the device."""
-        self.sampler.set(plan.sampling, plan.same_as_last)
+        if not (plan.same_as_last and self.sampler.move_on()):
+            self.sampler.set(plan.sampling)
         shape = self.shapes.of(plan, self.sampler.draws)
         if plan.same_as_last:
             self.batch.follow(plan)

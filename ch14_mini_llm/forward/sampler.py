@@ -74,13 +74,16 @@ class RowSampler:
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
-    def set(self, parts: list[Part], same: bool = False) -> None:
-        """Row i is for parts[i], which samples. At most one copy; none if the device has gone on by itself. same: these
-        are the sequences of the last call, each a token on."""
-        if same and (self.draws == LIKELIEST or self._ahead is not None):
-            self._moved += self.draws != LIKELIEST
-            return
-        self.draws = max((needs(part.sequence.sampling) for part in parts), default=LIKELIEST)
+    def move_on(self) -> bool:
+        """`set` for the sequences of the last call, each a token on: whether the device has gone on by itself."""
+        if self.draws != LIKELIEST and self._ahead is None:
+            return False
+        self._moved += self.draws != LIKELIEST
+        return True
+
+    def set(self, parts: list[Part]) -> None:
+        """Row i is for parts[i], which samples. At most one copy; none if the device has gone on by itself."""
+        self.draws = max([needs(one) for part in parts if (one := part.sequence.sampling)], default=LIKELIEST)
         if self.draws == LIKELIEST:
             return
         self._allocate()
@@ -187,8 +190,9 @@ class RowSampler:
     def logprobs(self, logits, chosen, parts: list[Part]) -> PendingScores | None:
         """Launch the log-probabilities of the tokens chosen, of the logits as the model gave them; None if no part
         asks. ``read()`` of what is returned gives a `Logprob` a part, None for those that do not ask."""
-        tops = [-1 if part.sequence.logprobs is None else part.sequence.logprobs for part in parts]
-        if max(tops, default=-1) < 0:
+        asked = [part.sequence.logprobs for part in parts]
+        tops = [-1 if n is None else n for n in asked] if any([n is not None for n in asked]) else []
+        if not tops:
             return None
         if self._scores is None:
             self._scores = ScoreRows(self.max_batch, self.vocab_size)

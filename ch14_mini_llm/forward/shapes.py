@@ -62,7 +62,7 @@ class Shapes:
         if plan.same_as_last and self._more and self._last.draws == draws:
             self._more -= 1
             return self._last
-        longest = max(part.start + part.count for part in plan.parts)
+        longest = max([part.start + part.count for part in plan.parts])
         self._last = self._of(plan, draws, longest)
         self._more = (self.max_tokens if self.plain else self._last.n_tokens) - longest if self._last.single else 0
         return self._last
@@ -79,10 +79,12 @@ class Shapes:
             step, most = (FEW_ROWS, self.max_few) if few else (TILE, self.max_rows)
             rows, n_logits = min(rounded(-(-rows // step)) * step, most), self._bucket(n_logits, coarse=not few)
         if few:
-            n_tokens = min(max(FEW_TOKENS, 1 << (longest - 1).bit_length()), self.max_tokens)
+            now = max(FEW_TOKENS, _power(longest))
+            end = max([part.sequence.n_prompt + part.sequence.max_new - 1 for part in plan.parts])
+            n_tokens = min(max(now, min(_power(end), 2 * now)), self.max_tokens)  # or a text outgrows its graph
             return Shape("few", rows, n_logits, n_tokens=n_tokens, single=single, draws=draws)
         n_steps, n_prompts = plan.n_steps, len(plan.parts) - plan.n_steps
-        longest_step = longest if single else max((part.start + 1 for part in plan.parts[:n_steps]), default=0)
+        longest_step = longest if single else max([part.start + 1 for part in plan.parts[:n_steps]], default=0)
         n_steps = min(self._bucket(n_steps, coarse=not single), rows)
         n_tiles, n_tokens = self._tiles(rows, n_prompts), self._context(longest_step)
         prompts = [(part.start, part.count) for part in plan.parts[plan.n_steps :]]
@@ -112,7 +114,12 @@ class Shapes:
         return min(1 << max(3, bits + 1 - bits % 2) if coarse else rounded(n), self.max_batch) if n else 0
 
 
+def _power(n: int) -> int:
+    """The next power of two."""
+    return 1 << (n - 1).bit_length() if n > 1 else 1
+
+
 def rounded(n: int) -> int:
     """The next power of two, or three quarters of it: 1, 2, 3, 4, 6, 8, 12 …"""
-    power = 1 << (n - 1).bit_length()
+    power = _power(n)
     return power * 3 // 4 if power >= 4 and n <= power * 3 // 4 else power

@@ -92,8 +92,8 @@ class Single:
         sequence = Running(-1, list(tokens), 1, 0, sampling=sampling)
         sequence.blocks = pool.take(-(-len(tokens) // BLOCK_SIZE))
         if before:
-            runner.launch(Plan(0, (Part(sequence, 0, before, False, 0),), False)).tokens()
-        plan = Plan(0, (Part(sequence, before, 1, True, 0),), False)
+            runner.launch(Plan(0, (Part(sequence, 0, before, False, sequence.life),), False)).tokens()
+        plan = Plan(0, (Part(sequence, before, 1, True, sequence.life),), False)
         shape = runner.prepare(plan)
         with trace() as launches:
             runner.run(shape, record=False)

@@ -68,6 +68,7 @@ SMALL_STAGES, LARGE_STAGES = 12, 4  # tiles of Bt that there is room for, in the
 THREE_BLOCKS = (THREADS, 3)  # on a multiprocessor, with 64 KiB of shared memory each
 PARTS_MAX = 8
 BLOCKS = 192  # more than multiprocessors on any GPU of today
+FEW_ROWS = 512  # up to so many, twice as many blocks: they ask for more of the weights at a time, and the parts are small
 PART_COLUMNS = (192, 1536)  # a part of K has so many at least, and so many at most
 
 
@@ -77,7 +78,8 @@ def tile_of(rows, small_rows=SMALL_ROWS):
 
 
 def parts_of(N, K, rows=1):
-    """Parts of K, 1 to 8: no longer than 1536 columns, and as many as it takes to have a block for each multiprocessor.
+    """Parts of K, 1 to 8: no longer than 1536 columns, and as many as it takes to have a block for each multiprocessor,
+    or two of them for up to 512 rows.
 
     With rows=1 it depends on N and K alone: the most parts that any number of rows gets.
     Raises ValueError if a size is not positive.
@@ -85,9 +87,9 @@ def parts_of(N, K, rows=1):
     if N <= 0 or K <= 0 or rows <= 0:
         raise ValueError(f"{rows} rows times ({N}, {K}): a product needs at least 1 of each")
     tile, (least, most) = tile_of(rows), PART_COLUMNS
-    blocks = -(-N // tile) * -(-rows // tile)
+    blocks, wanted = -(-N // tile) * -(-rows // tile), BLOCKS * (2 if rows <= FEW_ROWS else 1)
     parts = 1
-    while parts < PARTS_MAX and K >= 2 * parts * least and (blocks * parts < BLOCKS or K > parts * most):
+    while parts < PARTS_MAX and K >= 2 * parts * least and (blocks * parts < wanted or K > parts * most):
         parts *= 2
     return parts
 

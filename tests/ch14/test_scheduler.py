@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.plan import mixed_rows
+from ch14_mini_llm.engine.plan import Plan, mixed_rows
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED, Sequence
+from ch14_mini_llm.engine.steady import Again
 from ch14_mini_llm.forward.shapes import rounded
 
 VOCAB = 50
@@ -296,7 +297,7 @@ def test_decoding_comes_before_prompts_and_chunks_fit_the_budget():
     run.finish()
 
 
-@pytest.mark.parametrize("decoding, prompt_rows", [(0, 2000), (1, 383), (97, 384 - 97), (200, 568)])
+@pytest.mark.parametrize("decoding, prompt_rows", [(0, 2000), (1, 255), (97, 384 - 97), (200, 568)])
 def test_a_step_that_others_wait_for_is_short(decoding, prompt_rows):
     run = Run(1500, 16, max_batch=201, max_rows=2048)
     for _ in range(decoding):
@@ -312,7 +313,7 @@ def test_a_step_that_others_wait_for_is_short(decoding, prompt_rows):
 def test_a_mixed_step_is_as_large_as_its_shape():
     sizes = [mixed_rows(n) for n in range(1, 1000)]
     assert sizes == sorted(sizes) and [rounded(size // 64) * 64 for size in sizes] == sizes
-    assert all(size <= max(384, 4 * n) and size >= n + 256 for n, size in enumerate(sizes, 1))
+    assert all(size <= max(256, 4 * n) and size >= n + 160 for n, size in enumerate(sizes, 1))
 
 
 @pytest.mark.parametrize("n", [15, 16, 17, 31, 32, 33])
@@ -408,6 +409,53 @@ def test_a_step_like_the_last_one_says_so():
 
 
 ACTIONS = st.binary(max_size=40)
+
+
+class OneByOne(Scheduler):
+    """Never counts steps: each sequence is looked at each time."""
+
+    def next(self):
+        self.settle()
+        self._steady = None
+        return super().next()
+
+
+def plans_of(kind, actions, block_size, ahead, cache):
+    """Every plan with its blocks, as they are when it is made; and what kinds of plans there are."""
+    run, plans, kinds = Run(300, block_size, ahead=ahead, cache=cache, kind=kind), [], set()
+    launch = run.device.launch
+
+    def note(plan):
+        kinds.add(type(plan))
+        rows = [(*part[1:4], part.sequence.id, list(part.sequence.blocks)) for part in plan.parts]
+        plans.append((plan.ticket, plan.same_as_last, plan.rows, rows, [plan.start_of(i) for i in range(len(rows))]))
+        launch(plan)
+
+    run.device.launch = note
+    run.act(actions).finish()
+    return plans, kinds
+
+
+LONG_ACTIONS = st.lists(st.integers(0, 800), max_size=40)  # up to 25 new tokens
+
+
+@settings(max_examples=500, deadline=None)
+@given(LONG_ACTIONS, st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_counted_steps_are_those_that_one_by_one_makes(actions, block_size, ahead, cache):
+    counted, one_by_one = (plans_of(kind, actions, block_size, ahead, cache) for kind in (Scheduler, OneByOne))
+    assert counted[0] == one_by_one[0] and one_by_one[1] <= {Plan}
+
+
+@settings(max_examples=500, deadline=None)
+@given(LONG_ACTIONS, st.integers(4, 30), st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_counted_steps_in_a_small_pool(actions, n_blocks, block_size, ahead, cache):
+    Run(n_blocks, block_size, cache=cache, ahead=ahead).act(actions).finish()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_most_steps_are_counted(cache):
+    plans, kinds = plans_of(Scheduler, [4 * 160, 4 * 184], 4, 2, cache)
+    assert kinds == {Plan, Again} and len(plans) > 20
 
 
 @settings(max_examples=10_000, deadline=None)
