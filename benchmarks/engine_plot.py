@@ -33,6 +33,14 @@ def measured(results=RESULTS):
     return json.loads(paths[0].read_text(encoding="utf-8"))
 
 
+def profiled(results=RESULTS):
+    """The figures of the same GPU's ``step_profile.json``."""
+    paths = [path for path in result_files(results, "step_profile.json") if path.parent.name != "cpu"]
+    if not paths:
+        raise FileNotFoundError(f"{results} has no step_profile.json of a GPU: run benchmarks/step_profile.py there")
+    return json.loads(paths[0].read_text(encoding="utf-8"))
+
+
 def how(result):
     """Where and how it was measured, in words."""
     device = result["device"].replace("NVIDIA ", "")
@@ -109,12 +117,39 @@ def others_table(result):
     return [*lines, "", f"*{how(result)}.*"]
 
 
-TABLES = {"decode": decode_table, "others": others_table}
+PARTS = {  # of a step: kernels' names, as they begin
+    "attention": ("paged_", "combine_", "flash_"),
+    "head, choice": ("gemv_ln_logits", "gemm_logits", "pick_", "parts_norm_of"),
+    "norms": ("parts_norm", "parts_rms"), "products": ("gemm_", "gemv_"),
+}  # fmt: skip
 
 
-def filled(text, result):
+def profile_table(result):
+    """Where a step's time is, as lines of Markdown, from ``step_profile.json``."""
+    lines = [
+        "| sequences | step | attention | *cache* | products | norms | head, choice | *all weights* | launches |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        times = dict.fromkeys(PARTS, 0.0)
+        for kernel in row["kernels"]:
+            part = next(part for part, names in PARTS.items() if kernel["name"].startswith(names))
+            times[part] += kernel["us"]
+        launches = sum(kernel["launches"] for kernel in row["kernels"])
+        cells = [row["us"], times["attention"], row["cache_us"], times["products"], times["norms"],
+                 times["head, choice"], row["weights_us"]]  # fmt: skip
+        lines.append(f"| {row['sequences']} | {' | '.join(f'{us:.0f} µs' for us in cells)} | {launches} |")
+    device, what = result["device"].removeprefix("NVIDIA "), "the time that the device's own copy takes for the bytes"
+    return [*lines, "", f"*{device}, medians of {result['repeats']} replays; cache, all weights: {what}.*"]
+
+
+TABLES = {"decode": decode_table, "others": others_table, "profile": profile_table}
+
+
+def filled(text, result, profile):
     """The text of the page with its tables written anew. Raises KeyError on a table that is none of `TABLES`."""
-    return BLOCK.sub(lambda match: match[1] + "\n".join([*TABLES[match[2]](result), ""]) + match[3], text)
+    of = lambda name: profile if name == "profile" else result
+    return BLOCK.sub(lambda match: match[1] + "\n".join([*TABLES[match[2]](of(match[2])), ""]) + match[3], text)
 
 
 # --- the pictures ----------------------------------------------------------------------------------------------------
@@ -175,7 +210,7 @@ def draw_all(results=RESULTS, chapter=CHAPTER):
     draw_decode(result, paths[0])
     draw_step(result, paths[1])
     text = paths[2].read_text(encoding="utf-8")
-    paths[2].write_text(filled(text, result), encoding="utf-8")
+    paths[2].write_text(filled(text, result, profiled(results)), encoding="utf-8")
     return paths
 
 

@@ -310,26 +310,38 @@ def shrink(case, still_fails, rounds=400):
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
-ASSEMBLER = "a GPU's, not ours: ptxas takes a warp for whole behind a recursive call, if a mask is the constant -1"
+ASSEMBLER = "a GPU's, not ours: ptxas takes a warp for whole behind a recursive call"
 
 
 def is_the_assemblers_fault(case):
-    """Whether a kernel is right as soon as ptxas (of CUDA 13.0) does not know that its full masks are full.
+    """Whether a kernel is right as soon as the threads of a warp wait for each other where a recursion returns, or as
+    ptxas (of CUDA 13.0) does not know that its full masks are full.
 
-    The threads of a warp come back from a recursive device function one by one. For a shuffle with a mask that it does
-    not know, ptxas first has them wait for each other (WARPSYNC); for a constant mask of all lanes it takes that as
-    done, and lanes are read that are not there yet, also behind a syncwarp() or a syncthreads().
+    They come back from a recursive device function one by one. For a shuffle with a mask that it does not know, ptxas
+    first has them wait for each other (WARPSYNC); for a mask that it finds to be all lanes it takes that as done, and
+    lanes are read that are not there yet, also behind a syncwarp() or a syncthreads().
     """
     number = next((name for name, spec in zip(case.parameters(), case.specs)
                    if isinstance(spec, ScalarSpec) and spec.dtype.startswith("int")), None)
-    recursive = any(isinstance(inner, ast.Call) and getattr(inner.func, "id", None) == node.name
-                    for node in ast.parse(case.source).body if isinstance(node, ast.FunctionDef)
-                    for inner in ast.walk(node))
-    if number is None or not recursive:
-        return False
-    unknown = f"_sync((0xFFFFFFFF if {number} != 123456 else 0)"
-    source = re.sub(r"_sync\((0xFFFFFFFF|FULL|-1)", unknown, case.source)
-    return source != case.source and failure_of(replace(case, source=source)) is None
+    unknown = re.sub(r"_sync\((0xFFFFFFFF|FULL|-1)", f"_sync((0xFFFFFFFF if {number} != 123456 else 0)", case.source)
+    together = returning_together(case.source)
+    sources = [together, *([unknown] if number else [])] if together != case.source else []
+    return any(source != case.source and failure_of(replace(case, source=source)) is None for source in sources)
+
+
+def returning_together(source):
+    """A kernel in which a recursive function's threads wait for those that return at the same place."""
+    lines = source.split("\n")
+    for function in ast.parse(source).body:
+        returns = [node for node in ast.walk(function) if isinstance(node, ast.Return)]
+        for node in returns:
+            calls = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+            if any(getattr(called, "id", None) == function.name for called in calls):  # in one line, as all here
+                line = lines[node.lineno - 1]
+                indent, value = line[: node.col_offset], line[node.col_offset + len("return ") :]
+                wait = "cuda.syncwarp(cuda.activemask())"
+                lines[node.lineno - 1] = f"{indent}together = {value}\n{indent}{wait}\n{indent}return together"
+    return "\n".join(lines)
 
 
 def _examine(task):

@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 
 from test_engines import random_model
 
-from benchmarks import batched_peers, engine, engine_plot, peers
+import common
+from benchmarks import batched_peers, engine, engine_plot, peers, step_profile
 from benchmarks.ladders import device_folder
 from benchmarks.torch_llama import TorchLlama, random_llama
 from ch14_mini_llm.engine.engine import Engine
@@ -430,7 +431,13 @@ def test_the_engines_figures_are_drawn(tmp_path):
         "gap": {"prompt": 1000, "sequences": 16, "ratio": [2.5, 2, 3], "median_ms": [1, 1, 1], "timeline": timeline},
     }  # fmt: skip
     (tmp_path / "h200" / "engine.json").write_text(json.dumps(result))
+    kernels = [("gemv_ln_qkv", 2, 30.0), ("paged_v4_parts", 2, 20.0), ("gemv_ln_logits", 1, 12.0), ("parts_norm", 1, 7)]
+    kernels = [dict(zip(("name", "launches", "us"), one)) for one in kernels]
+    profile = {"sequences": 2, "us": 69.0, "weights_us": 9.0, "cache_us": 3.0, "kernels": kernels}
+    profile = {"device": "NVIDIA X1", "repeats": 5, "rows": [profile]}
+    (tmp_path / "h200" / "step_profile.json").write_text(json.dumps(profile))
     tables = "<!-- engine decode -->\nold\n<!-- end -->\nbetween\n<!-- engine others -->\n<!-- end -->\n"
+    tables += "<!-- engine profile -->\n<!-- end -->\n"
     page = f"before\n{tables}behind\n"
     (tmp_path / "chapter" / "graphs.md").write_text(page)
     paths = engine_plot.draw_all(tmp_path, tmp_path / "chapter")
@@ -439,4 +446,19 @@ def test_the_engines_figures_are_drawn(tmp_path):
     assert text.startswith("before\n<!-- engine decode -->\n| sequences") and text.endswith("<!-- end -->\nbehind\n")
     assert "| 1 | 3 | 50 % | 2 | 1.50 | – |" in text and "| 8 | 24 | 50 % | – | – | 0.91 |" in text
     assert "the GPU is idle | 0.0 %" in text and "the worst gap over the median | 2.50 |" in text and "old" not in text
+    assert "| 2 | 69 µs | 20 µs | 3 µs | 30 µs | 7 µs | 12 µs | 9 µs | 6 |" in text
     assert "386 rows" in paths[1].read_text()
+
+
+def test_a_kernels_name():
+    assert step_profile.kernel_name("a::b::gemv_ln[abi:v7][abi:cw51](Array<float, 1, C>, long long)") == "gemv_ln"
+    assert step_profile.kernel_name("Memset (Device)") == "Memset (Device)"
+
+
+@pytest.mark.skipif(common.BACKEND == "gpu", reason="there is a GPU, which is measured")
+def test_a_step_is_profiled_on_a_gpu_only(capsys):
+    with pytest.raises(SystemExit, match="no GPU here"):
+        step_profile.main(["--sequences=1"])
+    with pytest.raises(SystemExit):
+        step_profile.main(["--repeats=0"])
+    assert "--repeats=0: at least 1" in capsys.readouterr().err

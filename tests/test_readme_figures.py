@@ -23,8 +23,8 @@ def test_a_page_says_what_was_measured(page):
 
 def test_the_page_of_graphs_says_what_was_measured():
     text = (engine_plot.CHAPTER / "graphs.md").read_text(encoding="utf-8")
-    assert len(engine_plot.BLOCK.findall(text)) == 2
-    assert engine_plot.filled(text, engine_plot.measured()) == text, "run make plots"
+    assert len(engine_plot.BLOCK.findall(text)) == 3
+    assert engine_plot.filled(text, engine_plot.measured(), engine_plot.profiled()) == text, "run make plots"
 
 
 @pytest.mark.parametrize("name", ["SmolLM2-135M", "Llama-3.2-1B", "Llama-2-7B"])

@@ -18,7 +18,9 @@ class Part(NamedTuple):
 
 
 class Rows:
-    """Statements on parts of arrays; a part of Body."""
+    """Statements on parts of arrays; a part of Body. lengths_known: not of a parameter, which may be longer."""
+
+    lengths_known = True
 
     def s_rows(self):
         """A local array of rank 2 or 3, filled and used by its parts, and summed up."""
@@ -173,6 +175,8 @@ class Rows:
         self.emit(f"{self.part_of(a).text} = {self.part_value(a.kind)}")
 
     def part_tuple(self, parts, a):
+        if not self.lengths_known:
+            return self.part_scalar(parts, a)
         row = self.part_of(a, 1)
         self.emit(f"{row.text} = {', '.join(self.tuple_values(a.kind, row.shape[0]))}")
 
@@ -276,7 +280,7 @@ class Rows:
 
     def part_unpack(self, parts, a):
         row = self.part_of(a, 1)
-        if row.shape[0] > 8 or a.text == "row":  # a parameter may be longer than it says
+        if row.shape[0] > 8 or not self.lengths_known:
             return self.part_read(parts, a)
         names = [self.name(reuse=False) for _ in range(row.shape[0])]
         self.emit(f"{', '.join(names)}{',' if len(names) == 1 else ''} = {row.text}")
@@ -325,7 +329,7 @@ class RowModule:
         body.vars.append(self.parameter("n", 0, 63))
         body.depth = 1
         reads_only = self.chance(0.4)
-        whole = Part("row", (least,) * rank, kind, "any", "row")
+        whole, body.lengths_known = Part("row", (least,) * rank, kind, "any", "row"), False
         if not reads_only:
             for _ in range(self.rng.randint(1, 2)):
                 body.part_statement([whole])
