@@ -35,6 +35,7 @@ from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from common import bench  # noqa: E402
 
+
 def kernel_name(symbol):
     """The name of a kernel's function in what CUPTI reports; of another symbol, the symbol."""
     found = re.match(r"(?:\w+::)*(\w+)\[abi:", symbol)

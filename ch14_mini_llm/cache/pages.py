@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import common  # noqa: F401  (picks the backend, so before numba.cuda)
+import itertools
+
+import common  # picks the backend, so before numba.cuda
 
 # isort: split
 import numpy as np
@@ -22,6 +24,22 @@ class PagedCache:
         shape = (n_blocks + 1, model.n_kv_head, block_size, model.head_dim)
         self.layers = [tuple(cuda.device_array(shape, dtype) for _ in range(2)) for _ in model.layers]
         self.flat = [tuple(pages.reshape(pages.size) for pages in layer) for layer in self.layers]
+        self.dtype, self.block_shape = np.dtype(dtype), (len(self.layers), 2, *shape[1:])
+
+    def read(self, block: int) -> np.ndarray:
+        """A block's keys and values, (n_layer, 2, n_kv_head, block_size, head_dim), in the host's memory."""
+        values = np.empty(self.block_shape, self.dtype)
+        for to, pages in zip(values.reshape(-1, *self.block_shape[2:]), itertools.chain(*self.layers)):
+            to[...] = pages.host[block] if common.BACKEND == "cpu" else pages[block].copy_to_host()
+        return values
+
+    def write(self, block: int, values: np.ndarray) -> None:
+        """Bring back what `read` has given."""
+        for given, pages in zip(values.reshape(-1, *self.block_shape[2:]), itertools.chain(*self.layers)):
+            if common.BACKEND == "cpu":
+                pages.host[block] = given
+            else:
+                pages[block].copy_to_device(given)
 
 
 def block_bytes(model: Model, block_size: int, dtype=np.float32) -> int:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ch14_mini_llm.cache.pool import BlockPool
+from ch14_mini_llm.cache.store import BlockStore
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Node:
     tokens: tuple[int, ...]
     parent: Node | None
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    name: bytes = b""  # in a `BlockStore`, once it was asked for
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class RadixCache:
         self.pool, self.block_size = pool, block_size
         self._root = Node(0, (), None)
         self._nodes: dict[int, Node] = {}  # by their blocks
+        self._store: BlockStore | None = None
+
+    def attach(self, store: BlockStore, pages) -> None:
+        """From now on, blocks that leave go to a store, and come back. pages: a `PagedCache`, their memory."""
+        self._store, self._pages, self._root.name = store, pages, store.root
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -57,9 +64,54 @@ class RadixCache:
         (The last token has to be run over in any case: its logits are wanted.) The blocks are held; drop them to the
         pool, as all others.
         """
-        blocks = [node.block for node in self._path(tokens)]
+        path = self._path(tokens)
+        blocks = [node.block for node in path]
         self.pool.hold(blocks)
+        if self._store is not None:
+            blocks += self._fetch(tokens, path[-1] if path else self._root, len(path))
         return Match(blocks, len(blocks) * self.block_size)
+
+    def _fetch(self, tokens: Sequence[int], node: Node, start: int) -> list[int]:
+        """Blocks of the store that go on behind ``node``, from number ``start`` on, brought to the device and held."""
+        fetched: list[int] = []
+        if -(-len(tokens) // self.block_size) - start > self.pool.free + self.pool.cached:
+            return fetched  # it will have to wait; to fetch them now and lose them again would help nobody
+        for i in range(start, (len(tokens) - 1) // self.block_size):
+            key, parent = self._key(tokens, i), self._name(node)
+            values = self._store.get(name := self._store.name(parent, key), parent, key)
+            if values is None or not self.pool.free and not self.evict(1):
+                break
+            (block,) = self.pool.take(1)
+            self._pages.write(block, values)
+            child = node.children[key] = self._nodes[block] = Node(block, key, node, name=name)
+            self.pool.know(block)
+            fetched.append(block)
+            node = child
+        return fetched
+
+    def save(self, tokens: Sequence[int]) -> int:
+        """Write the known blocks of a text to the store's files; returns how many tokens are there now."""
+        n, node = 0, self._root
+        for n in range(len(tokens) // self.block_size):
+            child = node.children.get(self._key(tokens, n))
+            if child is None or not self._keep(child, self._store.save):
+                return n * self.block_size
+            node = child
+        return len(tokens) // self.block_size * self.block_size
+
+    def _name(self, node: Node) -> bytes:
+        behind = []  # without recursion: a text may have thousands of blocks
+        while not node.name:
+            behind.append(node)
+            node = node.parent
+        for child in reversed(behind):
+            child.name = self._store.name(node.name, child.tokens)
+            node = child
+        return node.name
+
+    def _keep(self, node: Node, put):
+        name = self._name(node)
+        return put(name, self._name(node.parent), node.tokens, lambda: self._pages.read(node.block))
 
     def known(self, tokens: Sequence[int]) -> int:
         """How many tokens `match` would give, without holding them."""
@@ -90,6 +142,8 @@ class RadixCache:
                 return freed
             node = self._nodes.pop(block)
             assert not node.children, f"block {block} is older than one behind it"
+            if self._store is not None:
+                self._keep(node, self._store.put)
             del node.parent.children[node.tokens]
             self.pool.forget(block)
         return n

@@ -68,7 +68,7 @@ SMALL_STAGES, LARGE_STAGES = 12, 4  # tiles of Bt that there is room for, in the
 THREE_BLOCKS = (THREADS, 3)  # on a multiprocessor, with 64 KiB of shared memory each
 PARTS_MAX = 8
 BLOCKS = 192  # more than multiprocessors on any GPU of today
-FEW_ROWS = 512  # up to so many, twice as many blocks: they ask for more of the weights at a time, and the parts are small
+FEW_ROWS = 512  # up to so many, twice as many blocks: more of the weights is asked for at a time, and parts are small
 PART_COLUMNS = (192, 1536)  # a part of K has so many at least, and so many at most
 
 
