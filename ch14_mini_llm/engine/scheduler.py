@@ -98,6 +98,7 @@ class Scheduler:
         start, made = sequence.n_computed, len(sequence.tokens) + sequence.n_pending - sequence.n_prompt
         samples = made < sequence.max_new
         other = start + 1 - sequence.n_prompt != made or sequence.state != RUNNING or not (samples or made == 0)
+        other = other or sequence.n_pending and sequence.guard is not None  # its mask needs the token under way
         if other or start >= len(sequence.blocks) * self.block_size and not self._has_room(sequence):
             return None
         sequence.n_computed = start + 1
@@ -227,7 +228,7 @@ class Scheduler:
             if token in sequence.stop_tokens:
                 reason = "stop"
             elif token is not None:
-                sequence.tokens.append(token)
+                reason, error = sequence.take(token)
                 self.outputs.append(Output(sequence.id, (token,), None, None, (score,) if score else ()))
         whole = len(sequence.tokens) - sequence.n_prompt == sequence.max_new
         if reason is None and whole and sequence.n_written >= sequence.n_prompt:
@@ -245,6 +246,5 @@ class Scheduler:
 
     def check(self) -> None:
         """Raises AssertionError unless each block is free, owned or cached, as the sequences and the cache say."""
-        known = [] if self.cache is None else self.cache.blocks()
-        self.pool.check([sequence.blocks for sequence in self.running], known)
+        self.pool.check([one.blocks for one in self.running], [] if self.cache is None else self.cache.blocks())
         assert all(not sequence.blocks for sequence in self.waiting)

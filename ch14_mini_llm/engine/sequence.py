@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from ch14_mini_llm.engine.constraint import Guard
 from ch14_mini_llm.engine.request import Sampling
 
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
@@ -26,7 +27,7 @@ class Sequence:
     id: the engine's number of it. tokens: the prompt, then the new tokens as far as the host has read them. max_new:
     how many new ones there may be. order: of arrival. priority: larger runs first. sampling: None takes the likeliest
     token. stop_tokens: any of them ends the text, and is left out of it. reads_cache: whether keys and values of
-    earlier requests may be used. logprobs, prompt_logprobs: as in `Request`.
+    earlier requests may be used. logprobs, prompt_logprobs: as in `Request`. guard: of its constraint, if it has one.
 
     ============  =====================================================================================================
     n_computed    tokens whose keys and values are in the blocks, or will be once the launched steps have ended
@@ -50,6 +51,7 @@ class Sequence:
     reads_cache: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    guard: Guard | None = None
     state: str = WAITING
     n_prompt: int = 0
     n_computed: int = 0
@@ -92,6 +94,11 @@ class Sequence:
     def new_tokens(self) -> list[int]:
         """The tokens behind the prompt, as far as they have been read."""
         return self.tokens[self.n_prompt :]
+
+    def take(self, token: int) -> tuple[str | None, str | None]:
+        """A new token has been read; ``(reason, error)`` if its constraint ends the sequence here, else None twice."""
+        self.tokens.append(token)
+        return (None, None) if self.guard is None else self.guard.advance(token)
 
     def show_prompt(self) -> tuple[Logprob | None, ...] | None:
         """The prompt's log-probabilities once it has been run over, the first time that this is asked; else None."""
