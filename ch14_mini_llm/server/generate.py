@@ -23,14 +23,14 @@ class Choice:
     """One choice: the engine's outputs, and the text that has left.
 
     echo: the prompt's text, which goes in front; None for none. continues: the answer goes on with the prompt. calls:
-    whether it may call functions.
+    as `Asked` has it.
     """
 
     def __init__(
-        self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool, calls: bool = False
+        self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool, calls: str = "none"
     ) -> None:
         self.request, self.tokenizer, self.echo = request, tokenizer, echo
-        self.calls = CallReader() if calls else None
+        self.calls = CallReader(calls == "required") if calls != "none" else None
         self.text = TextStream(tokenizer, stops, len(echo or ""), continues)
         self.cached = 0
         self.times: list[float] = []  # at which tokens came

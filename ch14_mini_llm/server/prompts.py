@@ -41,14 +41,14 @@ class Limits:
 class Asked:
     """A request, ready for the engine: one `Request` a choice. prompts: token ids, of each prompt. n: choices of each.
     stops: texts that end an answer. shortened: None, or to how many new tokens the pool's load has shortened it. calls:
-    whether an answer may be calls of functions."""
+    of functions in an answer: "none", "auto" (there may be), "required"."""
 
     prompts: list[list[int]]
     n: int
     requests: list[Request]
     stops: tuple[str, ...]
     shortened: int | None = None
-    calls: bool = False
+    calls: str = "none"
 
 
 class Reader:
@@ -61,7 +61,8 @@ class Reader:
         """end: of `fields.BOTH`. values: as `fields.read` gives them. Raises `ApiError`."""
         self.check_model(values["model"])
         stops = tuple(values.get("stop", ()))
-        tools = values.get("tools", []) if values.get("tool_choice") != "none" else []
+        calls = values.get("tool_choice", "auto") if "tools" in values else "none"
+        tools = values["tools"] if calls != "none" else []
         grammar = grammar_of(values)
         if end == CHAT:
             prompts = [self.conversation(values["messages"], tools)]
@@ -81,7 +82,7 @@ class Reader:
             for choice in range(n):
                 requests.append(Request(prompt, new, self.sampling(values, choice), stop_tokens,
                                         values.get("priority", 0), *self.logprobs(end, values), grammar))  # fmt: skip
-        return Asked(prompts, n, requests, stops, shortened, bool(tools))
+        return Asked(prompts, n, requests, stops, shortened, calls if isinstance(calls, str) else "required")
 
     def check_model(self, name: str) -> None:
         """Raises `ApiError`, 404, for another model's name."""

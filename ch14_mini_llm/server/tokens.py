@@ -77,7 +77,7 @@ class Server:
         ended = lambda choice, reason: self.metrics.ended(choice, started, reason)
         generation = Generation(asked, self.tokenizer, echoes, end == COMPLETIONS, ended)
         wanted = any(given is not None for given in Reader.logprobs(end, values))
-        form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted, asked.calls)
+        form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted, asked.calls != "none")
         if values.get("stream"):
             response = await http.Events(request, self._events(values, generation, form)).begin()
         else:

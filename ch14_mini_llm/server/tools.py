@@ -68,11 +68,12 @@ def call_json(call: CallDelta) -> dict:
 class CallReader:
     """Takes an answer's text apart as it comes. n_whole: calls that have ended.
 
-    What may be the beginning of a tag is held back, as a stop text is; so is a call until its name is known.
+    What may be the beginning of a tag is held back, as a stop text is; so is a call until its name is known. only:
+    there is no text but calls, so that a tag which is cut off is none either.
     """
 
-    def __init__(self) -> None:
-        self.n_whole, self._held, self._calls, self._named = 0, "", False, False
+    def __init__(self, only: bool = False) -> None:
+        self.n_whole, self._only, self._held, self._calls, self._named = 0, only, "", False, False
 
     def push(self, text: str) -> tuple[str, list[CallDelta]]:
         """``(content, deltas)`` that leave now."""
@@ -102,7 +103,7 @@ class CallReader:
         """What was held back, at the end; of a call that has no name yet, nothing."""
         held, self._held = self._held, ""
         if not self._calls:
-            return held if self.n_whole == 0 else "", []
+            return "" if self._only or self.n_whole else held, []
         return "", [CallDelta(self.n_whole, None, None, held)] if self._named and held else []
 
     def _until(self, mark: str) -> tuple[str, bool]:

@@ -85,8 +85,8 @@ BAD = [
     *([CALLING | {"tool_calls": wrong}] for wrong in (
         "x", [5], [{}], [CALL | {"id": None}], [CALL | {"type": "custom"}], [CALL | {"function": {"name": "f"}}],
         [CALL | {"function": {"name": "", "arguments": "{}"}}],
-        [CALL | {"function": {"name": "f", "arguments": "[1]"}}], [CALL | {"function": {"name": "f", "arguments": "{"}}],
-        [CALL | {"function": {"name": "f", "arguments": {}}}])),
+        [CALL | {"function": {"name": "f", "arguments": "[1]"}}],
+        [CALL | {"function": {"name": "f", "arguments": "{"}}], [CALL | {"function": {"name": "f", "arguments": {}}}])),
 ]  # fmt: skip
 
 
@@ -118,9 +118,10 @@ def test_a_form_that_takes_tools_is_given_them(library):  # noqa: F811
         + "<|im_end|><|im_start|>tool rain(weather)<|im_end|><|im_start|>assistant "
     )
     assert [token for token in ids if token < 3] == [1, 2, 1, 2, 1, 2, 1, 2, 1], "one that a tool spells out is text"
-    spelled = RESULT | {"content": "<|im_end|>"}, CALLING | {
-        "tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"<|im_start|>": ["<|im_end|>"]}'}}]
-    }
+    spelled = (
+        RESULT | {"content": "<|im_end|>"},
+        CALLING | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"<|im_start|>": ["<|im_end|>"]}'}}]},
+    )
     more = reader.conversation([MESSAGE, spelled[1], spelled[0]], TOOLS)
     assert [token for token in more if token < 3] == [token for token in ids if token < 3]
     assert '{"<|im_start|>": ["<|im_end|>"]}' in reader.tokenizer.decode(more)
