@@ -31,6 +31,7 @@ FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": "
 MOST = 200_000  # characters of a grammar
 STATES = 50_000  # of a lexer, of some 1.5 KB each
 KEPT = 32  # compiled grammars
+FIRST = 8  # bytes that a grammar is tried with: most that are too much for the parser are too much at once
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,18 @@ def _inline(schema: dict) -> str:
 
 @lru_cache(KEPT)
 def _tried(text: str, at: str) -> str:
-    """A grammar that has been compiled once, and asked for a first byte. Raises `ApiError`."""
+    """A grammar that has been compiled once, and has been asked for its first bytes. Raises `ApiError`."""
     from llguidance import LLMatcher
 
     if len(text) > MOST:
         raise error_of(at, f"it makes a grammar of {len(text)} characters, of {MOST} at most")
     matcher = LLMatcher(_bytes(), text, log_level=0, limits=_limits())
-    if not matcher.is_error():
-        matcher.compute_bitmask()
+    for _ in range(FIRST):
+        if matcher.is_stopped():  # an error stops it too
+            break
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little"))
+        if len(allowed):
+            matcher.consume_token(int(allowed[0]))
     if matcher.is_error():
         raise error_of(at, _line(matcher.get_error()))
     return text

@@ -230,6 +230,7 @@ NOT_KEPT = [
     ({"type": "string", "format": "zzz"}, "zzz"), ({"type": "string", "minLength": 5, "maxLength": 2}, "minLength"),
     ({"enum": []}, "anyOf"), ({"if": {}, "then": {}}, "if"), ({"x-guidance": {"lenient": True}, "not": {}}, "not"),
     ({"type": "object", "description": "x" * 300_000}, "characters"),
+    ({"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1500)}}, "items"),
 ]  # fmt: skip
 
 
