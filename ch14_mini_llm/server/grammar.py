@@ -31,6 +31,7 @@ FORM = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": "
 MOST = 200_000  # characters of a grammar
 STATES = 50_000  # of a lexer, of some 1.5 KB each
 KEPT = 32  # compiled grammars
+MARK = "\x02"  # a character that no token joins with others
 FIRST = 8  # bytes that a grammar is tried with: most that are too much for the parser are too much at once
 
 
@@ -202,6 +203,11 @@ class Tokens:
     def __init__(self, tokenizer: GPT2Tokenizer) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, tokenizer.stop_tokens[0]
         self.tokens, self.special_token_ids = tokenizer.all_bytes(), tokenizer.special_ids()
+        front = tokenizer.encode_plain(MARK, in_front=False)
+        bare = b"".join(map(tokenizer.token_bytes, front)) == MARK.encode()
+        self._mark, self._front = ("", 0) if bare else (MARK, len(front))
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._tokenizer.encode_plain(text if isinstance(text, str) else text.decode(), in_front=False)
+        """Ids of a text in the middle of another: without the blank that some tokenizers put in front of one."""
+        text = self._mark + (text if isinstance(text, str) else text.decode())
+        return self._tokenizer.encode_plain(text, in_front=False)[self._front :]
