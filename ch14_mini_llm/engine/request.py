@@ -10,10 +10,14 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ch14_mini_llm.model.config import GPT2Config
+
+if TYPE_CHECKING:
+    from ch14_mini_llm.engine.constraint import Constraint
 
 MAX_SEED = 2**64 - 1  # chapter 13's Philox takes 64 bits
 GREEDY = 1e-3  # a temperature up to here takes the most likely token, without a division
@@ -222,6 +226,7 @@ class Request:
     stop_tokens: any of them ends the text and is left out of it. priority: larger runs first. logprobs: with each new
     token its log-probability and those of so many likeliest ones, 0 to `MAX_TOP`; None for nothing. prompt_logprobs:
     the same for the prompt's tokens from the second on. Both are the model's, before any setting of ``sampling``.
+    constraint: what the new tokens must keep to (`engine.constraint`); it is used up by this request.
     """
 
     tokens: Sequence[int]
@@ -231,10 +236,14 @@ class Request:
     priority: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
-def check_logprobs(request: Request) -> None:
-    """Raises `RequestError` unless logprobs and prompt_logprobs are None or from 0 to `MAX_TOP`."""
+def check_rest(request: Request, static: bool) -> None:
+    """Raises `RequestError` unless logprobs and prompt_logprobs are None or from 0 to `MAX_TOP`, and for a constraint
+    in a static batch, which plans ahead."""
+    if static and request.constraint is not None:
+        raise RequestError("constraint is given, but a static batch takes none: leave static out", "constraint")
     for name in ("logprobs", "prompt_logprobs"):
         if getattr(request, name) is not None:
             limit = f"from 0 to {MAX_TOP} (leave it out for no log-probabilities)"

@@ -97,9 +97,9 @@ class Scheduler(Owners):
         single = all([part.samples for part in parts]) and all(part.count == 1 for part in parts[n_steps:])
         before, self._last = self._last, [part.sequence for part in parts] if single else []
         plan = Plan(self._tickets, tuple(parts), single and self._last == before)
-        crowd = self.waiting and len(self.running) < self.max_batch
-        if plan.same_as_last and not crowd and not any(sequence.left for sequence in others):
-            self._steady = Steady(plan, self.block_size)
+        if plan.same_as_last and not (self.waiting and len(self.running) < self.max_batch):
+            if not any([sequence.left for sequence in others]) and not any([one.guard for one in plan.sequences]):
+                self._steady = Steady(plan, self.block_size)
         return plan
 
     def _step(self, sequence: Sequence) -> Part | None:
@@ -108,6 +108,8 @@ class Scheduler(Owners):
         made, room = length - sequence.n_prompt, len(sequence.blocks) * self.block_size
         samples = made < sequence.max_new
         if start + 1 != length or sequence.state != RUNNING or not (samples or made == 0):
+            return None
+        if sequence.guard is not None and sequence.n_pending:  # its mask needs the token under way
             return None
         if start >= room and not self._has_room(sequence):
             return None
@@ -176,6 +178,8 @@ class Scheduler(Owners):
                 reason = "stop"
             elif token is not None:
                 sequence.tokens.append(token)
+                if sequence.guard is not None:
+                    reason, error = sequence.guard.advance(token)
                 self.outputs.append(Output(sequence.id, (token,), None, None, (score,) if score else ()))
             whole = len(sequence.tokens) - sequence.n_prompt == sequence.max_new
             if whole and reason is None and written >= sequence.n_prompt:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from ch14_mini_llm.engine.constraint import Guard
 from ch14_mini_llm.engine.request import Sampling
 
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
@@ -28,7 +29,7 @@ class Sequence:
     id: the engine's number of it. tokens: the prompt, then the new tokens as far as the host has read them. max_new:
     how many new ones there may be. order: of arrival. priority: larger runs first. sampling: None takes the likeliest
     token. stop_tokens: any of them ends the text, and is left out of it. reads_cache: whether keys and values of
-    earlier requests may be used. logprobs, prompt_logprobs: as in `Request`.
+    earlier requests may be used. logprobs, prompt_logprobs: as in `Request`. guard: of its constraint, if it has one.
 
     ============  =====================================================================================================
     n_computed    tokens whose keys and values are in the blocks, or will be once the launched steps have ended
@@ -53,6 +54,7 @@ class Sequence:
     reads_cache: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    guard: Guard | None = None
     state: str = WAITING
     n_prompt: int = 0
     n_computed: int = 0

@@ -11,10 +11,12 @@ import numpy as np
 from numba import cuda
 
 from ch14_mini_llm.engine.plan import Part
-from ch14_mini_llm.engine.request import MAX_BIASES, Sampling
+from ch14_mini_llm.engine.request import MAX_BIASES
 from ch14_mini_llm.engine.sequence import RUNNING, Sequence
 from ch14_mini_llm.forward.logprobs import PendingScores, ScoreRows
+from ch14_mini_llm.forward.masks import Masks
 from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
+from chapters.ch13_llm_ops.sampling_masks import mask_launch, mask_rows
 from chapters.ch13_llm_ops.sampling_rows import (
     adjust_launch,
     adjust_rows,
@@ -38,7 +40,7 @@ LIKELIEST, DRAWS, ADJUSTS = range(3)  # what the rows of a step need; each inclu
 SETTINGS = {  # by row, and what a row has that takes the likeliest token; 8 bytes each come first
     "temperature": (np.float64, 0), "top_p": (np.float64, 1), "min_p": (np.float64, 0), "seed": (np.uint64, 0),
     "step": (np.int64, 0), "presence": (np.float32, 0), "frequency": (np.float32, 0), "repetition": (np.float32, 1),
-    "top_k": (np.int32, 0), "count_slot": (np.int32, -1), "active": (np.int32, 1),
+    "top_k": (np.int32, 0), "count_slot": (np.int32, -1), "mask_slot": (np.int32, -1), "active": (np.int32, 1),
 }  # fmt: skip
 BIASES = {"bias_ids": (np.int32, -1), "bias_values": (np.float32, 0)}  # MAX_BIASES a row
 FLOAT32 = np.finfo(np.float32)
@@ -70,7 +72,8 @@ class RowSampler:
         self._moved = 0
         self._biased = True  # whether some row of the device's has biases
         self._slots: dict[Sequence, tuple[int, int]] = {}  # sequence → (row of counts, its life at that time)
-        self._bins = self._best = self._adjusted = self._counts = self._scores = None
+        self._bins = self._best = self._adjusted = self._counts = self._masks = self._scores = None
+        self._guards: list = []  # of the rows with a mask
 
     # --- settings ----------------------------------------------------------------------------------------------------
 
@@ -79,11 +82,16 @@ class RowSampler:
         if self.draws != LIKELIEST and self._ahead is None:
             return False
         self._moved += self.draws != LIKELIEST
+        if self._guards:
+            self._masks.upload(self._guards)
         return True
 
     def set(self, parts: list[Part]) -> None:
-        """Row i is for parts[i], which samples. At most one copy; none if the device has gone on by itself."""
-        self.draws = max([needs(one) for part in parts if (one := part.sequence.sampling)], default=LIKELIEST)
+        """Row i is for parts[i], which samples. At most one copy, none if the device has gone on by itself; and one of
+        masks, if a row has one."""
+        sequences = [part.sequence for part in parts]
+        self._guards = [one.guard for one in sequences if one.guard is not None]
+        self.draws = max([needs(one) for one in sequences if one.sampling or one.guard], default=LIKELIEST)
         if self.draws == LIKELIEST:
             return
         self._allocate()
@@ -91,6 +99,8 @@ class RowSampler:
         if rows != [(sequence, life, step + self._moved) for sequence, life, step in self._ahead or ()]:
             self._upload(parts, [step for _, _, step in rows])
         self._ahead, self._moved = rows, 1
+        if self._guards:
+            self._masks.upload(self._guards)
 
     def forget(self) -> None:
         """The launches of `choose` have run without a `set`, as when a graph is warmed up: upload and count anew.
@@ -106,6 +116,8 @@ class RowSampler:
         host.step[:n] = steps
         if self._biased:
             host.bias_ids[:] = -1
+        masked = [i for i, part in enumerate(parts) if part.sequence.guard is not None]
+        host.mask_slot[masked] = range(len(masked))
         biased = False
         for i, part in enumerate(parts):
             s = part.sequence.sampling
@@ -136,6 +148,7 @@ class RowSampler:
         if self.draws == ADJUSTS and self._counts is None:
             self._adjusted = cuda.to_device(np.zeros(shape, np.float32))  # padding's rows are read
             self._counts = cuda.to_device(np.zeros(shape, np.int32))
+            self._masks = Masks(*shape)
 
     def _slot(self, part: Part) -> int:
         """The row of counts of a part's sequence; filled from its tokens when it is new, or new after a preemption."""
@@ -165,6 +178,7 @@ class RowSampler:
             adjust_rows[adjust_launch(n, vocab_size)](
                 logits, self._adjusted, a.active, *penalties, a.bias_ids, a.bias_values, vocab_size
             )
+            mask_rows[mask_launch(n, vocab_size)](self._adjusted, self._masks.device, a.mask_slot, vocab_size)
             logits, best = self._adjusted, None
         if self.draws:
             self._draw(logits, chosen, n, best)
@@ -201,8 +215,11 @@ class RowSampler:
         return self._scores.pending()
 
 
-def needs(sampling: Sampling | None) -> int:
-    """What a row with these settings needs: LIKELIEST, DRAWS or ADJUSTS."""
+def needs(sequence: Sequence) -> int:
+    """What a row of a sequence needs: LIKELIEST, DRAWS or ADJUSTS."""
+    sampling = sequence.sampling
+    if sequence.guard is not None:
+        return ADJUSTS
     if sampling is None:
         return LIKELIEST
     return ADJUSTS if sampling.adjusts else LIKELIEST if sampling.greedy else DRAWS

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from ch14_mini_llm.engine.sequence import Logprob
 from ch14_mini_llm.server.fields import CHAT
+from ch14_mini_llm.server.tools import CallDelta, call_json, joined
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
 Entry = tuple[int, Logprob | None]  # a token, and what is known of it
@@ -32,23 +33,29 @@ class Usage:
 
 @dataclass
 class Piece:
-    """What is new of a choice. entries: (where in the text, entry) of tokens, if log-probabilities are wanted."""
+    """What is new of a choice. entries: (where in the text, entry) of tokens, if log-probabilities are wanted. calls:
+    of functions; their text is not in ``text``."""
 
     text: str = ""
     entries: list[tuple[int, Entry]] = field(default_factory=list)
     finish_reason: str | None = None
+    calls: list[CallDelta] = field(default_factory=list)
 
     def add(self, other: Piece) -> None:
         self.text += other.text
         self.entries += other.entries
+        self.calls += other.calls
         self.finish_reason = other.finish_reason
 
 
 class Form:
-    """The form of one request's answers. end: of `fields.BOTH`. logprobs: are they wanted?"""
+    """The form of one request's answers. end: of `fields.BOTH`. logprobs: are they wanted? calls: may
+    an answer have some?"""
 
-    def __init__(self, end: str, model: str, fingerprint: str, tokenizer: GPT2Tokenizer, logprobs: bool) -> None:
-        self.end, self.tokenizer, self.with_logprobs = end, tokenizer, logprobs
+    def __init__(
+        self, end: str, model: str, fingerprint: str, tokenizer: GPT2Tokenizer, logprobs: bool, calls: bool = False
+    ) -> None:
+        self.end, self.tokenizer, self.with_logprobs, self.with_calls = end, tokenizer, logprobs, calls
         self.id = ("chatcmpl-" if end == CHAT else "cmpl-") + secrets.token_hex(12)
         kind = "chat.completion" if end == CHAT else "text_completion"
         self._head = {
@@ -78,10 +85,14 @@ class Form:
         choice = {"index": index, "logprobs": None, "finish_reason": piece.finish_reason}
         if self.end == CHAT:
             said = {"role": "assistant"} if first else {}
+            calls = [(call.index, call_json(call)) for call in joined(piece.calls)]
             if name == "message":
-                said |= {"content": piece.text, "refusal": None, "annotations": []}
-            elif piece.text or first:
-                said["content"] = piece.text
+                said |= {"content": piece.text or (None if calls else ""), "refusal": None, "annotations": []}
+                said |= {"tool_calls": [call for _, call in calls]} if calls else {}
+            else:
+                if piece.text or first:
+                    said["content"] = piece.text or (None if self.with_calls else "")
+                said |= {"tool_calls": [{"index": at, **call} for at, call in calls]} if calls else {}
             choice[name] = said
             if self.with_logprobs:
                 entries = [self._chat_entry(*entry) for _, entry in piece.entries]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ch14_mini_llm.engine.request import MAX_TOP, shown
 from ch14_mini_llm.server.errors import ApiError, refused
+from ch14_mini_llm.server.formats import RESPONSE_FORMAT, TOOL_CHOICE, TOOLS, check_together
 from ch14_mini_llm.server.kinds import (
     BIASES,
     FLAG,
@@ -29,6 +30,7 @@ from ch14_mini_llm.server.kinds import (
     only,
     whole,
 )
+from ch14_mini_llm.server.tools import MOST_CALLS
 
 COMPLETIONS, CHAT = "completions", "chat"
 BOTH = (COMPLETIONS, CHAT)
@@ -50,7 +52,8 @@ class Field:
 FIELDS = (
     Field("model", TEXT, "the model's name, as /v1/models has it; another one is answered 404", required=True),
     Field("prompt", PROMPTS, "a text, token ids, or a list of such; \"\" is the start token", (COMPLETIONS,), True),
-    Field("messages", MESSAGES, "the conversation: system, developer, user, assistant; texts only", (CHAT,), True),
+    Field("messages", MESSAGES, "the conversation, of system, developer, user, assistant and tool; texts only", (CHAT,),
+          True),
     Field("max_tokens", whole(0, MAX_TOKENS), "new tokens at most; 16 for a completion, what fits for a chat"),
     Field("max_completion_tokens", whole(0, MAX_TOKENS), "the newer name of max_tokens", (CHAT,)),
     Field("temperature", number("temperature"), "logits are divided by it, 1 by default; 0 takes the likeliest token"),
@@ -79,13 +82,14 @@ FIELDS = (
     Field("prompt_cache_key", LABEL, "taken: there is one cache, and it finds what begins alike by itself", (CHAT,)),
     Field("best_of", only(1), "only 1", (COMPLETIONS,)),
     Field("suffix", never("the models only go on"), "", (COMPLETIONS,)),
-    Field("response_format", only({"type": "text"}), "only {\"type\": \"text\"}", (CHAT,)),
+    Field("response_format", RESPONSE_FORMAT, "text, json_object, or json_schema, which the answer keeps to", (CHAT,)),
+    Field("response_format", RESPONSE_FORMAT, "the same (not OpenAI's)", (COMPLETIONS,)),
     Field("modalities", only(["text"]), "only [\"text\"]", (CHAT,)),
-    Field("tools", never("the models call no tools"), "", (CHAT,)),
-    Field("tool_choice", only("none"), "only \"none\"", (CHAT,)),
-    Field("parallel_tool_calls", never("the models call no tools"), "", (CHAT,)),
-    Field("functions", never("the models call no tools"), "", (CHAT,)),
-    Field("function_call", only("none"), "only \"none\"", (CHAT,)),
+    Field("tools", TOOLS, "functions, 128 at most; arguments keep to their schemas, strict or not", (CHAT,)),
+    Field("tool_choice", TOOL_CHOICE, "auto by default; none, required, or a function, which is called once", (CHAT,)),
+    Field("parallel_tool_calls", FLAG, f"true: an answer may have {MOST_CALLS} calls; else one; needs tools", (CHAT,)),
+    Field("functions", never("tools is the newer name"), "", (CHAT,)),
+    Field("function_call", only("none"), "only \"none\"; tool_choice is the newer name", (CHAT,)),
     Field("audio", never("texts only"), "", (CHAT,)),
     Field("moderation", never("nothing is moderated"), "", (CHAT,)),
     Field("prediction", never("nothing is guessed"), "", (CHAT,)),
@@ -120,6 +124,10 @@ def read(end: str, body: object) -> dict:
             raise refused(name, f"{name} is missing; it is {field.meaning}", "missing_required_parameter")
     needs(values, "stream_options", "stream")
     needs(values, "top_logprobs", "logprobs")
+    needs(values, "parallel_tool_calls", "tools")
+    if values.get("tool_choice") != "none":
+        needs(values, "tool_choice", "tools")
+    check_together(values)
     if values.get("max_tokens", (most := values.get("max_completion_tokens"))) != most and most is not None:
         raise refused("max_tokens", "max_tokens and max_completion_tokens are both given, and differ: give one of them")
     return values

@@ -13,6 +13,7 @@ from ch14_mini_llm.server.errors import ApiError
 from ch14_mini_llm.server.prompts import Asked
 from ch14_mini_llm.server.remote import GONE, RemoteEngine
 from ch14_mini_llm.server.text import TextStream
+from ch14_mini_llm.server.tools import CallReader
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
 ABORTED = 409  # the status of a request that another one has ended
@@ -21,11 +22,15 @@ ABORTED = 409  # the status of a request that another one has ended
 class Choice:
     """One choice: the engine's outputs, and the text that has left.
 
-    echo: the prompt's text, which goes in front; None for none. continues: the answer goes on with the prompt.
+    echo: the prompt's text, which goes in front; None for none. continues: the answer goes on with the prompt. calls:
+    as `Asked` has it.
     """
 
-    def __init__(self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool) -> None:
+    def __init__(
+        self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool, calls: str = "none"
+    ) -> None:
         self.request, self.tokenizer, self.echo = request, tokenizer, echo
+        self.calls = CallReader(calls == "required") if calls != "none" else None
         self.text = TextStream(tokenizer, stops, len(echo or ""), continues)
         self.cached = 0
         self.times: list[float] = []  # at which tokens came
@@ -61,20 +66,33 @@ class Choice:
             if self.text.stopped:
                 return
             known = output.logprobs[number] if output.logprobs else None
-            piece.add(Piece(*self.text.push(token, (token, known))))
+            self._add(piece, *self.text.push(token, (token, known)))
         if output.tokens:
             self.times.append(time.perf_counter())
+
+    def _add(self, piece: Piece, text: str, entries: list, last: bool = False) -> None:
+        """What has left the text goes into a piece, calls apart."""
+        calls = []
+        if self.calls is not None:
+            entries = entries if self.request.logprobs is not None else []  # a tag alone is nothing to send
+            text, calls = self.calls.push(text)
+            if last:
+                rest, more = self.calls.finish()
+                text, calls = text + rest, calls + more
+        piece.add(Piece(text, entries, calls=calls))
 
     def _finish(self, ended: Output, piece: Piece) -> str:
         """What OpenAI calls the reason; the rest of the text is in the piece then. Raises `ApiError`."""
         if self.text.stopped:
+            self._add(piece, "", [], last=True)
             return "stop"
         if ended.finish_reason == "error":
             raise ApiError(503 if ended.error == GONE else 500, str(ended.error), code="engine_error")
         if ended.finish_reason == "abort":
             raise ApiError(ABORTED, "the request was aborted", code="aborted")
-        piece.add(Piece(*self.text.finish()))
-        return ended.finish_reason
+        self._add(piece, *self.text.finish(), last=True)
+        called = self.calls is not None and self.calls.n_whole and ended.finish_reason == "stop"
+        return "tool_calls" if called else ended.finish_reason
 
     def _echoed(self, output: Output) -> Piece:
         """The prompt, with the log-probabilities of its tokens; the first has none."""
@@ -100,7 +118,7 @@ class Generation:
         self, asked: Asked, tokenizer: GPT2Tokenizer, echoes: list[str | None], continues: bool, on_end
     ) -> None:
         self.choices = [
-            Choice(request, tokenizer, asked.stops, echoes[number // asked.n], continues)
+            Choice(request, tokenizer, asked.stops, echoes[number // asked.n], continues, asked.calls)
             for number, request in enumerate(asked.requests)
         ]
         self._prompts, self._on_end = asked.prompts, on_end
@@ -142,7 +160,7 @@ class Generation:
             async for piece in pieces:
                 if piece.finish_reason is not None:
                     self._on_end(self.choices[number], piece.finish_reason)
-                if piece.text or piece.entries or piece.finish_reason:
+                if piece.text or piece.entries or piece.calls or piece.finish_reason:
                     self._new.setdefault(number, Piece()).add(piece)
                     self._there.set()
         except Exception as error:

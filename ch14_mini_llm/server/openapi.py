@@ -8,10 +8,11 @@ from ch14_mini_llm.server.kinds import ID, ID_LIST
 MESSAGES = {
     "type": "array", "minItems": 1,
     "items": {
-        "type": "object", "required": ["role", "content"],
+        "type": "object", "required": ["role"],
         "properties": {
-            "role": {"type": "string", "enum": ["system", "developer", "user", "assistant"]},
-            "content": {"type": "string"},
+            "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"type": ["string", "null"]}, "tool_call_id": {"type": "string"},
+            "tool_calls": {"type": "array", "items": {"type": "object", "required": ["id", "type", "function"]}},
         },
     },
 }  # fmt: skip

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from ch14_mini_llm.engine.request import MAX_SEED, Request, RequestError, Sampling, check_tokens, shown
 from ch14_mini_llm.server.errors import ApiError, refused
 from ch14_mini_llm.server.fields import CHAT, COMPLETIONS, MAX_CHOICES, SAMPLING
+from ch14_mini_llm.server.grammar import grammar_of
+from ch14_mini_llm.server.messages import checked_messages, mapped, strings
+from ch14_mini_llm.server.tools import told
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
 PROMPT_OF = {CHAT: "messages", COMPLETIONS: "prompt"}
 DEFAULT_NEW = 16  # of a completion, as OpenAI has it
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
-MESSAGE_FIELDS = {"role", "content", "name"}
 PLAIN_STOP = "\nuser:"  # where the plain form's next turn begins
 
 
@@ -39,13 +40,15 @@ class Limits:
 @dataclass(frozen=True)
 class Asked:
     """A request, ready for the engine: one `Request` a choice. prompts: token ids, of each prompt. n: choices of each.
-    stops: texts that end an answer. shortened: None, or to how many new tokens the pool's load has shortened it."""
+    stops: texts that end an answer. shortened: None, or to how many new tokens the pool's load has shortened it. calls:
+    of functions in an answer: "none", "auto" (there may be), "required"."""
 
     prompts: list[list[int]]
     n: int
     requests: list[Request]
     stops: tuple[str, ...]
     shortened: int | None = None
+    calls: str = "none"
 
 
 class Reader:
@@ -58,8 +61,11 @@ class Reader:
         """end: of `fields.BOTH`. values: as `fields.read` gives them. Raises `ApiError`."""
         self.check_model(values["model"])
         stops = tuple(values.get("stop", ()))
+        calls = values.get("tool_choice", "auto") if "tools" in values else "none"
+        tools = values["tools"] if calls != "none" else []
+        grammar = grammar_of(values)
         if end == CHAT:
-            prompts = [self.conversation(values["messages"])]
+            prompts = [self.conversation(values["messages"], tools)]
             stops += (PLAIN_STOP,) * (not self.tokenizer.can_chat)
         else:
             prompts = [self.prompt_ids(prompt) for prompt in values["prompt"]]
@@ -75,8 +81,8 @@ class Reader:
                 shortened = new = min(limits.n_ctx - len(prompt), limits.share, limits.room - len(prompt))
             for choice in range(n):
                 requests.append(Request(prompt, new, self.sampling(values, choice), stop_tokens,
-                                        values.get("priority", 0), *self.logprobs(end, values)))  # fmt: skip
-        return Asked(prompts, n, requests, stops, shortened)
+                                        values.get("priority", 0), *self.logprobs(end, values), grammar))  # fmt: skip
+        return Asked(prompts, n, requests, stops, shortened, calls if isinstance(calls, str) else "required")
 
     def check_model(self, name: str) -> None:
         """Raises `ApiError`, 404, for another model's name."""
@@ -155,29 +161,36 @@ class Reader:
         except RequestError as error:
             raise refused(param, str(error)) from None
 
-    def conversation(self, messages: object) -> list[int]:
-        """Token ids of a conversation, up to where the answer begins. Raises `ApiError`."""
+    def conversation(self, messages: object, tools: Sequence[dict] = ()) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins. tools: functions that may be called. Raises
+        `ApiError`."""
         turns = checked_messages(messages)
+        if not self.tokenizer.takes_tools:
+            turns, tools = told(turns, tools), ()
         try:
             if not self.tokenizer.can_chat:
                 text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
                 return self.tokenizer.encode_plain(text)
-            return self._in_form(turns)
+            return self._in_form(turns, tools)
         except TokenizerError as error:
             raise refused("messages", str(error)) from None
 
-    def _in_form(self, turns: list[dict]) -> list[int]:
+    def _in_form(self, turns: list[dict], tools: Sequence[dict]) -> list[int]:
         """In the model's own form, whose special tokens count; those that a client spells out are taken for text."""
-        special = [
-            token for token in self.tokenizer.special_tokens() if any(token in turn["content"] for turn in turns)
-        ]
-        if not special:
-            return self.tokenizer.encode_form(self.tokenizer.render(turns))
-        mark, spelled = secrets.token_hex(8), sorted(special, key=len, reverse=True)
-        for number, token in enumerate(spelled):
-            turns = [turn | {"content": turn["content"].replace(token, f"<{mark}:{number}>")} for turn in turns]
+        said = [*turns, *tools]
+        spelled = [token for token in self.tokenizer.special_tokens() if any(token in text for text in strings(said))]
+        spelled.sort(key=len, reverse=True)
+        mark = secrets.token_hex(8)
+
+        def marked(text: str) -> str:
+            for number, token in enumerate(spelled):
+                text = text.replace(token, f"<{mark}:{number}>")
+            return text
+
+        if spelled:
+            turns, tools = mapped(turns, marked), mapped([*tools], marked)
         ids = []
-        for place, piece in enumerate(self.tokenizer.render(turns).split(f"<{mark}:")):
+        for place, piece in enumerate(self.tokenizer.render(turns, tools).split(f"<{mark}:")):
             if place:
                 number, _, piece = piece.partition(">")
                 ids += self.tokenizer.encode_plain(spelled[int(number)], in_front=False)
@@ -190,42 +203,3 @@ def derived(seed: int, choice: int) -> int:
     if choice == 0:
         return seed
     return int.from_bytes(hashlib.sha256(f"{seed},{choice}".encode()).digest()[:8], "little")
-
-
-def checked_messages(messages: object) -> list[dict[str, str]]:
-    """A conversation as templates take it: [{"role", "content"}]. Raises `ApiError`, which names the message."""
-    if not isinstance(messages, list) or not messages:
-        raise refused("messages", f"messages is {shown(messages)}; it must be a list of messages, and not empty")
-    turns = []
-    for number, message in enumerate(messages):
-        at = f"messages[{number}]"
-        if not isinstance(message, dict):
-            raise refused(at, f"{at} is {shown(message)}; it must be an object with a role and a content")
-        for name, value in message.items():
-            if name not in MESSAGE_FIELDS and value is not None and value != []:
-                raise refused(
-                    f"{at}.{name}"[:80], f"{at}.{name[:60]} is not done here: leave it out", "unsupported_parameter"
-                )
-        role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise refused(f"{at}.role", f"{at}.role is {shown(role)}; it must be one of {', '.join(ROLES)}")
-        turns.append({"role": ROLES[role], "content": _content(message.get("content"), f"{at}.content")})
-    return turns
-
-
-def _content(content: object, at: str) -> str:
-    """A message's text: as it is, or a list of parts that are texts."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise refused(at, f"{at} is {shown(content)}; it must be a text, or a list of parts that are texts")
-    texts = []
-    for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            what = f"a part of type {shown(kind)}" if isinstance(kind, str) and kind != "text" else shown(part)
-            raise refused(
-                f"{at}[{number}]", f"{at}[{number}] is {what}; this model reads texts only", "unsupported_value"
-            )
-        texts.append(part["text"])
-    return "".join(texts)

@@ -27,7 +27,7 @@ class StopMatcher:
         if ends:
             self.found, self._held = True, ""
             return text[: min(ends)[1]]
-        keep = max((_overlap(text, stop) for stop in self.stops), default=0)
+        keep = max((overlap(text, stop) for stop in self.stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -37,7 +37,7 @@ class StopMatcher:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` with which ``stop`` begins, but which is not all of it."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -24,6 +24,7 @@ from ch14_mini_llm.server.settings import Settings
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
 SMALL = 20_000  # bytes of a body that is turned into tokens at once; a larger one in a thread, or all would wait for it
+FORMED = {"response_format", "tools"}  # fields of which a grammar is made: likewise in a thread
 LEAST_OPEN = 256  # new tokens of an answer whose length is left open, however busy the pool is
 KEEPALIVE = 15.0  # seconds with nothing to say, after which a comment keeps proxies from closing a stream
 
@@ -59,7 +60,7 @@ class Server:
             values = fields.read(end, body)
             self.check_ready()
             read = self.reader.asked
-            large = int(request.headers.get("content-length") or SMALL) >= SMALL
+            large = int(request.headers.get("content-length") or SMALL) >= SMALL or not values.keys().isdisjoint(FORMED)
             asked = await asyncio.to_thread(read, end, values) if large else read(end, values)
             self._check_room(len(asked.requests))
         except ApiError as error:
@@ -76,7 +77,7 @@ class Server:
         ended = lambda choice, reason: self.metrics.ended(choice, started, reason)
         generation = Generation(asked, self.tokenizer, echoes, end == COMPLETIONS, ended)
         wanted = any(given is not None for given in Reader.logprobs(end, values))
-        form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted)
+        form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted, asked.calls != "none")
         if values.get("stream"):
             response = await http.Events(request, self._events(values, generation, form)).begin()
         else:

@@ -16,12 +16,14 @@ import signal
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from ch14_mini_llm.engine.counts import NAMES
 from ch14_mini_llm.engine.plan import Output
 from ch14_mini_llm.engine.request import Request, Sampling
 from ch14_mini_llm.server.glass import Glass, kernels_of
+from ch14_mini_llm.server.grammar import Grammars
 
 OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
 WARM_BATCHES = (1, 2, 4, 8, 16, 32)  # sequences at a time, as far as the engine takes so many
@@ -32,7 +34,7 @@ def main(pipe, path: str, options: dict) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who started this process decides when it ends
     try:
-        engine = _load(pipe, Path(path), options)
+        engine, grammars = _load(pipe, Path(path), options)
     except EOFError:
         return
     except Exception as error:
@@ -40,7 +42,7 @@ def main(pipe, path: str, options: dict) -> None:
         pipe.send(("failed", str(error) if known else f"{type(error).__name__}: {error}"))
         return
     try:
-        Worker(pipe, engine).run()
+        Worker(pipe, engine, grammars).run()
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # nobody is there any more
 
@@ -48,8 +50,10 @@ def main(pipe, path: str, options: dict) -> None:
 def _load(pipe, path, options):
     from ch14_mini_llm.model.weights import load_weights
     from ch14_mini_llm.start import best_level, loading, pick_backend
+    from ch14_mini_llm.tokenizer.own import tokenizer_of
 
     config, tensors = load_weights(path)
+    grammars = Grammars(tokenizer_of(config, tensors))
     backend, device, reason = pick_backend()
     from ch14_mini_llm.engine.engine import Engine
 
@@ -64,7 +68,7 @@ def _load(pipe, path, options):
         "max_batch": engine.sizes.max_batch, "kernels": kernels,
     }  # fmt: skip
     pipe.send(("ready", facts))
-    return engine
+    return engine, grammars
 
 
 def warm_up(engine, progress=lambda text: None) -> list[list]:
@@ -96,10 +100,10 @@ def warm_up(engine, progress=lambda text: None) -> list[list]:
 
 
 class Worker:
-    """An engine at one end of a pipe."""
+    """An engine at one end of a pipe. grammars: for requests whose constraint is a `Grammar`."""
 
-    def __init__(self, pipe, engine) -> None:
-        self.pipe, self.engine = pipe, engine
+    def __init__(self, pipe, engine, grammars: Grammars | None = None) -> None:
+        self.pipe, self.engine, self.grammars = pipe, engine, grammars
         self.commands: deque[tuple] = deque()
         self.awake, self.closed = threading.Event(), False
         self._ids: dict[int, int] = {}  # key → the engine's id
@@ -138,12 +142,23 @@ class Worker:
     def _listen(self) -> None:
         try:
             while (command := self.pipe.recv())[0] != "stop":
-                self.commands.append(command)
+                self.commands.append(self._ready(command))
                 self.awake.set()
         except (EOFError, OSError):
             pass
         self.closed = True
         self.awake.set()
+
+    def _ready(self, command: tuple) -> tuple:
+        """A command whose request has what it needs: a grammar is compiled here, while the engine goes on. An error
+        takes the place of a request that cannot have it."""
+        kind, key, *rest = command
+        if kind != "submit" or rest[0].constraint is None:
+            return command
+        try:
+            return kind, key, replace(rest[0], constraint=self.grammars.matcher(rest[0].constraint))
+        except Exception as error:
+            return kind, key, error
 
     def _obey(self) -> list[tuple[int, Output]]:
         """Do what has been asked for; returns the answers to requests that cannot be fulfilled."""
@@ -158,6 +173,8 @@ class Worker:
                 self.glass.command(kind, key)
                 continue
             try:
+                if isinstance(rest[0], Exception):
+                    raise rest[0]
                 id = self.engine.submit(*rest)
             except Exception as error:  # of one request, whatever it is
                 refused.append((key, Output(-1, (), "error", str(error))))

@@ -54,7 +54,7 @@ def decode(ids: Iterable[int]) -> str:
 
 def token_bytes(token: int) -> bytes:
     """The bytes one token id stands for. Raises `TokenizerError` for an id outside 0..50256."""
-    return look_up(_byte_table(), token, "GPT-2's")
+    return look_up(byte_table(), token, "GPT-2's")
 
 
 def look_up(table: list[bytes], token: int, whose: str) -> bytes:
@@ -118,7 +118,7 @@ def merger():
 
 
 @lru_cache(maxsize=1)
-def _byte_table() -> list[bytes]:
+def byte_table() -> list[bytes]:
     """The bytes of every token id, in order of id."""
     byte_of = byte_of_character()
     with open(vocabulary_files()[0], encoding="utf-8") as file:

@@ -32,7 +32,7 @@ class GPT2Tokenizer:
     """GPT-2's byte-level BPE: `bpe`'s functions."""
 
     stop_tokens = (bpe.END_OF_TEXT_ID,)
-    can_chat = False
+    can_chat = takes_tools = False
     starts_with_space = False  # whether texts are given a blank in front, which is taken away again
 
     def encode(self, text: str) -> list[int]:
@@ -59,6 +59,14 @@ class GPT2Tokenizer:
     def special_tokens(self) -> list[str]:
         """The texts that `encode` takes for special tokens."""
         return [token.content for token in self._library.get_added_tokens_decoder().values()]
+
+    def special_ids(self) -> list[int]:
+        """The ids that stand for no text, such as the end token's."""
+        return [number for number, token in self._library.get_added_tokens_decoder().items() if token.special]
+
+    def all_bytes(self) -> list[bytes]:
+        """The bytes of every id, in order."""
+        return bpe.byte_table()
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that an id stands for; raises `TokenizerError` for one that is none."""
@@ -96,6 +104,15 @@ class OwnTokenizer(GPT2Tokenizer):
     def can_chat(self) -> bool:
         """Whether it has a form for a conversation."""
         return self.template is not None
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether that form tells a model of functions, and of the tag for its calls that `server.tools` reads."""
+        return self.template is not None and "tools" in self.template and "<tool_call>" in self.template
+
+    def all_bytes(self) -> list[bytes]:
+        """The bytes of every id, in order."""
+        return self._table
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with what the model wants in front; raises `TokenizerError`.
@@ -145,10 +162,11 @@ class OwnTokenizer(GPT2Tokenizer):
             return super().chat(messages)
         return self.encode_form(self.render(messages))
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The text of a conversation in the model's form, which it must have; raises `TokenizerError`."""
+    def render(self, messages: Sequence[Mapping], tools: Sequence[Mapping] = ()) -> str:
+        """The text of a conversation in the model's form, which it must have; raises `TokenizerError`. tools:
+        functions, for a form that takes some."""
         try:
-            given = {**self._special, "messages": list(messages), "tools": None, "documents": None}
+            given = {**self._special, "messages": list(messages), "tools": list(tools) or None, "documents": None}
             return self._form.render(given, add_generation_prompt=True)
         except Exception as error:  # whatever a template does
             raise TokenizerError(f"the model's form of a conversation fails: {str(error)[:100]}") from None

@@ -267,9 +267,9 @@ def test_errors_arrive_as_the_clients_own(client, server):
     assert caught.value.param == "logit_bias" and "50257" in caught.value.body["message"]
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
-            model="tiny", messages=SAID, tools=[{"type": "function", "function": {"name": "f"}}]
+            model="tiny", messages=SAID, functions=[{"name": "f", "parameters": {"type": "object"}}]
         )
-    assert caught.value.param == "tools"
+    assert caught.value.param == "functions"
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=image)

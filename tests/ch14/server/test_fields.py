@@ -1,5 +1,6 @@
 """The table of fields: nothing that OpenAI's client knows is missing, and each check says what is wrong."""
 
+import re
 import typing
 from pathlib import Path
 
@@ -36,12 +37,30 @@ BAD = [
     ("logit_bias", [1]), ("logit_bias", {"1": 101}), ("stream", "yes"), ("user", 5), ("stop_token_ids", [-1]),
     ("stop_token_ids", "1"), ("ignore_eos", 1), ("priority", 0.5), ("unheard_of", 1),
 ]  # fmt: skip
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 BAD_BY_END = {
     "completions": [("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", 5), ("prompt", {}), ("echo", 1),
                     ("logprobs", 21), ("logprobs", True), ("best_of", 2), ("suffix", "x"), ("prompt", ["a"] * 129),
-                    ("messages", []), ("tools", [])],
+                    ("messages", []), ("tools", []), ("response_format", {"type": "xml"})],
     "chat": [("logprobs", 1), ("top_logprobs", 5), ("tools", []), ("tool_choice", "auto"), ("functions", []),
-             ("response_format", {"type": "json_object"}), ("audio", {}), ("store", True), ("modalities", ["audio"]),
+             ("response_format", "json"), ("response_format", {}), ("response_format", {"type": ["text"]}),
+             ("response_format", {"type": "text", "json_schema": {}}), ("response_format", {"type": "json_schema"}),
+             ("response_format", {"type": "json_object", "schema": {}}), ("parallel_tool_calls", True),
+             *(("response_format", {"type": "json_schema", "json_schema": wrong}) for wrong in (
+                 "x", {}, {"name": "x"}, {"name": "a b", "schema": {}}, {"name": "x", "schema": True},
+                 {"name": "x", "schema": {}, "strict": 1}, {"name": "x", "schema": {}, "description": "a person"},
+                 {"name": "x" * 65, "schema": {}}, {"name": "x", "schema": {}, "more": 1})),
+             *(("tools", wrong) for wrong in (
+                 "x", {}, ["x"], [{}], [{"type": "custom", "custom": {"name": "x"}}], [{"type": "function"}],
+                 [{"type": "function", "function": {}}], [FUNCTION | {"more": 1}], [FUNCTION, FUNCTION],
+                 [FUNCTION | {"function": {"name": "a b"}}], [FUNCTION | {"function": {"name": "f", "strict": "yes"}}],
+                 [FUNCTION | {"function": {"name": "f", "parameters": []}}], [FUNCTION] * 129,
+                 [FUNCTION | {"function": {"name": "f", "parameters": {"type": "array"}}}],
+                 [FUNCTION | {"function": {"name": "f", "description": 5}}],
+                 [FUNCTION | {"function": {"name": "f", "more": 1}}])),
+             ("tool_choice", "any"), ("tool_choice", {}), ("tool_choice", {"type": "allowed_tools"}),
+             ("tool_choice", {"type": "function", "function": {"name": ""}}), ("audio", {}),
+             ("store", True), ("modalities", ["audio"]),
              ("service_tier", "flex"), ("reasoning_effort", "low"), ("prompt", "x"), ("metadata", {"a": 1})],
 }  # fmt: skip
 
@@ -51,7 +70,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(end):
     for name, value in BAD + BAD_BY_END[end]:
         with pytest.raises(ApiError) as caught:
             fields.read(end, GOOD[end] | {name: value})
-        assert caught.value.status == 400 and caught.value.param.split(".")[0] == name, (name, value)
+        assert caught.value.status == 400 and re.split(r"[.\[]", caught.value.param)[0] == name, (name, value)
         assert name in str(caught.value) and len(str(caught.value)) < 300
 
 
@@ -67,11 +86,31 @@ def test_null_is_the_same_as_to_leave_it_out(end):
     ("completions", "stream_options", {"stream": False, "stream_options": {}}),
     ("chat", "messages", {"messages": None}), ("chat", "max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
     ("chat", "stream_options.x", {"stream": True, "stream_options": {"x": True}}),
+    ("chat", "tool_choice", {"tool_choice": "required"}),
+    ("chat", "parallel_tool_calls", {"parallel_tool_calls": False}),
+    ("chat", "tool_choice", {"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "g"}}}),
+    ("chat", "ignore_eos", {"tools": [FUNCTION], "ignore_eos": True}),
+    ("completions", "ignore_eos", {"response_format": {"type": "json_object"}, "ignore_eos": True}),
 ])  # fmt: skip
 def test_fields_that_belong_together(end, name, other):
     with pytest.raises(ApiError) as caught:
         fields.read(end, GOOD[end] | other)
     assert caught.value.param == name
+
+
+def test_forms_of_answers_as_they_are_read():
+    read = lambda **more: fields.read("chat", GOOD["chat"] | more)
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}, "strict": None}}
+    assert read(response_format=schema)["response_format"] == {"type": "json_schema", "schema": {"a": 1}}
+    assert read(response_format={"type": "text"}, ignore_eos=True)["response_format"] == {"type": "text"}
+    chosen = {"type": "function", "function": {"name": "f"}}
+    values = read(tools=[FUNCTION], tool_choice=chosen, parallel_tool_calls=False)
+    nothing = {"type": "object", "additionalProperties": False, "properties": {}}
+    assert values["tools"] == [{"type": "function", "function": {"name": "f", "parameters": nothing}}]
+    assert values["tool_choice"] == {"name": "f"} and read(tool_choice="none")["tool_choice"] == "none"
+    for given, closed in ({"properties": {"a": {}}}, True), ({"allOf": [{}]}, False), ({"$ref": "#/x"}, False):
+        (tool,) = read(tools=[{"type": "function", "function": {"name": "f", "parameters": given}}])["tools"]
+        assert ("additionalProperties" in tool["function"]["parameters"]) == closed
 
 
 @pytest.mark.parametrize("body", [None, [], "x", 5])

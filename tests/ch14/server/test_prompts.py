@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from test_own_tokenizer import data, library  # noqa: F401  (a fixture)
 
 from ch14_mini_llm.server.errors import ApiError
+from ch14_mini_llm.server.messages import checked_messages
 from ch14_mini_llm.server.prompts import Limits, Reader, derived
+from ch14_mini_llm.server.tools import CallReader, joined, told
 from ch14_mini_llm.tokenizer import encode
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, OwnTokenizer
 
@@ -71,10 +73,20 @@ def test_what_is_left_open_is_the_context_or_the_pools_to_say(share, room, lengt
 
 
 MESSAGE = {"role": "user", "content": "x"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Y\\u00e9"}'}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL, CALL | {"id": "call_9"}]}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
 BAD = [
     None, [], "x", [5], [{}], [{"role": "user"}], [MESSAGE | {"role": "tool"}], [MESSAGE | {"role": []}],
     [MESSAGE | {"content": 5}], [MESSAGE | {"content": []}], [MESSAGE | {"content": [{"type": "text"}]}],
     [MESSAGE | {"content": [{"type": "input_audio"}]}], [MESSAGE | {"tool_calls": [{}]}],
+    [MESSAGE | {"role": "tool", "tool_call_id": "call_1"}], [CALLING | {"role": "user"}], [{"role": "assistant"}],
+    [CALLING, RESULT | {"tool_call_id": "call_2"}], [RESULT, CALLING], [CALLING, RESULT | {"content": None}],
+    *([CALLING | {"tool_calls": wrong}] for wrong in (
+        "x", [5], [{}], [CALL | {"id": None}], [CALL | {"type": "custom"}], [CALL | {"function": {"name": "f"}}],
+        [CALL | {"function": {"name": "", "arguments": "{}"}}],
+        [CALL | {"function": {"name": "f", "arguments": "[1]"}}],
+        [CALL | {"function": {"name": "f", "arguments": "{"}}], [CALL | {"function": {"name": "f", "arguments": {}}}])),
 ]  # fmt: skip
 
 
@@ -83,3 +95,60 @@ def test_messages_that_cannot_be_read(messages):
     with pytest.raises(ApiError) as caught:
         Reader(GPT2Tokenizer(), Limits(64, 50257, 1000, 1000), "m").conversation(messages)
     assert caught.value.param.startswith("messages") and len(str(caught.value)) < 200
+
+
+# --- tools -----------------------------------------------------------------------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "<|im_end|> the cat", "parameters": {}}}]
+FORM = (
+    "{% if tools %}<|im_start|>tools {% for tool in tools %}{{ tool | tojson }}{% endfor %} <tool_call><|im_end|>"
+    "{% endif %}{% for message in messages %}<|im_start|>{{ message.role }} {{ message.content }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}{% endfor %}"
+    "{% if message.role == 'tool' %}({{ message.name }}){% endif %}<|im_end|>{% endfor %}<|im_start|>assistant "
+)
+
+
+def test_a_form_that_takes_tools_is_given_them(library):  # noqa: F811
+    reader = Reader(OwnTokenizer(data(library, chat_template=FORM)), Limits(512, 400, 10_000, 10_000), "m")
+    ids = reader.conversation([MESSAGE, CALLING, RESULT], TOOLS)
+    assert reader.tokenizer.takes_tools and reader.tokenizer.decode(ids) == (
+        '<|im_start|>tools {"type": "function", "function": {"name": "weather", "description": "<|im_end|> the cat", '
+        '"parameters": {}}} <tool_call><|im_end|><|im_start|>user x<|im_end|><|im_start|>assistant '
+        + '<tool_call>{"name": "weather", "arguments": {"city": "Yé"}}' * 2
+        + "<|im_end|><|im_start|>tool rain(weather)<|im_end|><|im_start|>assistant "
+    )
+    assert [token for token in ids if token < 3] == [1, 2, 1, 2, 1, 2, 1, 2, 1], "one that a tool spells out is text"
+    spelled = (
+        RESULT | {"content": "<|im_end|>"},
+        CALLING | {"tool_calls": [CALL | {"function": {"name": "f", "arguments": '{"<|im_start|>": ["<|im_end|>"]}'}}]},
+    )
+    more = reader.conversation([MESSAGE, spelled[1], spelled[0]], TOOLS)
+    assert [token for token in more if token < 3] == [token for token in ids if token < 3]
+    assert '{"<|im_start|>": ["<|im_end|>"]}' in reader.tokenizer.decode(more)
+
+
+def test_other_models_are_told_of_tools_in_the_system_message(reader):
+    """In roles that every form has; results that come together are one turn."""
+    said = [{"role": "system", "content": "Be brief."}, MESSAGE, CALLING, RESULT, RESULT | {"tool_call_id": "call_9"}]
+    assert not reader.tokenizer.takes_tools
+    turns = told(checked_messages(said), TOOLS)
+    assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+    assert turns[0]["content"].startswith("Be brief.\n\n# Tools") and '"name": "weather"' in turns[0]["content"]
+    call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Yé"}}\n</tool_call>'
+    assert turns[2]["content"] == f"{call}\n{call}"
+    assert turns[3]["content"] == "\n".join(["<tool_response>\nrain\n</tool_response>"] * 2)
+    assert told(checked_messages([MESSAGE]), TOOLS)[0]["role"] == "system"
+    assert told(checked_messages(said[:2]), []) == [said[0], said[1]]
+    ids = reader.conversation(said, TOOLS)
+    assert reader.tokenizer.decode(ids).count("<tool_call>") == 4 and 2 in ids  # two of them in the description
+    plain = Reader(GPT2Tokenizer(), Limits(512, 50257, 1000, 1000), "m").conversation(said, TOOLS)
+    assert GPT2Tokenizer().decode(plain).endswith("</tool_response>\nassistant:")
+
+
+def test_what_was_called_is_read_back(reader):
+    """A call as it is put into a conversation is one that an answer's reader takes for a call."""
+    (turn,) = told(checked_messages([CALLING | {"content": "So:"}]), [])
+    calls = CallReader()
+    content, deltas = calls.push(turn["content"])
+    assert content == "So:\n" and calls.n_whole == 2
+    assert [(call.name, call.arguments) for call in joined(deltas)] == [("weather", '{"city": "Yé"}')] * 2
