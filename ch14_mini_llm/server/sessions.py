@@ -1,6 +1,6 @@
 """Sessions: names of texts whose keys and values outlive a connection, and the process.
 
-A session is a name and a text's tokens, in a file; keys and values are in the `BlockStore` below the same folder, as any
+A session is a name and a text's tokens, in a file; keys and values are in the `BlockStore` of the same folder, as any
 others, and may be dropped like them: then they are computed anew. It changes when a turn has ended as it should, and
 only then. So after a crash it stands at its last whole turn.
 """
@@ -26,8 +26,8 @@ ENDING = ".json"
 
 @dataclass(frozen=True)
 class Session:
-    """tokens: of the last turn's prompt and answer. turns: how many there were. saved: of the tokens, how many had their
-    keys and values in files then. created, updated: seconds since 1970."""
+    """tokens: of the last turn's prompt and answer. turns: how many there were. saved: of the tokens, how many had
+    their keys and values in files then. created, updated: seconds since 1970."""
 
     id: str
     tokens: list[int]
