@@ -70,6 +70,10 @@ def build_parser() -> Parser:
     add("--num_blocks", metavar="N", type=integer, help="blocks of the KV cache (default: what fits)")
     add("--block_size", metavar="N", type=integer, default=16, help="tokens a block: 4, 8, 16 … 256 (default 16)")
     add("--no_prefix_cache", action="store_true", help="compute anew what requests begin with alike, to compare")
+    add("--kv_dir", metavar="FOLDER", help="keep keys and values there that leave the device, and sessions (default: "
+        "nothing is kept; what is said to the model can be read from these files)")  # fmt: skip
+    add("--kv_disk", metavar="GB", type=number, default=4.0, help="room for files in --kv_dir (default 4)")
+    add("--kv_host", metavar="GB", type=number, default=0.0, help="of the host's memory, in front of the files (0)")
     add("--max_batch", metavar="N", type=integer, default=32, help="sequences that run at a time (default 32)")
     add("--max_queue", metavar="N", type=integer, default=128, help="more that may wait; others get 429 (default 128)")
     add(
@@ -110,8 +114,28 @@ def serve(options: argparse.Namespace) -> int:
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
         words.append(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
     engine = {name: getattr(options, name) for name in ("num_blocks", "block_size", "max_batch", "dtype")}
-    engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache}
+    engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache, "kept": kept(options)}
     return asyncio.run(_serve(settings, tokenizer, listening, (str(path), engine), words, say))
+
+
+def kept(options: argparse.Namespace) -> dict | None:
+    """Of what `worker.keep` makes a store; None if there is to be none. Raises `RequestError` and `FileError`."""
+    for name, low in ("kv_disk", 0.001), ("kv_host", 0.0):
+        value = getattr(options, name)
+        if not low <= value <= 1e6:
+            raise RequestError(f"--{name} is {value:g}; it must be from {low:g} to 1000000, in GB")
+    if options.kv_dir is None:
+        if options.kv_host:
+            raise RequestError("--kv_host is given without --kv_dir; give the folder as well")
+        return None
+    if options.no_prefix_cache:
+        raise RequestError("--kv_dir and --no_prefix_cache do not go together; leave one of them out")
+    if not options.kv_dir:
+        raise RequestError("--kv_dir is empty; give the path of a folder")
+    from ch14_mini_llm.cache.store import make_folder
+
+    folder = make_folder(Path(options.kv_dir).absolute())
+    return {"folder": str(folder), "host_bytes": int(options.kv_host * 1e9), "disk_bytes": int(options.kv_disk * 1e9)}
 
 
 def _is_there(module: str) -> bool:

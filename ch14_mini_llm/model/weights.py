@@ -13,6 +13,7 @@ orientation of the matrices are those of the published checkpoints.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -108,6 +109,17 @@ def load_weights(path: str | os.PathLike) -> tuple[GPT2Config, dict[str, np.ndar
             index = tuple(int(i) for i in np.unravel_index(bad, tensor.shape))
             raise WeightsError(f"{path}: tensor {name} holds {flat[bad]} at index {index}; {REMAKE}")
     return config, tensors
+
+
+def weights_digest(path: str | os.PathLike) -> str:
+    """A digest of what is in a weight file: of its header, which has a checksum of each tensor; of the whole file in
+    version 1. Raises `WeightsError` and OSError."""
+    with open_input(path) as file:
+        if read_version(file) == 1:
+            file.seek(0)
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        layout = read_layout(file)
+    return hashlib.blake2b(repr((layout.model, layout.tensors)).encode(), digest_size=16).hexdigest()
 
 
 def default_weights(data_dir: str | os.PathLike | None = None) -> Path:

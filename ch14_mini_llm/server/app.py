@@ -25,6 +25,7 @@ from ch14_mini_llm.server import http, kinds
 from ch14_mini_llm.server.errors import ApiError, refused
 from ch14_mini_llm.server.openapi import description
 from ch14_mini_llm.server.remote import Watcher
+from ch14_mini_llm.server.session_routes import SessionEndpoints
 from ch14_mini_llm.server.tokens import Server
 from ch14_mini_llm.tokenizer.bpe import TokenizerError
 
@@ -181,18 +182,20 @@ def application(server: Server) -> Starlette:
     """The ASGI application."""
     get = lambda path, handler: Route(path, guarded(handler), methods=["GET"])
     post = lambda path, handler: Route(path, guarded(handler), methods=["POST"])
-    others = Endpoints(server)
+    others, kept = Endpoints(server), SessionEndpoints(server)
     routes = [
         post("/v1/completions", server.completions), post("/v1/chat/completions", server.chat),
         get("/v1/models", others.models), get("/v1/models/{name:path}", others.model),
         post("/tokenize", others.tokenize), post("/detokenize", others.detokenize), post("/abort", others.abort),
         get("/health", others.health), get("/ready", others.ready), get("/metrics", others.show_metrics),
         get("/openapi.json", others.openapi), get("/", others.page), get("/lesson/{name}", others.lesson),
+        get("/v1/sessions", kept.list), get("/v1/sessions/{name}", kept.read), post("/v1/sessions/{name}", kept.save),
+        Route("/v1/sessions/{name}", guarded(kept.delete), methods=["DELETE"]),
         get("/engine/events", others.events), post("/engine/pause", others.pause),
         post("/engine/resume", others.resume), post("/engine/steps", others.steps),
     ]  # fmt: skip
     cors = Middleware(
-        CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"],
+        CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],
         expose_headers=["Retry-After"],
     )  # fmt: skip
     keys = Middleware(http.Keys, keys=server.settings.api_keys)

@@ -27,9 +27,10 @@ class Choice:
     """
 
     def __init__(
-        self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool, calls: str = "none"
-    ) -> None:
-        self.request, self.tokenizer, self.echo = request, tokenizer, echo
+        self, request: Request, tokenizer: GPT2Tokenizer, stops, echo: str | None, continues: bool, calls: str = "none",
+        session: str | None = None,
+    ) -> None:  # fmt: skip
+        self.request, self.tokenizer, self.echo, self.session = request, tokenizer, echo, session
         self.calls = CallReader(calls == "required") if calls != "none" else None
         self.text = TextStream(tokenizer, stops, len(echo or ""), continues)
         self.cached = 0
@@ -37,7 +38,7 @@ class Choice:
 
     async def pieces(self, remote: RemoteEngine) -> AsyncIterator[Piece]:
         """Run it; the last piece has a finish_reason. Raises `ApiError`. Whoever stops listening ends the request."""
-        stream = remote.submit(self.request)
+        stream = remote.submit(self.request, self.session)
         try:
             if self.echo is not None and self.request.prompt_logprobs is None:
                 yield Piece(self.echo)
@@ -49,7 +50,7 @@ class Choice:
                     self._take(output, piece)
                     ended = output if output.finish_reason is not None else None
                 if ended is None and self.text.stopped:
-                    remote.abort(stream)
+                    remote.abort(stream, whole=True)
                     yield piece
                     piece, ended = Piece(), await _last(stream)
                 if ended is not None:
@@ -62,10 +63,11 @@ class Choice:
             remote.abort(stream)
 
     def _take(self, output: Output, piece: Piece) -> None:
-        for number, token in enumerate(output.tokens):
+        if output.tokens and not output.logprobs and not self.text.stopped:
+            self._add(piece, *self.text.push_all(output.tokens))
+        for token, known in zip(output.tokens, output.logprobs):
             if self.text.stopped:
                 return
-            known = output.logprobs[number] if output.logprobs else None
             self._add(piece, *self.text.push(token, (token, known)))
         if output.tokens:
             self.times.append(time.perf_counter())
@@ -118,10 +120,10 @@ class Generation:
         self, asked: Asked, tokenizer: GPT2Tokenizer, echoes: list[str | None], continues: bool, on_end
     ) -> None:
         self.choices = [
-            Choice(request, tokenizer, asked.stops, echoes[number // asked.n], continues, asked.calls)
+            Choice(request, tokenizer, asked.stops, echoes[number // asked.n], continues, asked.calls, asked.session)
             for number, request in enumerate(asked.requests)
         ]
-        self._prompts, self._on_end = asked.prompts, on_end
+        self.session, self._prompts, self._on_end = asked.session, asked.prompts, on_end
         self._new: dict[int, Piece] = {}
         self._there, self._error = asyncio.Event(), None
 

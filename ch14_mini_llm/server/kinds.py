@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from ch14_mini_llm.server.errors import ApiError, refused
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 1000  # texts, characters
 MAX_PROMPTS = 128
+
+
+SESSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,13 @@ def number(name: str) -> Kind:
 def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise wrong(name, value, "a text")
+    return value
+
+
+def session(name: str, value: object) -> str:
+    """The name of a session, which is that of a file as well."""
+    if not isinstance(value, str) or not SESSION_NAME.fullmatch(value):
+        raise wrong(name, value, "1 to 64 letters, digits, dots, underlines and hyphens, a letter or digit first")
     return value
 
 
@@ -150,6 +161,7 @@ FLAG, TEXT = Kind(flag, {"type": "boolean"}), Kind(text, {"type": "string"})
 LABEL = Kind(
     label, {"type": ["string", "object"], "additionalProperties": TEXT.schema, "maxProperties": 16, "maxLength": 512}
 )
+SESSION = Kind(session, {"type": "string", "pattern": f"^{SESSION_NAME.pattern}$"})
 STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 STOPS = Kind(stops, {"oneOf": [STOP, {"type": "array", "maxItems": MAX_STOPS, "items": STOP}]})
 ID = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}

@@ -25,6 +25,12 @@ COUNTERS = {
     "prompt_tokens": ("prompt_tokens", "Tokens of prompts"),
     "generation_tokens": ("generation_tokens", "New tokens"),
     "corrupted_requests": ("corrupted_requests", "Sequences that ended because their logits were no numbers"),
+    "kv_host_puts": ("kv_host_puts", "Blocks that went from the device to the host's memory"),
+    "kv_disk_puts": ("kv_disk_puts", "Blocks that were written to files"),
+    "kv_host_hits": ("kv_host_hits", "Blocks that came back from the host's memory"),
+    "kv_disk_hits": ("kv_disk_hits", "Blocks that came back from files"),
+    "kv_refused": ("kv_refused", "Files of blocks that were not what they should be"),
+    "kv_failed": ("kv_failed", "Files that could not be written"),
 }  # name → the engine's name, meaning
 
 

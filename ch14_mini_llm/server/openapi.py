@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ch14_mini_llm.server.fields import BOTH, CHAT, TABLES
-from ch14_mini_llm.server.kinds import ID, ID_LIST
+from ch14_mini_llm.server.kinds import ID, ID_LIST, SESSION
 
 MESSAGES = {
     "type": "array", "minItems": 1,
@@ -34,6 +34,16 @@ def description(model: str, vocab_size: int) -> dict:
         paths[f"/{name}"] = {"post": _operation(name, body, (400, 401, 413, 503))}
     for name in ("health", "ready", "metrics", "v1/models"):
         paths[f"/{name}"] = {"get": _operation(name.replace("/", "_"), None, (401, 503))}
+    sessions = {"get": _operation("sessions", None, (400, 401, 503))}
+    paths["/v1/sessions"] = sessions
+    session = {"name": "name", "in": "path", "required": True, "schema": SESSION.schema}
+    other = {"type": "object", "properties": {"from": SESSION.schema}, "required": ["from"]}
+    other["additionalProperties"] = False
+    paths["/v1/sessions/{name}"] = {
+        "get": _operation("session", None, (400, 401, 404, 503)),
+        "post": _operation("save_session", other, (400, 401, 404, 409, 413, 503)),
+        "delete": _operation("delete_session", None, (400, 401, 404, 409, 503)), "parameters": [session],
+    }  # fmt: skip
     chosen = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
     paths["/v1/models/{name}"] = {"get": _operation("model", None, (401, 404)) | {"parameters": [chosen]}}
     return {

@@ -41,7 +41,7 @@ class Limits:
 class Asked:
     """A request, ready for the engine: one `Request` a choice. prompts: token ids, of each prompt. n: choices of each.
     stops: texts that end an answer. shortened: None, or to how many new tokens the pool's load has shortened it. calls:
-    of functions in an answer: "none", "auto" (there may be), "required"."""
+    of functions in an answer: "none", "auto" (there may be), "required". session: of which it is a turn, or None."""
 
     prompts: list[list[int]]
     n: int
@@ -49,6 +49,7 @@ class Asked:
     stops: tuple[str, ...]
     shortened: int | None = None
     calls: str = "none"
+    session: str | None = None
 
 
 class Reader:
@@ -82,7 +83,12 @@ class Reader:
             for choice in range(n):
                 requests.append(Request(prompt, new, self.sampling(values, choice), stop_tokens,
                                         values.get("priority", 0), *self.logprobs(end, values), grammar))  # fmt: skip
-        return Asked(prompts, n, requests, stops, shortened, calls if isinstance(calls, str) else "required")
+        calls, session = calls if isinstance(calls, str) else "required", values.get("session_id")
+        if session is not None and len(requests) != 1:
+            raise refused(
+                "session_id", f"session_id is given with {len(requests)} answers; a session has one: ask for one"
+            )
+        return Asked(prompts, n, requests, stops, shortened, calls, session)
 
     def check_model(self, name: str) -> None:
         """Raises `ApiError`, 404, for another model's name."""

@@ -103,18 +103,19 @@ class RemoteEngine:
         if self.state != READY:
             raise ApiError(503, self.problem or "the model is being loaded", code="not_ready", retry_after=5)
 
-    def submit(self, request: Request) -> Stream:
-        """Hand a request in. Raises `ApiError` while there is no engine."""
+    def submit(self, request: Request, session: str | None = None) -> Stream:
+        """Hand a request in, a turn of a session perhaps. Raises `ApiError` while there is no engine."""
         self.check_ready()
         stream = Stream(next(self._keys))
         self._streams[stream.key] = stream
-        self._send("submit", stream.key, request)
+        self._send("submit", stream.key, request, session)
         return stream
 
-    def abort(self, stream: Stream) -> None:
-        """End a request, if it has not ended; its last Output comes when the engine has given its blocks back."""
+    def abort(self, stream: Stream, whole: bool = False) -> None:
+        """End a request, if it has not ended; its last Output comes when the engine has given its blocks back. whole:
+        its answer is all that there should be, as behind a stop text."""
         if not stream.ended:
-            self._send("abort", stream.key)
+            self._send("end" if whole else "abort", stream.key)
 
     def command(self, kind: str, value=None) -> None:
         """A command of `glass.Glass`. Raises `ApiError` while there is no engine."""

@@ -8,7 +8,6 @@ only then. So after a crash it stands at its last whole turn.
 from __future__ import annotations
 
 import json
-import re
 import time
 import zlib
 from dataclasses import asdict, dataclass
@@ -16,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ch14_mini_llm.cache.store import make_folder
+from ch14_mini_llm.cache.store import BlockStore, make_folder
 from ch14_mini_llm.files import FileError, write_text
+from ch14_mini_llm.server.kinds import SESSION_NAME
 
 VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ENDING = ".json"
 
 
@@ -38,10 +37,11 @@ class Session:
 
 
 class Sessions:
-    """The sessions of one model, in ``folder``. Several processes may use it; the last one to write a name wins."""
+    """The sessions of one model, in a folder of their blocks' store. Several processes may use it; the last one to
+    write a name wins. Raises `FileError` for a folder that cannot be used."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = make_folder(folder / "sessions")
+    def __init__(self, store: BlockStore) -> None:
+        self.store, self.folder = store, make_folder(store.folder / "sessions")
 
     def read(self, name: str) -> Session | None:
         """A session; None if there is none, or its file is not what it should be."""
@@ -56,7 +56,8 @@ class Sessions:
 
     def all(self) -> list[Session]:
         """Those there are, the latest first."""
-        found = [self.read(path.name.removesuffix(ENDING)) for path in self.folder.glob(f"*{ENDING}")]
+        names = [path.name.removesuffix(ENDING) for path in self.folder.glob(f"*{ENDING}")]
+        found = [self.read(name) for name in names if SESSION_NAME.fullmatch(name)]
         return sorted(filter(None, found), key=lambda one: (-one.updated, one.id))
 
     def turn(self, name: str, tokens: list[int], saved: int) -> bool:
@@ -74,12 +75,16 @@ class Sessions:
             return False
         return True
 
-    def delete(self, name: str) -> None:
-        """Forget a name."""
-        self._path(name).unlink(missing_ok=True)
+    def delete(self, session: Session, block_size: int) -> None:
+        """Forget a session, and of its blocks those that no other one has."""
+        self._path(session.id).unlink(missing_ok=True)
+        kept = {name for one in self.all() for name in self.store.names(one.tokens, block_size)}
+        for name in self.store.names(session.tokens, block_size):
+            if name not in kept:
+                self.store.remove(name)
 
     def _path(self, name: str) -> Path:
-        assert NAME.fullmatch(name)
+        assert SESSION_NAME.fullmatch(name)
         return self.folder / (name + ENDING)
 
 

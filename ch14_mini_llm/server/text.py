@@ -31,6 +31,10 @@ class StopMatcher:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
+    def ends_in(self, text: str) -> bool:
+        """Whether `push` of it would complete a stop text."""
+        return any([stop in self._held + text for stop in self.stops])
+
     def finish(self) -> str:
         """What was held back, at the end."""
         held, self._held = self._held, ""
@@ -71,6 +75,21 @@ class TextStream:
         self._entries.append((self._came, entry))
         self._came += len(text)
         return self._leave(self.matcher.push(text))
+
+    def push_all(self, tokens: Sequence[int]) -> tuple[str, list[tuple[int, object]]]:
+        """`push` for tokens of which only the text is wanted; those behind a stop text are not counted."""
+        texts = [self.decoder.push(token) for token in tokens]
+        if not self.matcher.ends_in(whole := "".join(texts)):
+            texts = [whole]
+            self.n_tokens += len(tokens) - 1
+        delta = ""
+        for text in texts:
+            if self.stopped:
+                break
+            self.n_tokens += 1
+            self._came += len(text)
+            delta += self.matcher.push(text)
+        return self._leave(delta)
 
     def finish(self) -> tuple[str, list[tuple[int, object]]]:
         """What is left, at the end: a character cut off becomes U+FFFD."""

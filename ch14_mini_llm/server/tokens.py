@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ch14_mini_llm.cache.store import BlockStore
 from ch14_mini_llm.server import fields, http
 from ch14_mini_llm.server.answers import Form, Piece
 from ch14_mini_llm.server.errors import ApiError, refused
@@ -20,6 +21,7 @@ from ch14_mini_llm.server.generate import Generation
 from ch14_mini_llm.server.metrics import Metrics
 from ch14_mini_llm.server.prompts import Limits, Reader
 from ch14_mini_llm.server.remote import RemoteEngine
+from ch14_mini_llm.server.sessions import Sessions
 from ch14_mini_llm.server.settings import Settings
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
 
@@ -37,6 +39,31 @@ class Server:
         self.metrics = Metrics(lambda: remote.stats)
         self.started, self.draining = int(time.time()), False
         self.running: dict[str, Generation] = {}  # by the answer's id
+        self.turns: set[str] = set()  # sessions that have a turn under way
+        self._sessions: Sessions | None = None
+
+    @property
+    def sessions(self) -> Sessions:
+        """Those of the engine's folder. Raises `ApiError` if it keeps none."""
+        self.remote.check_ready()
+        kept = self.remote.facts.get("kept")
+        if kept is None:
+            message = "this server keeps no sessions: start it with --kv_dir=FOLDER"
+            raise refused("session_id", message, "unsupported_value")
+        if self._sessions is None:
+            self._sessions = Sessions(BlockStore(kept["model"], kept["shape"], kept["dtype"], kept["folder"]))
+        return self._sessions
+
+    def check_idle(self, session: str) -> None:
+        """Raises `ApiError` while a session has a turn under way."""
+        if session in self.turns:
+            message = f"the session {session!r} has a turn under way: wait for its end, or abort it"
+            raise ApiError(409, message, "session_id", "session_busy", retry_after=1)
+
+    def _begin_turn(self, session: str | None) -> None:
+        if session is not None and self.sessions is not None:
+            self.check_idle(session)
+            self.turns.add(session)
 
     @property
     def reader(self) -> Reader:
@@ -63,6 +90,7 @@ class Server:
             large = int(request.headers.get("content-length") or SMALL) >= SMALL or not values.keys().isdisjoint(FORMED)
             asked = await asyncio.to_thread(read, end, values) if large else read(end, values)
             self._check_room(len(asked.requests))
+            self._begin_turn(asked.session)
         except ApiError as error:
             self.metrics.rejected.labels(error.status).inc()
             raise
@@ -78,10 +106,14 @@ class Server:
         generation = Generation(asked, self.tokenizer, echoes, end == COMPLETIONS, ended)
         wanted = any(given is not None for given in Reader.logprobs(end, values))
         form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted, asked.calls != "none")
-        if values.get("stream"):
-            response = await http.Events(request, self._events(values, generation, form)).begin()
-        else:
-            response = await http.while_there(request, self._whole(generation, form))
+        try:
+            if values.get("stream"):
+                response = await http.Events(request, self._events(values, generation, form)).begin()
+            else:
+                response = await http.while_there(request, self._whole(generation, form))
+        except BaseException:
+            self.turns.discard(asked.session)
+            raise
         if asked.shortened is not None:
             response.headers["X-Max-Tokens"] = f"{asked.shortened}, since others need the pool as well"
         return response
@@ -109,6 +141,7 @@ class Server:
             self.metrics.aborted.inc()
             raise
         finally:
+            self.turns.discard(generation.session)
             del self.running[form.id]
             await pieces.aclose()
 

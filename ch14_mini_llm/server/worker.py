@@ -2,7 +2,8 @@
 
 So HTTP never waits for a device, and the device never for a socket. Messages are tuples, the first item says which:
 
-    to the worker    ("submit", key, Request) · ("abort", key) · ("stop", None), and commands of `glass.Glass`
+    to the worker    ("submit", key, Request, session or None) · ("abort", key) · ("end", key) · ("stop", None), and
+                     commands of `glass.Glass`
     from it          ("progress", text) · ("ready", facts) · ("failed", text) · ("step", [(key, Output), …], stats)
                      ("view", what there is to be seen)
 
@@ -19,11 +20,14 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+from ch14_mini_llm.cache.store import BlockStore
 from ch14_mini_llm.engine.counts import NAMES
 from ch14_mini_llm.engine.plan import Output
 from ch14_mini_llm.engine.request import Request, Sampling
 from ch14_mini_llm.server.glass import Glass, kernels_of
 from ch14_mini_llm.server.grammar import Grammars
+from ch14_mini_llm.server.outbox import Outbox
+from ch14_mini_llm.server.sessions import Sessions
 
 OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
 WARM_BATCHES = (1, 2, 4, 8, 16, 32)  # sequences at a time, as far as the engine takes so many
@@ -34,7 +38,7 @@ def main(pipe, path: str, options: dict) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who started this process decides when it ends
     try:
-        engine, grammars = _load(pipe, Path(path), options)
+        loaded = _load(pipe, Path(path), options)
     except EOFError:
         return
     except Exception as error:
@@ -42,13 +46,13 @@ def main(pipe, path: str, options: dict) -> None:
         pipe.send(("failed", str(error) if known else f"{type(error).__name__}: {error}"))
         return
     try:
-        Worker(pipe, engine, grammars).run()
+        Worker(pipe, *loaded).run()
     except (BrokenPipeError, EOFError, ConnectionResetError):
         pass  # nobody is there any more
 
 
 def _load(pipe, path, options):
-    from ch14_mini_llm.model.weights import load_weights
+    from ch14_mini_llm.model.weights import load_weights, weights_digest
     from ch14_mini_llm.start import best_level, loading, pick_backend
     from ch14_mini_llm.tokenizer.own import tokenizer_of
 
@@ -57,6 +61,7 @@ def _load(pipe, path, options):
     backend, device, reason = pick_backend()
     from ch14_mini_llm.engine.engine import Engine
 
+    kept = options.pop("kept", None)
     level = options.pop("level") or best_level(config, backend, options["dtype"])
     pipe.send(("progress", f"{backend}, {device} ({reason}), engine {level}"))
     with loading(config) as on_tensor:
@@ -67,8 +72,21 @@ def _load(pipe, path, options):
         "vocab_size": engine.model.vocab_size, "num_blocks": engine.pool.n_blocks, "block_size": engine.block_size,
         "max_batch": engine.sizes.max_batch, "kernels": kernels,
     }  # fmt: skip
+    sessions = None
+    if kept is not None:
+        sessions = keep(engine, f"{weights_digest(path)} {level} {options.get('dtype')}", kept)
+        facts["kept"] = {**kept, "model": sessions.store.model, "shape": sessions.store.shape,
+                         "dtype": sessions.store.dtype.str}  # fmt: skip
     pipe.send(("ready", facts))
-    return engine, grammars
+    return engine, grammars, sessions
+
+
+def keep(engine, model: str, kept: dict) -> Sessions:
+    """Put a `BlockStore` below an engine. kept: its folder, host_bytes and disk_bytes. Raises `FileError`."""
+    pages = engine.runner.cache
+    store = BlockStore(model, pages.block_shape, pages.dtype, **kept)
+    engine.prefix_cache.attach(store, pages)
+    return Sessions(store)
 
 
 def warm_up(engine, progress=lambda text: None) -> list[list]:
@@ -102,12 +120,14 @@ def warm_up(engine, progress=lambda text: None) -> list[list]:
 class Worker:
     """An engine at one end of a pipe. grammars: for requests whose constraint is a `Grammar`."""
 
-    def __init__(self, pipe, engine, grammars: Grammars | None = None) -> None:
-        self.pipe, self.engine, self.grammars = pipe, engine, grammars
+    def __init__(self, pipe, engine, grammars: Grammars | None = None, sessions: Sessions | None = None) -> None:
+        self.pipe, self.engine, self.grammars, self.sessions = pipe, engine, grammars, sessions
+        self._turns: dict[int, tuple[str, list[int]]] = {}  # key → (session, its tokens so far)
         self.commands: deque[tuple] = deque()
         self.awake, self.closed = threading.Event(), False
         self._ids: dict[int, int] = {}  # key → the engine's id
         self._keys: dict[int, int] = {}
+        self._outbox = Outbox()
         self.glass = Glass(engine, self._keys, self.stats)
         self._reported, self._before = 0.0, {name: engine.stats()[name] for name in NAMES}  # of the warm-up
 
@@ -123,6 +143,8 @@ class Worker:
                 self.awake.wait()
             else:
                 outputs = self.engine.step()
+                for output in outputs if self._turns else ():
+                    self._note(self._keys[output.id], output)
                 self._send(refused + [(self._keys[output.id], output) for output in outputs])
                 for output in outputs:
                     if output.finish_reason is not None:
@@ -132,7 +154,22 @@ class Worker:
     def stats(self) -> dict[str, int]:
         """The engine's, without those of the warm-up."""
         stats = self.engine.stats()
-        return stats | {name: stats[name] - before for name, before in self._before.items()}
+        stats |= {name: stats[name] - before for name, before in self._before.items()}
+        return stats | {f"kv_{name}": n for name, n in (self.sessions.store.counts if self.sessions else {}).items()}
+
+    def _note(self, key: int, output: Output) -> None:
+        """What is new of a session's turn. A whole one is in its file before anybody hears of its end."""
+        if key in self._turns:
+            self._turns[key][1].extend(output.tokens)
+            if output.finish_reason in ("stop", "length"):
+                self._commit(key)
+            elif output.finish_reason is not None:
+                del self._turns[key]
+
+    def _commit(self, key: int) -> None:
+        name, tokens = self._turns.pop(key)
+        if not self.sessions.turn(name, tokens, self.engine.prefix_cache.save(tokens)):
+            self.sessions.store.counts["failed"] += 1
 
     def _show(self, now: bool = False) -> None:
         view = self.glass.view(now)
@@ -156,7 +193,7 @@ class Worker:
         if kind != "submit" or rest[0].constraint is None:
             return command
         try:
-            return kind, key, replace(rest[0], constraint=self.grammars.matcher(rest[0].constraint))
+            return kind, key, replace(rest[0], constraint=self.grammars.matcher(rest[0].constraint)), *rest[1:]
         except Exception as error:
             return kind, key, error
 
@@ -165,7 +202,9 @@ class Worker:
         refused = []
         while self.commands:
             kind, key, *rest = self.commands.popleft()
-            if kind == "abort":
+            if kind in ("abort", "end"):
+                if kind == "end" and key in self._turns:
+                    self._commit(key)
                 if key in self._ids:
                     self.engine.abort(self._ids[key])
                 continue
@@ -175,14 +214,19 @@ class Worker:
             try:
                 if isinstance(rest[0], Exception):
                     raise rest[0]
-                id = self.engine.submit(*rest)
+                id = self.engine.submit(rest[0])
             except Exception as error:  # of one request, whatever it is
                 refused.append((key, Output(-1, (), "error", str(error))))
             else:
                 self._ids[key], self._keys[id] = id, key
+                if rest[1] is not None:
+                    self._turns[key] = rest[1], list(map(int, rest[0].tokens))
         return refused
 
     def _send(self, outputs: list[tuple[int, Output]], now: bool = False) -> None:
+        for key, output in outputs:
+            self._outbox.add(key, output)
+        outputs = self._outbox.take(len(self._ids), now)
         due = now or time.monotonic() - self._reported > OFTEN or any(output.finish_reason for _, output in outputs)
         if outputs or due:
             stats = None
