@@ -272,6 +272,39 @@ def percentiles(seconds):
     return [_digits(1e3 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)]) for p in PERCENTILES]
 
 
+def alone(path, clients, requests, new, length, dtype):
+    """Tokens a second of the engine without a server: as in ``closed``, prompts of ``length`` random tokens."""
+    from ch14_mini_llm.engine.engine import Engine
+    from ch14_mini_llm.engine.request import Request
+    from ch14_mini_llm.model.weights import load_weights
+    from ch14_mini_llm.start import best_level, calm_collector
+
+    config, tensors = load_weights(path)
+    level = best_level(config, common.BACKEND, dtype)
+    engine, draws = Engine.of(config, tensors, level, dtype=dtype, max_batch=clients), random.Random(1)
+    calm_collector()
+    prompt = lambda: [draws.randrange(config.vocab_size) for _ in range(length)]
+    for _ in range(2):  # compiles; records graphs
+        engine.run([Request(prompt(), new) for _ in range(clients)])
+    start, left = time.perf_counter(), clients * (requests - 1)
+    for _ in range(clients):
+        engine.submit(Request(prompt(), new))
+    while not engine.idle:
+        for output in engine.step():
+            if output.finish_reason is not None and left:
+                left -= 1
+                engine.submit(Request(prompt(), new))
+    return clients * requests * new / (time.perf_counter() - start)
+
+
+def over_engine(options, ours):
+    """What is left of the engine's own rate at the sockets. ours: the row of our server."""
+    numbers = options.clients, options.requests, options.new, round(ours["prompt_tokens"] / ours["requests"])
+    command = [sys.executable, __file__, "--alone", str(options.weights), *map(str, numbers), options.dtype or ""]
+    rate = float(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+    return {"engine_tokens_s": _digits(rate), "over_engine": _digits(ours["tokens_s"] / rate)}
+
+
 def load(question, server, options, rate):
     """One of `QUESTIONS`, put to a server."""
     if question == "closed":
@@ -300,6 +333,9 @@ def measure(options, folder, progress=lambda text: None):
                 asyncio.run(closed(server, options.clients, 1, 4, "warm"))  # not counted: memory, threads
                 answers = asyncio.run(load(question, server, options, found[question].get("rate")))
                 found[question]["rows"].append(row(name, *answers))
+        if question == "closed":
+            progress("the engine alone")
+            found[question] |= over_engine(options, found[question]["rows"][0])
     return found
 
 
@@ -324,6 +360,9 @@ def format_table(result):
                 times = " | ".join(spread(one[key]) for key in ("first_ms", "gap_ms", "whole_ms"))
                 last = f"{100 * one['goodput']:.0f} % | {100 * one['cached']:.0f} %"
                 lines.append(f"| {SAID[one['name']]} | {bench.short(one['tokens_s'])} | {times} | {last} |")
+    if share := result.get("closed", {}).get("over_engine"):
+        lines.append(f"| the engine alone | {bench.short(result['closed']['engine_tokens_s'])} | | | | | |")
+        lines.append(f"| … share of it that reaches the sockets | {share:.2f} | | | | | |")
     what = f"{result['new']} new tokens a request; times as 50th / 95th / 99th percentile. Goodput: first text within "
     what += f"{result['limits_ms'][0]} ms, and tokens {result['limits_ms'][1]} ms apart on average."
     return [*lines, "", f"*{result['device']}, {result['model']}; {what}*"]
@@ -343,6 +382,9 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--peer"]:
         return be_peer(argv[1], int(argv[2]))
+    if argv[:1] == ["--alone"]:
+        print(alone(argv[1], *map(int, argv[2:6]), argv[6] or None))
+        return 0
     if argv[:1] == ["--page"]:
         write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
         return 0
