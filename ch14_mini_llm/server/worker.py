@@ -30,7 +30,8 @@ from ch14_mini_llm.server.outbox import Outbox
 from ch14_mini_llm.server.sessions import Sessions
 
 OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
-WARM_BATCHES = (1, 2, 4, 8, 16, 32)  # sequences at a time, as far as the engine takes so many
+WARM_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # sequences at a time, as far as the engine takes so many
+LONG = 600  # tokens of a long prompt
 
 
 def main(pipe, path: str, options: dict) -> None:
@@ -102,7 +103,10 @@ def warm_up(engine, progress=lambda text: None) -> list[list]:
     tokens = [number % engine.model.vocab_size for number in range(length)]
     jobs = [[Request(tokens, new, setting)] for setting in settings]
     jobs += [[Request(tokens, new, logprobs=1)], [Request(tokens, 0, prompt_logprobs=1)]]
-    jobs += [[Request(tokens, new)] * n for n in WARM_BATCHES if 1 < n <= engine.sizes.max_batch]
+    most = engine.sizes.max_batch
+    jobs += [[Request(tokens, new)] * n for n in sorted({*WARM_BATCHES, most}) if 1 < n <= most]
+    if engine.level == "fast" and (long := min(n_ctx - 2, room - 2, LONG)) > length:  # it has kernels of its own
+        jobs += [[Request((tokens * long)[:long], 2)] * 2]
     from common.trace import trace  # late: it picks the backend
 
     with trace() as launches:  # a prompt and a step: what comes a second time is recorded, which is not to be traced
