@@ -235,6 +235,17 @@ def _load(served):
     return sum(map(float, re.findall(r"^mini_llm_num_requests_(?:running|waiting) (\S+)$", text, re.MULTILINE)))
 
 
+def test_who_waits_too_long_and_who_takes_too_long():
+    with Serving("--grpc_port=0", "--max_batch=1", "--max_wait=0.1", "--timeout=0.3") as other, Calls(other) as made:
+        first = made.stream(LONG)
+        next(first)
+        code, _, trailing = made.refused(ASKED)
+        assert (code, trailing["code"], trailing["retry-after"]) == (CODE.UNAVAILABLE, "waited_too_long", "5")
+        code, _, trailing = refusal(first)
+        assert (code, trailing["code"]) == (CODE.DEADLINE_EXCEEDED, "timeout")
+        other.settle(1)
+
+
 # --- clients that go away ---------------------------------------------------------------------------------------------
 
 
