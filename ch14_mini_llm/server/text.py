@@ -77,19 +77,18 @@ class TextStream:
         return self._leave(self.matcher.push(text))
 
     def push_all(self, tokens: Sequence[int]) -> tuple[str, list[tuple[int, object]]]:
-        """`push` for tokens of which only the text is wanted; those behind a stop text are not counted."""
+        """`push` for tokens of which nothing else is known; those behind a stop text are left out. Entries: (token,
+        None)."""
         texts = [self.decoder.push(token) for token in tokens]
-        if not self.matcher.ends_in(whole := "".join(texts)):
-            texts = [whole]
-            self.n_tokens += len(tokens) - 1
-        delta = ""
-        for text in texts:
+        together, delta = not self.matcher.ends_in(whole := "".join(texts)), ""
+        for token, text in zip(tokens, texts):
             if self.stopped:
                 break
             self.n_tokens += 1
+            self._entries.append((self._came, (token, None)))
             self._came += len(text)
-            delta += self.matcher.push(text)
-        return self._leave(delta)
+            delta += "" if together else self.matcher.push(text)
+        return self._leave(self.matcher.push(whole) if together else delta)
 
     def finish(self) -> tuple[str, list[tuple[int, object]]]:
         """What is left, at the end: a character cut off becomes U+FFFD."""

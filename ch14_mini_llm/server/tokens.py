@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +20,7 @@ from ch14_mini_llm.server.errors import ApiError, refused
 from ch14_mini_llm.server.fields import CHAT, COMPLETIONS
 from ch14_mini_llm.server.generate import Generation
 from ch14_mini_llm.server.metrics import Metrics
-from ch14_mini_llm.server.prompts import Limits, Reader
+from ch14_mini_llm.server.prompts import Asked, Limits, Reader
 from ch14_mini_llm.server.remote import RemoteEngine
 from ch14_mini_llm.server.sessions import Sessions
 from ch14_mini_llm.server.settings import Settings
@@ -29,6 +30,16 @@ SMALL = 20_000  # bytes of a body that is turned into tokens at once; a larger o
 FORMED = {"response_format", "tools"}  # fields of which a grammar is made: likewise in a thread
 LEAST_OPEN = 256  # new tokens of an answer whose length is left open, however busy the pool is
 KEEPALIVE = 15.0  # seconds with nothing to say, after which a comment keeps proxies from closing a stream
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that is about to run. values: its checked fields."""
+
+    values: dict
+    asked: Asked
+    generation: Generation
+    form: Form
 
 
 class Server:
@@ -80,21 +91,36 @@ class Server:
         return await self._generate(request, CHAT)
 
     async def _generate(self, request: Request, end: str) -> Response:
-        started = time.perf_counter()
+        started, body = time.perf_counter(), http.read_json(request, self.settings.max_body)
+        one = await self.admit(end, body, int(request.headers.get("content-length") or SMALL), started)
+        try:
+            if one.values.get("stream"):
+                response = await http.Events(request, self._events(one.values, one.generation, one.form)).begin()
+            else:
+                response = await http.while_there(request, self._whole(one.generation, one.form))
+        except BaseException:  # it may not have come as far as `pieces`
+            self.turns.discard(one.asked.session)
+            raise
+        if one.asked.shortened is not None:
+            response.headers["X-Max-Tokens"] = f"{one.asked.shortened}, since others need the pool as well"
+        return response
+
+    async def admit(self, end: str, body: Awaitable[object], size: int, started: float) -> Admitted:
+        """A request from its body to what makes its answer: counted as received, and as accepted or rejected. size: the
+        body's bytes. started: when it came, by ``time.perf_counter``. Raises `ApiError`, and what ``body`` raises."""
         self.metrics.received.inc()
         try:
-            body = await http.read_json(request, self.settings.max_body)
-            values = fields.read(end, body)
+            values = fields.read(end, await body)
             self.check_ready()
             read = self.reader.asked
-            large = int(request.headers.get("content-length") or SMALL) >= SMALL or not values.keys().isdisjoint(FORMED)
+            large = size >= SMALL or not values.keys().isdisjoint(FORMED)
             asked = await asyncio.to_thread(read, end, values) if large else read(end, values)
             self._check_room(len(asked.requests))
             self._begin_turn(asked.session)
         except ApiError as error:
             self.metrics.rejected.labels(error.status).inc()
             raise
-        except http.ClientGone:
+        except (http.ClientGone, asyncio.CancelledError):
             self.metrics.rejected.labels(http.GONE).inc()
             raise
         self.metrics.accepted.inc()
@@ -106,19 +132,9 @@ class Server:
         generation = Generation(asked, self.tokenizer, echoes, end == COMPLETIONS, ended)
         wanted = any(given is not None for given in Reader.logprobs(end, values))
         form = Form(end, self.settings.name, self.settings.fingerprint, self.tokenizer, wanted, asked.calls != "none")
-        try:
-            if values.get("stream"):
-                response = await http.Events(request, self._events(values, generation, form)).begin()
-            else:
-                response = await http.while_there(request, self._whole(generation, form))
-        except BaseException:
-            self.turns.discard(asked.session)
-            raise
-        if asked.shortened is not None:
-            response.headers["X-Max-Tokens"] = f"{asked.shortened}, since others need the pool as well"
-        return response
+        return Admitted(values, asked, generation, form)
 
-    async def _pieces(self, generation: Generation, form: Form) -> AsyncIterator[dict[int, Piece]]:
+    async def pieces(self, generation: Generation, form: Form) -> AsyncIterator[dict[int, Piece]]:
         """The pieces of an answer, which can be aborted by its id, and takes no longer than is allowed."""
         settings, begun = self.settings, False
         pieces = generation.pieces(self.remote, min(KEEPALIVE, settings.timeout, settings.max_wait))
@@ -147,7 +163,7 @@ class Server:
 
     async def _whole(self, generation: Generation, form: Form) -> JSONResponse:
         answers = [Piece() for _ in generation.choices]
-        pieces = self._pieces(generation, form)
+        pieces = self.pieces(generation, form)
         try:
             async for new in pieces:
                 for index, piece in new.items():
@@ -159,7 +175,7 @@ class Server:
     async def _events(self, values: dict, generation: Generation, form: Form) -> AsyncIterator[str]:
         """The events of a stream. What fails before the first is raised, what fails later is the last event."""
         with_usage, begun, some = bool(values.get("stream_options", {}).get("include_usage")), set(), False
-        pieces = self._pieces(generation, form)
+        pieces = self.pieces(generation, form)
         try:
             async for new in pieces:
                 if not new:
