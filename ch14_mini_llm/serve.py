@@ -34,6 +34,7 @@ elif str(ROOT) not in sys.path:
 
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError  # noqa: E402
+from ch14_mini_llm.files import FileError  # noqa: E402
 
 LEVELS = ("kv", "fast")
 NEEDS = ("uvicorn", "starlette", "prometheus_client")
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     from ch14_mini_llm.model.layout import WeightsError
     from ch14_mini_llm.tokenizer.bpe import TokenizerError
 
-    mistakes = (WeightsError, TokenizerError)
+    mistakes = (WeightsError, TokenizerError, FileError)
     return run_program("serve.py", lambda: serve(build_parser().parse_args(argv)), mistakes)
 
 
@@ -100,7 +101,7 @@ def serve(options: argparse.Namespace) -> int:
             what = f"--grpc_port is {options.grpc_port}, but {', '.join(missing)} cannot be found"
             raise RequestError(f"{what}: pip install -e '.[grpc]', or leave --grpc_port out")
     from ch14_mini_llm.model.weights import DATA_DIR, default_weights, load_weights
-    from ch14_mini_llm.server.settings import Settings
+    from ch14_mini_llm.server.settings import Settings, kept_of
     from ch14_mini_llm.start import describe, say, shown
     from ch14_mini_llm.tokenizer.own import tokenizer_of
 
@@ -123,28 +124,10 @@ def serve(options: argparse.Namespace) -> int:
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
         words.append(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
     engine = {name: getattr(options, name) for name in ("num_blocks", "block_size", "max_batch", "dtype")}
-    engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache, "kept": kept(options)}
+    engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache, "kept": None}
+    if options.kv_dir is not None or options.kv_host:
+        engine["kept"] = kept_of(options.kv_dir, options.kv_disk, options.kv_host, engine["prefix_cache"])
     return asyncio.run(_serve(settings, tokenizer, (listening, options.grpc_port), (str(path), engine), words, say))
-
-
-def kept(options: argparse.Namespace) -> dict | None:
-    """Of what `worker.keep` makes a store; None if there is to be none. Raises `RequestError` and `FileError`."""
-    for name, low in ("kv_disk", 0.001), ("kv_host", 0.0):
-        value = getattr(options, name)
-        if not low <= value <= 1e6:
-            raise RequestError(f"--{name} is {value:g}; it must be from {low:g} to 1000000, in GB")
-    if options.kv_dir is None:
-        if options.kv_host:
-            raise RequestError("--kv_host is given without --kv_dir; give the folder as well")
-        return None
-    if options.no_prefix_cache:
-        raise RequestError("--kv_dir and --no_prefix_cache do not go together; leave one of them out")
-    if not options.kv_dir:
-        raise RequestError("--kv_dir is empty; give the path of a folder")
-    from ch14_mini_llm.cache.store import make_folder
-
-    folder = make_folder(Path(options.kv_dir).absolute())
-    return {"folder": str(folder), "host_bytes": int(options.kv_host * 1e9), "disk_bytes": int(options.kv_disk * 1e9)}
 
 
 def _is_there(module: str) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ch14_mini_llm.cache.store import make_folder
 from ch14_mini_llm.engine.request import RequestError, check_number, check_whole
 
 
@@ -31,3 +33,17 @@ class Settings:
             raise RequestError(
                 "api_key has a key that is empty, or has blanks or other characters than ASCII's", "api_key"
             )
+
+
+def kept_of(folder: str | None, disk: float, host: float, prefix_cache: bool) -> dict:
+    """Of what `worker.keep` makes a store. disk, host: room, in GB. Raises `RequestError` and `FileError`."""
+    check_number("--kv_disk", disk, 0.001, 1e6, "of GB, from 0.001 to 1000000")
+    check_number("--kv_host", host, 0, 1e6, "of GB, from 0 to 1000000")
+    if folder is None:
+        raise RequestError("--kv_host is given without --kv_dir; give the folder as well")
+    if not prefix_cache:
+        raise RequestError("--kv_dir and --no_prefix_cache do not go together; leave one of them out")
+    if not folder:
+        raise RequestError("--kv_dir is empty; give the path of a folder")
+    path = make_folder(Path(folder).absolute())
+    return {"folder": str(path), "host_bytes": int(host * 1e9), "disk_bytes": int(disk * 1e9)}
