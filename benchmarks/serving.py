@@ -1,6 +1,6 @@
 """The server under load, compared with llama.cpp's on the same machine and the same weights.
 
-    python benchmarks/serving.py [--only closed,open,chat] [--clients 8] [--requests 5] [--new 48] [--turns 8]
+    python benchmarks/serving.py [--only closed,open,chat,restart] [--clients 8] [--requests 5] [--new 48] [--turns 8]
                                  [--peers llama.cpp] [--weights FILE] [--dtype float16] [--out benchmarks/results]
 
 Prints a table and writes ``<out>/<device>/serving.json``. Each server runs in a process of its own with as many
@@ -12,6 +12,9 @@ llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on a
 * ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
 * ``chat``: as many conversations as clients, with one system prompt, and each turn sends all turns before it: ours with
   the prefix cache and without, and how many tokens of the prompts were found in it.
+
+* ``restart``: a session's next turn behind a history of some 2000 tokens, in a server that has just been started: with
+  the session's files (``--kv_dir``), and without. Only ours.
 
 Times are milliseconds, as 50th, 95th and 99th percentile: until the first text, between two pieces of text, and of the
 whole answer. *Goodput*: the share of requests whose first text came within ``LIMITS``' first, and whose pieces came in
@@ -47,10 +50,11 @@ from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from common import bench  # noqa: E402
 
-QUESTIONS, PEERS = ("closed", "open", "chat"), ("llama.cpp",)
+QUESTIONS, PEERS = ("closed", "open", "chat", "restart"), ("llama.cpp",)
 SMOLLM2 = ROOT / "data" / "smollm2-135m.bin"
 LIMITS = 2000, 200  # ms, of goodput
 OPEN_SHARE = 0.7
+RESTARTS = 3
 SYSTEM_WORDS, ASKED_WORDS = 150, (20, 80)
 WORDS = "the cat house river sees a small green tree and old road under bright water where many birds sing".split()
 PERCENTILES = 50, 95, 99
@@ -272,6 +276,37 @@ def percentiles(seconds):
     return [_digits(1e3 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)]) for p in PERCENTILES]
 
 
+async def told(server, messages, new, **fields):
+    """One request's answer, and the server's count of blocks that came from files."""
+    return await ask(server.port, messages, new, server.fields | fields)
+
+
+def restarted(options, folder):
+    """The question ``restart``: times to the first text of a next turn, each in a new server."""
+    said = [{"role": "user", "content": words(options.history, "history")}]
+    kept = f"--kv_dir={folder / 'kv'}"
+    with ours(options, kept) as server:
+        answer = asyncio.run(told(server, said, 16, session_id="one"))
+    history = answer.usage["total_tokens"]
+    said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": words(8, "next")}]
+    rows = []
+    for name, more in ("from files", [kept]), ("computed anew", []):
+        times, texts = [], []
+        for _ in range(RESTARTS):
+            with ours(options, *more) as server:
+                asyncio.run(told(server, asked("warm", 0, 0), 4))
+                answer = asyncio.run(told(server, said, 16))
+            times.append(1e3 * answer.times[0])
+            texts.append(answer.text)
+        cached = answer.usage["prompt_tokens_details"]["cached_tokens"]
+        median = sorted(times)[RESTARTS // 2]
+        rows.append({"name": name, "first_ms": _digits(median), "all_ms": [*map(_digits, times)], "cached": cached})
+        if len({*texts}) != 1 or rows and texts[0] != (first := rows[0].setdefault("text", texts[0])):
+            raise RuntimeError(f"the answers differ: {texts[0]!r}, {first!r}")
+    ratio = _digits(rows[0]["first_ms"] / rows[1]["first_ms"])
+    return {"history": history, "prompt": answer.usage["prompt_tokens"], "rows": rows, "ratio": ratio}
+
+
 def alone(path, clients, requests, new, length, dtype):
     """Tokens a second of the engine without a server: as in ``closed``, prompts of ``length`` random tokens."""
     from ch14_mini_llm.engine.engine import Engine
@@ -320,6 +355,10 @@ def measure(options, folder, progress=lambda text: None):
     makers = {"ours": lambda: ours(options)}
     makers |= {name: lambda: llama_cpp(options, folder) for name in options.peers}
     for question in options.only:
+        if question == "restart":
+            progress(question)
+            found[question] = restarted(options, folder)
+            continue
         kinds = dict(makers)
         if question == "chat":
             kinds["ours, no cache"] = lambda: ours(options, "--no_prefix_cache")
@@ -352,7 +391,7 @@ def format_table(result):
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     spread = lambda values: " / ".join(bench.short(value) for value in values)
-    for question in QUESTIONS:
+    for question in TITLES:
         if question in result:
             title = TITLES[question].format(**result, **result[question])
             lines.append(f"| *{title}* | | | | | | |")
@@ -363,6 +402,12 @@ def format_table(result):
     if share := result.get("closed", {}).get("over_engine"):
         lines.append(f"| the engine alone | {bench.short(result['closed']['engine_tokens_s'])} | | | | | |")
         lines.append(f"| … share of it that reaches the sockets | {share:.2f} | | | | | |")
+    if "restart" in result:
+        restart = result["restart"]
+        title = f"a turn behind {restart['history']} tokens, in a new process"
+        lines.append(f"| *{title}* | | | | | | |")
+        for one in restart["rows"]:
+            lines.append(f"| … {one['name']} | | {bench.short(one['first_ms'])} | | | | {one['cached']} tokens |")
     what = f"{result['new']} new tokens a request; times as 50th / 95th / 99th percentile. Goodput: first text within "
     what += f"{result['limits_ms'][0]} ms, and tokens {result['limits_ms'][1]} ms apart on average."
     return [*lines, "", f"*{result['device']}, {result['model']}; {what}*"]
@@ -395,14 +440,15 @@ def main(argv=None):
     add("--clients", type=int, default=8, help="who ask at the same time (8)")
     add("--requests", type=int, default=5, help="of each client (5)")
     add("--new", type=int, default=48, help="tokens of an answer (48)")
+    add("--history", type=int, default=1850, help="words of a session's first question (1850)")
     add("--turns", type=int, default=8, help="of a conversation (8)")
     add("--weights", type=Path, default=SMOLLM2, help="a weight file (data/smollm2-135m.bin)")
     add("--dtype", choices=["float32", "float16"], default="float16" if common.BACKEND == "cpu" else None,
         help="of the weights on the level kv (float16)")  # fmt: skip
     add("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)
-    if min(options.clients, options.requests, options.new, options.turns) < 1:
-        parser.error("--clients, --requests, --new and --turns must be at least 1 each")
+    if min(options.clients, options.requests, options.new, options.turns, options.history) < 1:
+        parser.error("--clients, --requests, --new, --turns and --history must be at least 1 each")
     if not options.weights.exists():
         parser.error(f"--weights: {options.weights} is not there; make smollm2 fetches SmolLM2")
     if options.peers and options.weights != SMOLLM2:

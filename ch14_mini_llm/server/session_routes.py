@@ -33,10 +33,10 @@ class SessionEndpoints:
 
     async def save(self, request: Request) -> Response:
         """Another session's state under a name that is free."""
-        body = await http.read_json(request, self.server.settings.max_body)
+        name, body = self._name(request), await http.read_json(request, self.server.settings.max_body)
         if not isinstance(body, dict) or set(body) != {"from"}:
             raise refused("from", f'the body is {shown(body)}; it must be {{"from": the name of a session}}')
-        session, name = await self._session(kinds.session("from", body["from"])), self._name(request)
+        session = await self._session(kinds.session("from", body["from"]))
         sessions, now = self.server.sessions, int(time.time())
         self.server.check_idle(name)
         if await asyncio.to_thread(sessions.read, name) is not None:

@@ -51,7 +51,7 @@ class Sessions:
             session = Session(**found)
             whole = all(type(token) is int for token in session.tokens) and session.id == name and version == VERSION
             return session if whole and check == _crc32(session) else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return None
 
     def all(self) -> list[Session]:

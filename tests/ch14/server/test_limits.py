@@ -54,7 +54,7 @@ def test_a_queue_of_four_and_fifty_clients(small):
     answers = []
 
     def ask(k):
-        body = ASKED | {"prompt": f"Number {k} said", "stream": k % 2 == 0}
+        body = ASKED | NO_END | {"prompt": f"Number {k} said", "stream": k % 2 == 0, "max_tokens": 70}
         answers.append(small.request("/v1/completions", body, headers={"Authorization": "Bearer one"}))
 
     threads = [threading.Thread(target=ask, args=(k,)) for k in range(50)]

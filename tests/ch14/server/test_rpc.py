@@ -325,7 +325,7 @@ def test_sigterm_lets_a_stream_end():
         replies = [next(stream)]
         other.process.send_signal(signal.SIGTERM)
         other.line("ending: 1 answers")
-        assert made.refused(ASKED)[0] == CODE.UNAVAILABLE
+        assert made.refused(ASKED)[0] in (CODE.UNAVAILABLE, CODE.CANCELLED)  # its connection may just end
         replies += stream
         assert replies[-1].finish_reason == "length" and other.process.wait(10) == 0
         assert "Traceback" not in "".join(other.said)
