@@ -288,7 +288,7 @@ def restarted(options, folder):
     with ours(options, kept) as server:
         answer = asyncio.run(told(server, said, 16, session_id="one"))
     history = answer.usage["total_tokens"]
-    said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": words(8, "next")}]
+    said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And what came then?"}]
     rows = []
     for name, more in ("from files", [kept]), ("computed anew", []):
         times, texts = [], []

@@ -112,6 +112,7 @@ def serve(options: argparse.Namespace) -> int:
     config, tensors = load_weights(path)
     tokenizer = tokenizer_of(config, tensors)
     tokenizer.encode_plain("now, not at the first request: packages may be missing")
+    tokenizer.token_bytes(0)  # likewise: a table of all tokens
     del tensors
     keys = [*options.api_key, *filter(None, [os.environ.get("KBK_API_KEY")])]
     facts = f"{path.name} {path.stat().st_size} {config}"
