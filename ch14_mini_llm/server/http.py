@@ -19,6 +19,7 @@ from ch14_mini_llm.server.errors import ApiError
 
 OPEN = {"/", "/health", "/ready"}  # paths that need no key; lessons need none either
 DRAINED = 8  # times the limit of a body that are read, and thrown away, before it is refused
+DONE = "data: [DONE]\n\n"  # the last event of a stream that ended as it should
 GONE = 499  # as nginx logs it: nobody reads the answer
 
 
@@ -110,7 +111,9 @@ class Events(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self._first.encode(), "more_body": True})
         async for event in self._events:
-            await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+            await send({"type": "http.response.body", "body": event.encode(), "more_body": event != DONE})
+            if event == DONE:  # the end in the same breath: some clients read no further, and use the connection again
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -193,7 +193,7 @@ class Server:
             return
         finally:
             await pieces.aclose()
-        yield "data: [DONE]\n\n"
+        yield http.DONE
 
     def check_ready(self) -> None:
         if self.draining:
