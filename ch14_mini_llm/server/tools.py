@@ -7,7 +7,7 @@
 That is the form of Hermes, which Qwen and others were trained on. A template that has it is given the tools; any other
 model is told in a system message, and reads results in a user's turn, since a template may know no other roles.
 
-Source: NousResearch, "Hermes-Function-Calling"; the texts are those of Qwen2.5's template.
+Source: NousResearch, "Hermes-Function-Calling", for the form.
 """
 
 from __future__ import annotations
@@ -23,18 +23,14 @@ TAG = "<tool_call>"
 BEGIN, HEAD, END, BETWEEN = TAG + "\n", '{{"name": "{name}", "arguments": ', "}\n</tool_call>", "\n"
 NAMED = re.compile(re.escape(HEAD.format(name="NAME")).replace("NAME", '([^"]*)'))
 MOST_CALLS = 16  # of an answer
-TOLD = """# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
+TOLD = """You can use these functions. Each line describes one, as JSON:
 <tools>
 {tools}
 </tools>
 
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+To use one, write nothing but its name and its arguments, as JSON between these tags:
 <tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
+{{"name": "its name", "arguments": {{"an argument": "its value"}}}}
 </tool_call>"""
 
 
