@@ -356,6 +356,9 @@ def test_an_answer_can_be_aborted_by_its_id(client, server):
 
 
 def test_the_counts_add_up(server):
+    for _ in range(2):
+        asked = GREEDY | {"prompt": "A dog and a cat. " * 5, "max_tokens": 60, "ignore_eos": True}
+        assert server.request("/v1/completions", asked)[0] == 200
     found = server.settle()
     rejected = sum(value for name, value in found.items() if name.startswith("admission_rejections"))
     assert found["requests_received_total"] == found["requests_accepted_total"] + rejected
