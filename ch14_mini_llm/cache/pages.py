@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-import common  # picks the backend, so before numba.cuda
+import common  # noqa: F401  (picks the backend, so before numba.cuda)
 
 # isort: split
 import numpy as np
@@ -30,16 +30,13 @@ class PagedCache:
         """A block's keys and values, (n_layer, 2, n_kv_head, block_size, head_dim), in the host's memory."""
         values = np.empty(self.block_shape, self.dtype)
         for to, pages in zip(values.reshape(-1, *self.block_shape[2:]), itertools.chain(*self.layers)):
-            to[...] = pages.host[block] if common.BACKEND == "cpu" else pages[block].copy_to_host()
+            to[...] = pages[block].copy_to_host()
         return values
 
     def write(self, block: int, values: np.ndarray) -> None:
         """Bring back what `read` has given."""
         for given, pages in zip(values.reshape(-1, *self.block_shape[2:]), itertools.chain(*self.layers)):
-            if common.BACKEND == "cpu":
-                pages.host[block] = given
-            else:
-                pages[block].copy_to_device(given)
+            pages[block].copy_to_device(given)
 
 
 def block_bytes(model: Model, block_size: int, dtype=np.float32) -> int:
