@@ -10,9 +10,10 @@ from ch14_mini_llm.model.weights import DATA_DIR
 TINY = DATA_DIR / "tiny-gpt2.bin"
 
 
-def test_every_load_on_the_tiny_model(tmp_path, capsys):
+def test_every_load_on_the_tiny_model(tmp_path, capsys, monkeypatch):
     pytest.importorskip("starlette")
-    sizes = "--clients=2", "--requests=2", "--new=5", "--turns=2"
+    monkeypatch.setattr(serving, "RESTARTS", 1)
+    sizes = "--clients=2", "--requests=2", "--new=5", "--turns=2", "--history=200"
     arguments = [f"--weights={TINY}", "--peers=none", "--dtype=float32", *sizes, f"--out={tmp_path}"]
     assert serving.main(arguments) == 0
     result = json.loads(next(tmp_path.rglob("serving.json")).read_text())
@@ -24,6 +25,9 @@ def test_every_load_on_the_tiny_model(tmp_path, capsys):
             )
     with_cache, without = result["chat"]["rows"]
     assert with_cache["cached"] > 0.3 and without["cached"] == 0
+    assert result["closed"]["engine_tokens_s"] > 0 and result["closed"]["over_engine"] > 0
+    files, anew = result["restart"]["rows"]
+    assert files["cached"] > 180 and anew["cached"] < 20 and result["restart"]["ratio"] > 0
     assert "\n".join(serving.format_table(result)) in capsys.readouterr().out
 
 
