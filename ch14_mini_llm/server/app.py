@@ -189,8 +189,8 @@ def application(server: Server) -> Starlette:
         post("/tokenize", others.tokenize), post("/detokenize", others.detokenize), post("/abort", others.abort),
         get("/health", others.health), get("/ready", others.ready), get("/metrics", others.show_metrics),
         get("/openapi.json", others.openapi), get("/", others.page), get("/lesson/{name}", others.lesson),
-        get("/v1/sessions", kept.list), get("/v1/sessions/{name}", kept.read), post("/v1/sessions/{name}", kept.save),
-        Route("/v1/sessions/{name}", guarded(kept.delete), methods=["DELETE"]),
+        get("/v1/sessions", kept.list),
+        Route("/v1/sessions/{name}", guarded(kept.one), methods=["GET", "POST", "DELETE"]),
         get("/engine/events", others.events), post("/engine/pause", others.pause),
         post("/engine/resume", others.resume), post("/engine/steps", others.steps),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ MESSAGES = {
         "type": "object", "required": ["role"],
         "properties": {
             "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
-            "content": {"type": ["string", "null"]}, "tool_call_id": {"type": "string"},
+            "content": {"type": ["string", "null"]}, "tool_call_id": {"type": ["string", "null"]},
             "tool_calls": {"type": "array", "items": {"type": "object", "required": ["id", "type", "function"]}},
         },
     },

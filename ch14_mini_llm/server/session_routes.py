@@ -26,6 +26,10 @@ class SessionEndpoints:
         found = await asyncio.to_thread(self.server.sessions.all)
         return JSONResponse({"object": "list", "data": [self._short(session) for session in found]})
 
+    async def one(self, request: Request) -> Response:
+        """What is asked of one session; HEAD as GET."""
+        return await {"POST": self.save, "DELETE": self.delete}.get(request.method, self.read)(request)
+
     async def read(self, request: Request) -> Response:
         session = await self._session(self._name(request))
         text = await asyncio.to_thread(self.server.tokenizer.decode, session.tokens)
