@@ -27,17 +27,18 @@ AROUND = 12  # steps before and behind those with a part of the long prompt
 
 def measured(results=RESULTS):
     """The figures of the GPU with an ``engine.json``. Raises FileNotFoundError if there is none."""
-    paths = [path for path in result_files(results, "engine.json") if path.parent.name != "cpu"]
-    if not paths:
-        raise FileNotFoundError(f"{results} has no engine.json of a GPU: run make bench-engine there first")
-    return json.loads(paths[0].read_text(encoding="utf-8"))
+    return _of_a_gpu(results, "engine.json", "make bench-engine")
 
 
 def profiled(results=RESULTS):
-    """The figures of the same GPU's ``step_profile.json``."""
-    paths = [path for path in result_files(results, "step_profile.json") if path.parent.name != "cpu"]
+    """The figures of the same GPU's ``step_profile.json``. Raises FileNotFoundError if there are none."""
+    return _of_a_gpu(results, "step_profile.json", "benchmarks/step_profile.py")
+
+
+def _of_a_gpu(results, name, command):
+    paths = [path for path in result_files(results, name) if path.parent.name != "cpu"]
     if not paths:
-        raise FileNotFoundError(f"{results} has no step_profile.json of a GPU: run benchmarks/step_profile.py there")
+        raise FileNotFoundError(f"{results} has no {name} of a GPU: run {command} there first")
     return json.loads(paths[0].read_text(encoding="utf-8"))
 
 

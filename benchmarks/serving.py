@@ -12,7 +12,6 @@ llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on a
 * ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
 * ``chat``: as many conversations as clients, with one system prompt, and each turn sends all turns before it: ours with
   the prefix cache and without, and how many tokens of the prompts were found in it.
-
 * ``restart``: a session's next turn behind a history of some 2000 tokens, in a server that has just been started: with
   the session's files (``--kv_dir``), and without. Only ours.
 
@@ -276,17 +275,12 @@ def percentiles(seconds):
     return [_digits(1e3 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)]) for p in PERCENTILES]
 
 
-async def told(server, messages, new, **fields):
-    """One request's answer, and the server's count of blocks that came from files."""
-    return await ask(server.port, messages, new, server.fields | fields)
-
-
 def restarted(options, folder):
     """The question ``restart``: times to the first text of a next turn, each in a new server."""
     said = [{"role": "user", "content": words(options.history, "history")}]
     kept = f"--kv_dir={folder / 'kv'}"
     with ours(options, kept) as server:
-        answer = asyncio.run(told(server, said, 16, session_id="one"))
+        answer = asyncio.run(ask(server.port, said, 16, server.fields | {"session_id": "one"}))
     history = answer.usage["total_tokens"]
     said += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And what came then?"}]
     rows = []
@@ -294,8 +288,8 @@ def restarted(options, folder):
         times, texts = [], []
         for _ in range(RESTARTS):
             with ours(options, *more) as server:
-                asyncio.run(told(server, asked("warm", 0, 0), 4))
-                answer = asyncio.run(told(server, said, 16))
+                asyncio.run(ask(server.port, asked("warm", 0, 0), 4, server.fields))
+                answer = asyncio.run(ask(server.port, said, 16, server.fields))
             times.append(1e3 * answer.times[0])
             texts.append(answer.text)
         cached = answer.usage["prompt_tokens_details"]["cached_tokens"]

@@ -125,11 +125,11 @@ class BlockStore:
         return self.folder / text[:2] / (text + ENDING)
 
     def _header(self, parent: bytes, tokens: tuple[int, ...], crc32: int) -> bytes:
-        told = {
+        fields = {
             "version": VERSION, "model": self.model, "shape": self.shape, "dtype": self.dtype.str,
             "parent": parent.hex(), "tokens": tokens, "crc32": f"{crc32:08x}",
         }  # fmt: skip
-        return MAGIC + b"\n" + json.dumps(told).encode() + b"\n"
+        return MAGIC + b"\n" + json.dumps(fields).encode() + b"\n"
 
     def _content(self, data: bytes, parent: bytes, tokens: tuple[int, ...]) -> np.ndarray | None:
         """The content of a file, None if it is not what it should be."""

@@ -204,9 +204,8 @@ class RowSampler:
     def logprobs(self, logits, chosen, parts: list[Part]) -> PendingScores | None:
         """Launch the log-probabilities of the tokens chosen, of the logits as the model gave them; None if no part
         asks. ``read()`` of what is returned gives a `Logprob` a part, None for those that do not ask."""
-        asked = [part.sequence.logprobs for part in parts]
-        tops = [-1 if n is None else n for n in asked] if any([n is not None for n in asked]) else []
-        if not tops:
+        tops = [-1 if part.sequence.logprobs is None else part.sequence.logprobs for part in parts]
+        if max(tops, default=-1) < 0:
             return None
         if self._scores is None:
             self._scores = ScoreRows(self.max_batch, self.vocab_size)

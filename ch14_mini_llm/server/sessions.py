@@ -68,9 +68,9 @@ class Sessions:
 
     def write(self, session: Session) -> bool:
         """Returns whether it is in the file now."""
-        told = asdict(session) | {"version": VERSION, "crc32": _crc32(session)}
+        record = asdict(session) | {"version": VERSION, "crc32": _crc32(session)}
         try:
-            write_text(self._path(session.id), json.dumps(told), "session")
+            write_text(self._path(session.id), json.dumps(record), "session")
         except (FileError, OSError):
             return False
         return True
