@@ -125,11 +125,15 @@ class Endpoints:
         return await self._command(request, "resume")
 
     async def steps(self, request: Request) -> Response:
-        return await self._command(request, "steps")
+        return await self._command(request, "steps", 1)
 
-    async def _command(self, request: Request, kind: str) -> Response:
-        body = await self._object(request, {"n"} if kind == "steps" else set())
-        n = kinds.whole(1, 1000).check("n", body.get("n", 1)) if kind == "steps" else None
+    async def pace(self, request: Request) -> Response:
+        """Steps a second; 0: as fast as it can."""
+        return await self._command(request, "pace", 0)
+
+    async def _command(self, request: Request, kind: str, least: int | None = None) -> Response:
+        body = await self._object(request, set() if least is None else {"n"})
+        n = None if least is None else kinds.whole(least, 1000).check("n", body.get("n", least))
         self.remote.command(kind, n)
         return JSONResponse({"done": kind})
 
@@ -193,6 +197,7 @@ def application(server: Server) -> Starlette:
         Route("/v1/sessions/{name}", guarded(kept.one), methods=["GET", "POST", "DELETE"]),
         get("/engine/events", others.events), post("/engine/pause", others.pause),
         post("/engine/resume", others.resume), post("/engine/steps", others.steps),
+        post("/engine/pace", others.pace),
     ]  # fmt: skip
     cors = Middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"],

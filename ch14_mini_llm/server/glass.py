@@ -1,4 +1,5 @@
-"""The engine behind glass: what it does in each step, for the page that shows it, and a way to stop it and step it.
+"""The engine behind glass: what it does in each step, for the page that shows it, and a way to stop it, to step it, and
+to slow it down to what an eye can follow.
 
 Lives in the engine's process. It looks only while somebody watches; then a view is sent a few times a second, and after
 each step while the engine is stopped.
@@ -6,6 +7,7 @@ each step while the engine is stopped.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -22,20 +24,25 @@ class Glass:
     def __init__(self, engine, keys: Mapping[int, int], stats: Callable[[], dict]) -> None:
         self._stats = stats
         self.engine, self.watched, self.paused, self.allowed = engine, False, False, 0
+        self.pace, self._next = 0, 0.0  # steps a second, 0: as fast as it can; when the next one may begin
         self._keys, self._plan, self._sent, self._known = keys, None, 0.0, None
         engine.on_step = self._stepped
 
-    @property
-    def held(self) -> bool:
-        """Whether the engine is to wait."""
-        return self.paused and self.allowed <= 0
+    def rest(self) -> float:
+        """Seconds for which the engine is to wait; infinite: until it is asked for steps."""
+        if self.paused:
+            return math.inf if self.allowed <= 0 else 0.0
+        return max(0.0, self._next - time.monotonic()) if self.pace else 0.0
 
     def command(self, kind: str, value) -> None:
-        """("watch", whether) · ("pause", None) · ("steps", how many more) · ("resume", None)"""
+        """("watch", whether) · ("pause", None) · ("steps", how many more) · ("resume", None) ·
+        ("pace", steps a second or 0)"""
         if kind == "watch":
             self.watched, self._known, self._sent = value, None, 0.0
         elif kind == "steps":
             self.paused, self.allowed = True, self.allowed + value
+        elif kind == "pace":
+            self.pace, self._next = value, 0.0
         else:
             self.paused, self.allowed, self._sent = kind == "pause", 0, 0.0
 
@@ -43,6 +50,8 @@ class Glass:
         if plan is not None:
             self._plan = plan
             self.allowed -= self.paused
+            if self.pace:
+                self._next = max(time.monotonic(), self._next + 1 / self.pace)
 
     def view(self, now: bool = False) -> dict | None:
         """What there is to be seen; None if nobody watches, or it is too early. now: it is not."""
@@ -62,6 +71,7 @@ class Glass:
         ]  # fmt: skip
         view = {
             "step": stats["steps"], "tokens": stats["generation_tokens"], "at": time.monotonic(), "paused": self.paused,
+            "pace": self.pace,
             "n_blocks": engine.pool.n_blocks, "free": stats["blocks_free"], "cached": stats["blocks_cached"],
             "running": running, "rows": rows, "preemptions": stats["preemptions"],
             "hits": stats["prefix_cache_hits"], "queries": stats["prefix_cache_queries"],

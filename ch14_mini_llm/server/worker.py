@@ -13,6 +13,7 @@ checked on the other side; `Engine.submit` checks it again, and answers that req
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -141,10 +142,11 @@ class Worker:
         while not self.closed:
             self.awake.clear()
             refused = self._obey()
-            if self.engine.idle or self.glass.held:
+            rest = math.inf if self.engine.idle else self.glass.rest()
+            if rest:
                 self._send(refused, now=True)
-                self._show(now=True)
-                self.awake.wait()
+                self._show(now=rest == math.inf)
+                self.awake.wait(None if rest == math.inf else rest)
             else:
                 outputs = self.engine.step()
                 for output in outputs if self._turns else ():

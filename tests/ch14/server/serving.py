@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
+PACE = 200  # steps a second: a fast device leaves tests the time that a slow one does
 TINY = ROOT / "data" / "tiny-gpt2.bin"
 
 
@@ -30,6 +31,9 @@ class Serving:
         if wait:
             self.url = re.search(r"http://[^/ ]*", self.line("ready: "))[0]
             self.port = int(self.url.rpartition(":")[2])
+            key = next((option[10:] for option in options if option.startswith("--api_key=")), "none")
+            status, _, _ = self.request("/engine/pace", {"n": PACE}, headers={"Authorization": f"Bearer {key}"})
+            assert status == 200
 
     def _listen(self):
         for line in self.process.stderr:

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 pytest.importorskip("starlette")
-from serving import Serving
+from serving import PACE, Serving
 
 ASKED = {
     "model": "tiny",
@@ -30,6 +30,7 @@ def go_on(server):
     """Whatever a test does, the next one finds an engine that runs."""
     yield
     server.request("/engine/resume", {})
+    server.request("/engine/pace", {"n": PACE})
 
 
 class Watching:
@@ -123,7 +124,27 @@ def test_a_stopped_engine_lets_clients_go(server):
     server.settle()
 
 
+def test_it_goes_slowly_if_it_is_asked_to(server):
+    """So many steps a second; a client that goes is heard all the same."""
+    server.request("/v1/completions", ASKED)
+    with Watching(server) as watching:
+        assert server.request("/engine/pace", {"n": 20})[1] == {"done": "pace"}
+        begin = time.monotonic()
+        answer = server.request("/v1/completions", ASKED | {"max_tokens": 11})[1]
+        assert answer["usage"]["completion_tokens"] == 11 and 0.45 < time.monotonic() - begin < 3
+        assert watching.until(lambda view: view["pace"] == 20)
+        server.request("/engine/pace", {"n": 1})
+        stream = server.client().completions.create(**ASKED, stream=True)
+        next(stream)
+        stream.close()
+        server.settle(2.5)  # the next step frees its blocks
+        server.request("/engine/pace", {"n": 0})
+        assert watching.until(lambda view: view["pace"] == 0)
+
+
 def test_what_cannot_be_asked(server):
+    for path, body in ("/engine/pace", {"n": -1}), ("/engine/pace", {"n": 0.5}), ("/engine/pace", {"per": 1}):
+        assert server.request(path, body)[0] == 400
     for path, body in ("/engine/steps", {"n": 0}), ("/engine/steps", {"n": "1"}), ("/engine/pause", {"n": 1}):
         assert server.request(path, body)[0] == 400
     for name in ("ch99_nothing", "..%2F..%2Fetc", "ch02_launch%2F..%2Fch03_indexing"):

@@ -120,6 +120,8 @@ def test_two_tabs_share_the_steps_and_one_can_stop_them(open_page, server):
         until(other, f"document.querySelector('#steps').innerText === '{steps + count}'")
     until(one, "document.querySelector('#running').innerText === '2'")
     assert one.locator("#rows .row").count() == 2
+    other.select_option("#pace", "30")
+    until(one, "document.querySelector('#pace').value === '30'")
     other.click("#pause")
     until(one, f"+document.querySelector('#steps').innerText > {steps + 4}")
     until(one, "document.querySelector('#running').innerText === '0'")
