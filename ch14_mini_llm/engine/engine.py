@@ -148,14 +148,9 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether all requests have ended."""
+        """Whether all requests have ended; then no step is under way, and no block owned."""
         with self._lock:
             return not self._alive
-
-    @property
-    def busy(self) -> bool:
-        """Whether a step is under way that has not been read."""
-        return bool(self._under_way)
 
     @property
     def alive(self) -> list[int]:
@@ -184,6 +179,8 @@ class Engine:
         for output in [output for output in outputs if output.finish_reason is not None]:
             with self._lock:
                 self._counts["preemptions"] += self._alive.pop(output.id).preemptions
+        while self._under_way and self.idle:  # planned before its sequences ended: their blocks wait for it
+            self._read()
         if self.on_step is not None:
             self.on_step(plan, outputs)
         return outputs

@@ -119,5 +119,5 @@ class Single:
         """End what is still running, of a stream that was left."""
         for id in self.engine.alive:
             self.engine.abort(id)
-        while not self.engine.idle or self.engine.busy:
+        while not self.engine.idle:
             self.engine.step()

@@ -373,6 +373,18 @@ def test_an_abort_while_the_last_step_runs(model, monkeypatch, look_ahead, reaso
     engine.check()
 
 
+@pytest.mark.parametrize("look_ahead", [False, True])
+def test_an_idle_engine_owns_nothing(rng, model, look_ahead):
+    """Not even if its last step was planned before the one in front of it had ended all texts."""
+    (prompt,) = prompts(rng, [20])
+    engine = Engine(model, look_ahead=look_ahead)
+    tokens = engine.run([Request(prompt, 9)])[0].tokens
+    last = next(i for i in range(8, 0, -1) if tokens[i] not in tokens[:i])
+    (result,) = engine.run([Request(prompt, 9, stop_tokens=(tokens[last],))])
+    assert result.finish_reason == "stop" and engine.idle and engine.stats()["blocks_owned"] == 0
+    engine.check()
+
+
 def test_nothing_happens_to_an_unknown_or_ended_id(model):
     engine = Engine(model)
     (result,) = engine.run([Request([1], 2)])

@@ -10,9 +10,12 @@ import pytest
 openai = pytest.importorskip("openai")
 from serving import TINY, Serving
 
+import common
 from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.request import Request, Sampling
+from ch14_mini_llm.model.weights import load_weights
 from ch14_mini_llm.server.prompts import derived
+from ch14_mini_llm.start import best_level
 from ch14_mini_llm.tokenizer import decode, encode
 
 PROMPT = "Once upon a time"
@@ -22,7 +25,7 @@ SAID = [{"role": "system", "content": "A story."}, {"role": "user", "content": "
 
 @pytest.fixture(scope="module")
 def server():
-    with Serving() as served:
+    with Serving("--deterministic") as served:
         yield served
 
 
@@ -34,7 +37,8 @@ def client(server):
 @pytest.fixture(scope="module")
 def ours():
     """The tokens of a request, from an engine of this process."""
-    engine = Engine.from_file(TINY)
+    config, tensors = load_weights(TINY)
+    engine = Engine.of(config, tensors, best_level(config, common.BACKEND), deterministic=True)
     return lambda *request, **options: engine.run([Request(*request, **options)])[0]
 
 

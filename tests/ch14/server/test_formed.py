@@ -23,7 +23,7 @@ FREE = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 40}
 
 @pytest.fixture(scope="module")
 def server():
-    with Serving() as served:
+    with Serving("--deterministic") as served:
         yield served
 
 
@@ -337,7 +337,7 @@ def test_a_small_pool_in_which_answers_give_way(client):
     schema = {"type": "array", "items": {"enum": ["one", "two", "three"]}, "minItems": 12, "maxItems": 16}
     asked = [CHAT | {"max_tokens": 150, "seed": k, "response_format": form(schema)} for k in range(6)]
     wanted = [client.chat.completions.create(**one).choices[0].message.content for one in asked]
-    with Serving("--num_blocks=16", "--max_batch=6") as small:
+    with Serving("--num_blocks=16", "--max_batch=6", "--deterministic") as small:
         ask = lambda one: small.client().chat.completions.create(**one).choices[0]
         with ThreadPoolExecutor(6) as pool:
             choices = list(pool.map(ask, asked))

@@ -32,7 +32,7 @@ NO_END = {"logit_bias": {"50256": -100}}
 def small():
     """Four at a time, a queue of four, 20 blocks, a key."""
     options = ("--max_batch=4", "--max_queue=4", "--num_blocks=20", "--api_key=one", "--api_key=two", "--timeout=20")
-    with Serving(*options) as served:
+    with Serving(*options, "--deterministic") as served:
         yield served
 
 
