@@ -41,6 +41,8 @@ class Pipeline(compiler.CompilerBase):
         passes.add_pass(untyped_passes.FixupArgs, "fix up args")
         passes.add_pass(untyped_passes.IRProcessing, "processing IR")
         passes.add_pass(untyped_passes.RewriteSemanticConstants, "rewrite semantic constants")
+        # once before the variables have versions, as Numba does: what it leaves of a phi then may have no type
+        passes.add_pass(untyped_passes.DeadBranchPrune, "dead branch pruning")
         passes.add_pass(untyped_passes.GenericRewrites, "nopython rewrites")
         passes.add_pass(untyped_passes.ReconstructSSA, "ssa")
         passes.add_pass(untyped_passes.DeadBranchPrune, "dead branch pruning")

@@ -857,3 +857,24 @@ def loops_over_arrays(x, m, out):
     for value in (1.5, 2.0):
         found += value
     out[i] = found + total(m[0]) + total(x)
+
+
+@cuda.jit(device=True)
+def left_in_a_branch(x, least, tid, n):
+    shared = cuda.shared.array(64, int32)
+    shared[tid] = x
+    cuda.syncthreads()
+    if least <= n <= 0:  # constants decide it, once the launch is known
+        half = n * 0.5
+        cuda.all_sync(0xFFFFFFFF, half > x)
+        result = int(half)
+        cuda.syncthreads()
+        return result
+    result = shared[5] + 1
+    cuda.syncthreads()
+    return result
+
+
+@cuda.jit
+def branch_that_no_block_takes(x, out):
+    out[cuda.grid(1)] = left_in_a_branch(x[cuda.threadIdx.x], 8 % 8, cuda.threadIdx.x, cuda.blockDim.x)

@@ -130,6 +130,7 @@ case(k.place_in_loops_of_half_a_warp, 1, 32, zeros(4, 128), 3, 128)
 case(k.loop_variable_changed_by_some, 1, 64, ints(64), zeros(64), 4)
 case(k.loop_variable_left_in_a_branch, 1, 64, ints(64, 0, 9), zeros(64), 9)
 case(k.loop_variable_of_a_uniform_tree, 1, 64, zeros(64), 5)
+case(k.branch_that_no_block_takes, 2, 64, ints(64), zeros(128))
 case(k.last_block, 5, 32, ints(150, 0, 9), zeros(2), zeros(1, dtype=np.int32), 150)
 
 

@@ -27,6 +27,7 @@ class Writer:
         self.wn = None              # text: lanes in this warp
         self.typed_atoms = []       # names of known integer types
         self.raw = []               # (kind, name): variables whose every bit goes to memory at the end
+        self.again = None           # the first line of the outermost loop that whole warps are in
         self.promised = []          # the modes of shared arrays that the suites around this place will restore
 
     # -- small helpers ------------------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ class Writer:
     @contextmanager
     def nest(self, level=None, loop=None, mult=1):
         """A nested suite: its own scope, and the shared arrays are back in their modes at its end."""
-        saved = self.level, self.break_ok, self.mult, len(self.vars), list(self.masks)
+        saved = self.level, self.break_ok, self.mult, self.again, len(self.vars), list(self.masks)
         modes = {a.name: a.mode for a in self.shared}
         self.level = min(self.level, self.level if level is None else level)
         self.mult *= mult
@@ -57,6 +58,8 @@ class Writer:
             self.break_ok = loop
         self.depth, self.indent = self.depth + 1, self.indent + 1
         start = len(self.lines)
+        if mult > 1 and self.level >= WARP and self.again is None:
+            self.again = start
         self.promised.append(modes)
         yield
         self.promised.pop()
@@ -64,7 +67,7 @@ class Writer:
         if len(self.lines) == start:
             self.emit("pass")
         self.depth, self.indent = self.depth - 1, self.indent - 1
-        self.level, self.break_ok, self.mult, count, self.masks = saved
+        self.level, self.break_ok, self.mult, self.again, count, self.masks = saved
         for v in self.vars[count:]:
             if v.reusable:
                 self.dead.append(v.name)

@@ -1,5 +1,7 @@
 """Functions that are left early: returns in nested branches and loops, of device functions and of kernels."""
 
+import re
+
 from tests.fuzz.parts import MAX_COST, THREAD, Function
 
 
@@ -13,6 +15,8 @@ class Returns:
         modes = [a.mode for a in self.shared] + [m for saved in self.promised for m in saved.values()]
         if "V" in modes:        # its warp may read what it owns
             return False
+        if self.again is not None and re.search(r"_sync\(|\bd[wb]\d\(", "\n".join(self.lines[self.again :])):
+            return False            # the others come back to a shuffle, which would read the lane
         self.emit(f"if {self.bool_expr(1)}:")
         self.emit("    return")
         self.exited = "lane"
