@@ -10,8 +10,10 @@ llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on a
 
 * ``closed``: so many clients, each of which asks again as soon as it has its answer.
 * ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
+* ``overload``: the same at twice that rate, in our server, once with its long queue, and once with one as long as its
+  batch, behind which a request is answered 429.
 * ``chat``: as many conversations as clients, with one system prompt, and each turn sends all turns before it: ours with
-  the prefix cache and without, and how many tokens of the prompts were found in it.
+  the prefix cache and without, and how many tokens of the prompts were found in it; turn by turn as well.
 * ``restart``: a session's next turn behind a history of some 2000 tokens, in a server that has just been started: with
   the session's files (``--kv_dir``), and without. Only ours.
 
@@ -19,7 +21,8 @@ Times are milliseconds, as 50th, 95th and 99th percentile: until the first text,
 whole answer. *Goodput*: the share of requests whose first text came within ``LIMITS``' first, and whose pieces came in
 its second on average.
 
-``--page`` writes the table of the committed figures into chapter 14's page instead: part of ``make plots``.
+``--page`` writes the tables of the committed figures into chapter 14's pages and draws their plot instead: part of
+``make plots``.
 
 Exit codes: 0 all measured, 1 something failed, 2 bad arguments.
 """
@@ -49,15 +52,17 @@ from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from common import bench  # noqa: E402
 
-QUESTIONS, PEERS = ("closed", "open", "chat", "restart"), ("llama.cpp",)
+QUESTIONS, PEERS = ("closed", "open", "overload", "chat", "restart"), ("llama.cpp",)
 SMOLLM2 = ROOT / "data" / "smollm2-135m.bin"
 LIMITS = 2000, 200  # ms, of goodput
-OPEN_SHARE = 0.7
+OPEN_SHARE, OVERLOAD = 0.7, 2.0  # of the rate that ``closed`` reaches
 RESTARTS = 3
 SYSTEM_WORDS, ASKED_WORDS = 150, (20, 80)
 WORDS = "the cat house river sees a small green tree and old road under bright water where many birds sing".split()
 PERCENTILES = 50, 95, 99
-SAID = {"ours": "Kernel by Kernel", "ours, no cache": "… without the prefix cache", "llama.cpp": "llama.cpp"}
+SHORT = "ours, a short queue"
+SAID = {"ours": "Kernel by Kernel", "ours, no cache": "… without the prefix cache",
+        SHORT: "… with a queue as long as the batch", "llama.cpp": "llama.cpp"}  # fmt: skip
 
 
 def words(count, *seed):
@@ -72,8 +77,13 @@ class Answer:
         self.times, self.end, self.usage, self.text = times, end, usage, text
 
 
+class Refused(RuntimeError):
+    """A server had too much to do."""
+
+
 async def ask(port, messages, new, fields):
-    """Stream one chat completion from a server on this machine. Raises RuntimeError for any other answer."""
+    """Stream one chat completion from a server on this machine. Raises `Refused` for 429, and RuntimeError for any
+    other answer."""
     body = {
         "messages": messages, "max_tokens": new, "temperature": 0, "stream": True, "ignore_eos": True,
         "stream_options": {"include_usage": True}, **fields,
@@ -86,7 +96,8 @@ async def ask(port, messages, new, fields):
         writer.write("\r\n".join([*head, f"Content-Length: {len(data)}", "", ""]).encode() + data)
         status = await reader.readline()
         if b" 200 " not in status:
-            raise RuntimeError(f"{status.decode().strip()}: {(await reader.read(2000)).decode(errors='replace')}")
+            kind = Refused if b" 429 " in status else RuntimeError
+            raise kind(f"{status.decode().strip()}: {(await reader.read(2000)).decode(errors='replace')}")
         while line := await reader.readline():
             if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                 continue
@@ -221,8 +232,10 @@ async def arriving(server, rate, count, new):
 
     async def one(number, at):
         await asyncio.sleep(at)
-        answer = await ask(server.port, asked("open", number), new, server.fields)
-        return [answer]
+        try:
+            return [await ask(server.port, asked("open", number), new, server.fields)]
+        except Refused:
+            return []
 
     works = []
     for number in range(count):
@@ -252,8 +265,8 @@ async def _timed(works):
     return answers, time.perf_counter() - start
 
 
-def row(name, answers, seconds):
-    """What a load's answers say."""
+def row(name, answers, seconds, sent):
+    """What a load's answers say. sent: how many requests there were, of which the others were refused."""
     gaps = [after - before for answer in answers for before, after in zip(answer.times, answer.times[1:])]
     mean_gap = lambda answer: (answer.times[-1] - answer.times[0]) / max(1, answer.usage["completion_tokens"] - 1)
     good = [1e3 * answer.times[0] <= LIMITS[0] and 1e3 * mean_gap(answer) <= LIMITS[1] for answer in answers]
@@ -261,12 +274,27 @@ def row(name, answers, seconds):
     prompts = sum(answer.usage["prompt_tokens"] for answer in answers)
     cached = sum((answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for answer in answers)
     return {
-        "name": name, "requests": len(answers), "requests_s": _digits(len(answers) / seconds),
-        "tokens_s": _digits(tokens / seconds), "prompt_tokens": prompts, "cached": _digits(cached / prompts),
+        "name": name, "requests": len(answers), "refused": sent - len(answers),
+        "requests_s": _digits(len(answers) / seconds), "tokens_s": _digits(tokens / seconds),
+        "prompt_tokens": prompts, "cached": _digits(cached / prompts),
         "events_s": _digits(sum(len(answer.times) for answer in answers) / seconds),
         "first_ms": percentiles([answer.times[0] for answer in answers]), "gap_ms": percentiles(gaps),
-        "whole_ms": percentiles([answer.end for answer in answers]), "goodput": _digits(sum(good) / len(good)),
+        "whole_ms": percentiles([answer.end for answer in answers]), "goodput": _digits(sum(good) / sent),
     }  # fmt: skip
+
+
+def by_turn(answers, turns):
+    """Each turn of the conversations, which follow one another in ``answers``: medians over them."""
+    found = []
+    for turn in range(turns):
+        ours = sorted(answers[turn::turns], key=lambda answer: answer.times[0])
+        prompts = [answer.usage["prompt_tokens"] for answer in ours]
+        cached = [(answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for answer in ours]
+        found.append({
+            "prompt_tokens": round(sum(prompts) / len(ours)), "cached": _digits(sum(cached) / sum(prompts)),
+            "first_ms": _digits(1e3 * ours[len(ours) // 2].times[0]),
+        })  # fmt: skip
+    return found
 
 
 def percentiles(seconds):
@@ -338,7 +366,7 @@ def load(question, server, options, rate):
     """One of `QUESTIONS`, put to a server."""
     if question == "closed":
         return closed(server, options.clients, options.requests, options.new)
-    if question == "open":
+    if question in ("open", "overload"):
         return arriving(server, rate, options.clients * options.requests, options.new)
     return chatting(server, options.clients, options.turns, options.new)
 
@@ -356,16 +384,22 @@ def measure(options, folder, progress=lambda text: None):
         kinds = dict(makers)
         if question == "chat":
             kinds["ours, no cache"] = lambda: ours(options, "--no_prefix_cache")
+        if question == "overload":
+            kinds = {"ours": makers["ours"], SHORT: lambda: ours(options, f"--max_queue={options.clients}")}
         found[question] = {"rows": []}
-        if question == "open":
+        if question in ("open", "overload"):
             rows = found.get("closed", {}).get("rows", [{}])
-            found[question]["rate"] = _digits(OPEN_SHARE * rows[0].get("requests_s", 1.0))
+            share = OPEN_SHARE if question == "open" else OVERLOAD
+            found[question]["rate"] = _digits(share * rows[0].get("requests_s", 1.0))
         for name, make in kinds.items():
             progress(f"{question}, {name}")
             with make() as server:
                 asyncio.run(closed(server, options.clients, 1, 4, "warm"))  # not counted: memory, threads
                 answers = asyncio.run(load(question, server, options, found[question].get("rate")))
-                found[question]["rows"].append(row(name, *answers))
+                count = options.clients * (options.turns if question == "chat" else options.requests)
+                found[question]["rows"].append(row(name, *answers, count))
+                if question == "chat":
+                    found[question]["rows"][-1]["turns"] = by_turn(answers[0], options.turns)
         if question == "closed":
             progress("the engine alone")
             found[question] |= over_engine(options, found[question]["rows"][0])
@@ -375,6 +409,7 @@ def measure(options, folder, progress=lambda text: None):
 # --- the table -------------------------------------------------------------------------------------------------------
 
 TITLES = {"closed": "{clients} clients, one request after another", "open": "requests at random, {rate} a second",
+          "overload": "twice as many as it can, {rate} a second",
           "chat": "{clients} conversations of {turns} turns"}  # fmt: skip
 
 
@@ -391,7 +426,8 @@ def format_table(result):
             lines.append(f"| *{title}* | | | | | | |")
             for one in result[question]["rows"]:
                 times = " | ".join(spread(one[key]) for key in ("first_ms", "gap_ms", "whole_ms"))
-                last = f"{100 * one['goodput']:.0f} % | {100 * one['cached']:.0f} %"
+                refused = f", {one['refused']} refused" if one["refused"] else ""
+                last = f"{100 * one['goodput']:.0f} %{refused} | {100 * one['cached']:.0f} %"
                 lines.append(f"| {SAID[one['name']]} | {bench.short(one['tokens_s'])} | {times} | {last} |")
     if share := result.get("closed", {}).get("over_engine"):
         lines.append(f"| the engine alone | {bench.short(result['closed']['engine_tokens_s'])} | | | | | |")
@@ -407,14 +443,61 @@ def format_table(result):
     return [*lines, "", f"*{result['device']}, {result['model']}; {what}*"]
 
 
-PAGE = ROOT / "ch14_mini_llm" / "server.md"
+def turns_table(result):
+    """The turns of the conversations as lines of Markdown."""
+    kinds = [(SAID[row["name"]], row["turns"]) for row in result["chat"]["rows"]]
+    lines = ["| turn | tokens of its prompt | " + " | ".join(f"{name}, ms" for name, _ in kinds) + " | found |"]
+    lines.append("|---:|---:|" + "---:|" * (len(kinds) + 1))
+    for number, ours in enumerate(kinds[0][1]):
+        times = " | ".join(bench.short(turns[number]["first_ms"]) for _, turns in kinds)
+        lines.append(f"| {number + 1} | {ours['prompt_tokens']} | {times} | {100 * ours['cached']:.0f} % |")
+    what = f"{result['clients']} conversations at once; until the first text, medians. Found: of the prompt's tokens"
+    return [*lines, "", f"*{result['device']}, {result['model']}; {what}, by our cache.*"]
+
+
+CHAPTER = ROOT / "ch14_mini_llm"
+TABLES = {"server": format_table, "prefix_cache": turns_table}  # of the pages
 BLOCK = re.compile(r"(<!-- serving -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def filled(page, folder=RESULTS):
-    """The text of the chapter's page with the table of the committed figures."""
-    result = json.loads((folder / "cpu" / "serving.json").read_text(encoding="utf-8"))
-    return BLOCK.sub(lambda match: match[1] + "\n".join([*format_table(result), ""]) + match[2], page)
+def committed(folder=RESULTS):
+    """The committed figures of the CPU."""
+    return json.loads((folder / "cpu" / "serving.json").read_text(encoding="utf-8"))
+
+
+def filled(name, page, folder=RESULTS):
+    """The text of one of the chapter's pages with its table of the committed figures."""
+    lines = TABLES[name](committed(folder))
+    return BLOCK.sub(lambda match: match[1] + "\n".join([*lines, ""]) + match[2], page)
+
+
+def draw(result, path):
+    """Draw how long the first text of each turn takes, to the SVG file ``path``."""
+    from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, save
+
+    colours = {"ours": COLOURS[2], "ours, no cache": COLOURS[6], "llama.cpp": LIBRARY_COLOUR}
+    figure, axis = pyplot().subplots(figsize=(6.6, 3.1))
+    for one in result["chat"]["rows"]:
+        label = SAID[one["name"]].replace("…", SAID["ours"])
+        turns = range(1, len(one["turns"]) + 1)
+        seconds = [turn["first_ms"] / 1000 for turn in one["turns"]]
+        axis.plot(turns, seconds, "o-", color=colours[one["name"]], label=label, ms=4)
+    axis.set_xticks(turns, [f"{turn}\n{one['prompt_tokens']}" for turn, one in zip(turns, one["turns"])])
+    axis.set_xlabel("turn, and tokens of its prompt")
+    axis.set_ylabel("seconds until the first text")
+    axis.set_ylim(bottom=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def write_pages():
+    """Part of ``make plots``."""
+    for name in TABLES:
+        page = CHAPTER / f"{name}.md"
+        write_text(page, filled(name, page.read_text(encoding="utf-8")))
+    draw(committed(), CHAPTER / "img" / "chat_turns.svg")
 
 
 def main(argv=None):
@@ -425,7 +508,7 @@ def main(argv=None):
         print(alone(argv[1], *map(int, argv[2:6]), argv[6] or None))
         return 0
     if argv[:1] == ["--page"]:
-        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+        write_pages()
         return 0
     parser = argparse.ArgumentParser(prog="benchmarks/serving.py", description=__doc__.split("\n")[0])
     add = parser.add_argument

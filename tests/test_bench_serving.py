@@ -17,23 +17,28 @@ def test_every_load_on_the_tiny_model(tmp_path, capsys, monkeypatch):
     arguments = [f"--weights={TINY}", "--peers=none", "--dtype=float32", *sizes, f"--out={tmp_path}"]
     assert serving.main(arguments) == 0
     result = json.loads(next(tmp_path.rglob("serving.json")).read_text())
-    for question, count in ("closed", 4), ("open", 4), ("chat", 4):
+    for question, count in ("closed", 4), ("open", 4), ("overload", 4), ("chat", 4):
         for row in result[question]["rows"]:
-            assert row["requests"] == count and row["tokens_s"] > 0 and 0 <= row["goodput"] <= 1
+            assert row["requests"] + row["refused"] == count and row["tokens_s"] > 0 and 0 <= row["goodput"] <= 1
             assert all(
                 low <= high for key in ("first_ms", "gap_ms", "whole_ms") for low, high in zip(row[key], row[key][1:])
             )
     with_cache, without = result["chat"]["rows"]
     assert with_cache["cached"] > 0.3 and without["cached"] == 0
+    first, second = with_cache["turns"]
+    assert second["prompt_tokens"] > first["prompt_tokens"] and second["cached"] > 0.5
+    assert [turn["cached"] for turn in without["turns"]] == [0, 0]
+    assert all(turn["first_ms"] > 0 for turn in (first, second))
     assert result["closed"]["engine_tokens_s"] > 0 and result["closed"]["over_engine"] > 0
     files, anew = result["restart"]["rows"]
     assert files["cached"] > 180 and anew["cached"] < 20 and result["restart"]["ratio"] > 0
     assert "\n".join(serving.format_table(result)) in capsys.readouterr().out
 
 
-def test_the_page_has_the_committed_figures():
-    page = serving.PAGE.read_text(encoding="utf-8")
-    assert len(serving.BLOCK.findall(page)) == 1 and serving.filled(page) == page, "run make plots"
+@pytest.mark.parametrize("name", serving.TABLES)
+def test_a_page_has_the_committed_figures(name):
+    page = (serving.CHAPTER / f"{name}.md").read_text(encoding="utf-8")
+    assert len(serving.BLOCK.findall(page)) == 1 and serving.filled(name, page) == page, "run make plots"
 
 
 def test_percentiles():

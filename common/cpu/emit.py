@@ -165,9 +165,13 @@ class Emitter(BlockLevel, GroupLevel, LaneLevel, WarpLevel, MemoryLevel):
         self.a.remat = keep
         return node
 
+    def storable(self, var):
+        """Is a variable a number, which each thread can keep in an array? A view of an array is not."""
+        return hasattr(self.types[var], "bitwidth") or self.types[var].name in ("bool", "boolean")
+
     def dtype_text(self, var):
         kind = self.types[var]
-        if not hasattr(kind, "bitwidth") and kind.name not in ("bool", "boolean"):
+        if not self.storable(var):
             d = self.a.definitions[var][0]
             raise CompileError(
                 f"{var} is a {kind} and lives across a barrier, shuffle or loop",

@@ -186,7 +186,14 @@ class GroupLevel:
             return None
         if self.memory and reads_elements(stmt.test):  # each load is to be seen once
             return None
+        if self.keeps_views(stmt, stores(stmt)):
+            return None
         return lambda: self.two_way_if(stmt, ctx, guard)
+
+    def keeps_views(self, stmt, names):
+        """Is a view of an array among variables that also stand outside of ``stmt``? Only a lane can keep it so long."""
+        names = names & self.a.varying - self.remat.keys()
+        return any(not self.storable(v) and not self.a.inside(v, stmt) for v in names)
 
     def plain_if(self, stmt, ctx):
         self.agreed(stmt, 1)
@@ -281,6 +288,9 @@ class GroupLevel:
                 return lambda: self.plain_loop(stmt, ctx)
             return lambda: self.masked_while(stmt, ctx)
         if has_return(stmt):
+            return None
+        carried = (stores(stmt) - self.a.varying) & exposed([stmt])  # such a value must not change once a lane
+        if not carried and self.keeps_views(stmt, loads(stmt) | stores(stmt)):
             return None
         if self.a.uniform_control(stmt) and not self.a.spins(stmt):
             return lambda: self.plain_loop(stmt, ctx)

@@ -878,3 +878,26 @@ def left_in_a_branch(x, least, tid, n):
 @cuda.jit
 def branch_that_no_block_takes(x, out):
     out[cuda.grid(1)] = left_in_a_branch(x[cuda.threadIdx.x], 8 % 8, cuda.threadIdx.x, cuda.blockDim.x)
+
+
+@cuda.jit
+def views_chosen_by_lane(x, out, least):
+    tid, lane = cuda.threadIdx.x, cuda.threadIdx.x & 31
+    own = cuda.shared.array((64, 3), int64)
+    for k in range(3):
+        own[tid, k] = 3 * tid + k
+    row = own[tid][:]
+    if least < lane:  # most warps agree
+        row = own[tid][::-1]
+    row[x[tid] % 3] = 100
+    if x[tid] < 4:
+        part = own[tid][1:]
+    else:
+        part = own[tid]
+    for k in range(2):  # the same rounds for all, over what differs
+        step = k + 5
+        part[k] += step
+        if x[k] == 7:
+            break
+    for k in range(3):
+        out[cuda.grid(1), k] = own[tid, k] + step

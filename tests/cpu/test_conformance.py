@@ -131,6 +131,8 @@ case(k.loop_variable_changed_by_some, 1, 64, ints(64), zeros(64), 4)
 case(k.loop_variable_left_in_a_branch, 1, 64, ints(64, 0, 9), zeros(64), 9)
 case(k.loop_variable_of_a_uniform_tree, 1, 64, zeros(64), 5)
 case(k.branch_that_no_block_takes, 2, 64, ints(64), zeros(128))
+for least in (-1, 3, 40):
+    case(k.views_chosen_by_lane, 2, 64, ints(64, 0, 9), zeros(128, 3), least)
 case(k.last_block, 5, 32, ints(150, 0, 9), zeros(2), zeros(1, dtype=np.int32), 150)
 
 
