@@ -60,6 +60,7 @@ ONE_SHAPE = {
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
     "a thread for 8 numbers of the result, whose launch counts on it": ["combine_parts", "combine_segments"],
     "a lane for each of 32 keys, and then for each element of a value": ["paged_v7_key_per_lane"],
+    "a lane for each of 32 queries": ["paged_v8_query_per_lane"],
     "a single thread sets a number": ["clear_count", "kv_advance"],
 }  # fmt: skip
 # Kernels with shared memory that does not depend on the block: any block of whole warps will do.

@@ -26,8 +26,10 @@ from chapters.ch09_gemm.panels import linear
 from chapters.ch12_flash.ragged import (
     paged_lanes_launch,
     paged_rows_launch,
+    paged_tiles_launch,
     paged_v3_rows,
     paged_v7_key_per_lane,
+    paged_v8_query_per_lane,
     split_qkv_pages,
     split_qkv_pages_launch,
 )
@@ -37,11 +39,14 @@ from chapters.ch13_llm_ops.kernels import activation_launch, gelu_kernel, swiglu
 from chapters.ch13_llm_ops.rope_rows import split_qkv_rope_launch, split_qkv_rope_pages
 
 
-def rows_attention(*sizes):
-    """Chapter 12's kernel for the rows of any sequences, and its launch: the one that suits the backend."""
+def rows_attention(n_rows: int, n_head: int, n_kv_head: int, *sizes: int, single: bool) -> tuple:
+    """Chapter 12's kernel for the rows of any sequences, and its launch: the one that suits the backend, and a step in
+    which each sequence has a row (``single``) or one with prompts."""
     if common.BACKEND == "gpu":
-        return paged_v3_rows, paged_rows_launch(*sizes)
-    return paged_v7_key_per_lane, paged_lanes_launch(*sizes)
+        return paged_v3_rows, paged_rows_launch(n_rows, n_head, *sizes)
+    if single or n_head > 32 * n_kv_head:
+        return paged_v7_key_per_lane, paged_lanes_launch(n_rows, n_head, *sizes)
+    return paged_v8_query_per_lane, paged_tiles_launch(n_rows, n_head, n_kv_head, *sizes)
 
 
 class Plain:
@@ -101,7 +106,8 @@ class Plain:
         """att = attention of each row over its own sequence up to its own position."""
         n, m = self.rows, self.model
         q, att = (one.reshape(n, m.n_head, m.head_dim) for one in (self.b.q, self.b.att))
-        kernel, launch = rows_attention(n, m.n_head, m.head_dim, cache.block_size)
+        sizes = n, m.n_head, m.n_kv_head, m.head_dim, cache.block_size
+        kernel, launch = rows_attention(*sizes, single=self.single)
         kernel[launch](
             q, *cache.layers[layer.index], batch.block_table, batch.row_seq, batch.positions, att, m.n_kv_head,
             m.head_dim, cache.block_size, np.float32(m.head_dim**-0.5),

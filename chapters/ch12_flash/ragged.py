@@ -18,11 +18,14 @@ kernel                     what it does                                    block
 ``paged_v3_rows``          attention, 8 warps a head of a row              n_head * rows
 ``paged_v7_key_per_lane``  the same with one warp, for a processor's       n_head * rows
                            vectors
+``paged_v8_query_per_      v7's sums for 32 queries at once that read one  n_kv_head * rows * heads of a group / 32
+lane``                     key head, prompts above all
 =========================  ==============================================  ============================================
 
 v3 adds one look-up to v1: which sequence's table. Every row reads its keys itself, also those that its neighbour has
 just read: right for steps, wasteful for long prompts, where tiles of queries share them (``flash_v3``). In return a
-row's sum has one order, whoever else is in the batch and however its prompt was cut: its bits are always the same.
+row's sum has one order, whoever else is in the batch and however its prompt was cut: its bits are always the same. v8
+lets queries share them and keeps v7's order, so that a row may take either.
 
 ``n_kv_head`` key heads may serve more query heads (grouped-query attention): query head h reads key head
 h * n_kv_head // n_head. GPT-2 has as many of both.
@@ -39,6 +42,8 @@ from chapters.ch07_warp_reduce.kernels import warp_max, warp_sum
 from chapters.ch12_flash.decode import LOWEST, THREADS, WARPS, combine_warps, decode_reference
 from chapters.ch12_flash.kernels import HEAD_DIM_MAX, PER_LANE, WARP
 from chapters.ch12_flash.paged import attend_pages, require_block_size
+
+HALF_WARP = WARP // 2
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
@@ -173,12 +178,12 @@ def paged_v7_key_per_lane(
         place = key % block_size
         score = float32(0)
         for dim in range(head_dim):
-            score += query[dim] * k_cache[page, kv_head, place, dim]
+            score = cuda.fma(query[dim], k_cache[page, kv_head, place, dim], score)
         before = largest
         largest = max(largest, warp_max(score))  # behind the end the last key is asked again, and has no weight
         weight = math.exp(score - largest) if first + lane < end else float32(0)
         shrink = math.exp(before - largest)
-        total = total * shrink + warp_sum(weight)
+        total = cuda.fma(total, shrink, warp_sum(weight))
         weights[lane] = weight
         for i in range(PER_LANE):
             acc[i] *= shrink
@@ -188,11 +193,102 @@ def paged_v7_key_per_lane(
             place_j = (first + j) % block_size
             for i in range(PER_LANE):
                 if WARP * i + lane < head_dim:
-                    acc[i] += weights[j] * v_cache[page_j, kv_head, place_j, WARP * i + lane]
+                    acc[i] = cuda.fma(weights[j], v_cache[page_j, kv_head, place_j, WARP * i + lane], acc[i])
         cuda.syncthreads()
     for i in range(PER_LANE):
         if WARP * i + lane < head_dim:
             out[row, head, WARP * i + lane] = acc[i] / total if total != float32(0) else float32(0)
+
+
+def paged_tiles_launch(n_rows, n_head, n_kv_head, head_dim, block_size):
+    """Launch configuration of :func:`paged_v8_query_per_lane`: key heads along x, 32 queries of one along y.
+
+    ValueError as :func:`paged_rows_launch`, and if more than 32 heads read a key head, or not all as many.
+    """
+    paged_rows_launch(n_rows, n_head, head_dim, block_size)
+    if n_kv_head <= 0 or n_head % n_kv_head or n_head // n_kv_head > WARP:
+        raise ValueError(f"{n_head} heads that read {n_kv_head}: a multiple of them, and at most {WARP} each")
+    rows = WARP // (n_head // n_kv_head)
+    return (n_kv_head, -(-n_rows // rows)), WARP
+
+
+@cuda.jit
+def paged_v8_query_per_lane(
+    q, k_cache, v_cache, block_table, row_seq, positions, out, n_kv_head, head_dim, block_size, scale
+):  # fmt: skip
+    """:func:`paged_v7_key_per_lane` with a lane for a query: the heads of a group, of as many rows as a warp has room for.
+
+    A key that has been read serves 32 queries, and nothing is shuffled: each lane has its own largest score and sum.
+    They are made in v7's order, 32 keys at a time with their weights added as its butterfly adds them, and every
+    product is rounded once, so the bits are v7's. Where rows of a block belong to several sequences it goes through
+    them one after the other, and most lanes look on: for steps v7 is faster. On a GPU queries and sums have no room in
+    registers, and one warp a block is few. Arguments as there, n_head at most 32 times n_kv_head.
+    Launch: ``paged_v8_query_per_lane[paged_tiles_launch(…)](…)``, 32 threads exactly.
+    """
+    query = cuda.shared.array((HEAD_DIM_MAX, WARP), float32)
+    acc = cuda.shared.array((HEAD_DIM_MAX, WARP), float32)
+    weights = cuda.shared.array((WARP, WARP), float32)  # of a key along the first axis, for a query along the second
+    sums = cuda.shared.array((HALF_WARP, WARP), float32)
+    lane, kv_head = cuda.threadIdx.x, cuda.blockIdx.x
+    group = q.shape[1] // n_kv_head
+    first_row = cuda.blockIdx.y * (WARP // group)
+    end_row = min(first_row + WARP // group, q.shape[0])
+    used = lane < (end_row - first_row) * group
+    row = min(first_row + lane // group, end_row - 1)
+    head = kv_head * group + lane % group
+    begin = first_row  # of the rows of the same sequence
+    for r in range(first_row + 1, end_row):
+        begin = r if r <= row and row_seq[r] != row_seq[r - 1] else begin
+    for dim in range(head_dim):
+        query[dim, lane] = q[row, head, dim] * scale
+        acc[dim, lane] = float32(0)
+    largest = LOWEST
+    total = float32(0)
+    for r in range(first_row, end_row):
+        seq = row_seq[r]
+        if r == first_row or row_seq[max(r - 1, 0)] != seq:
+            longest = 0
+            for other in range(r, end_row):
+                longest = max(longest, positions[other] + 1 if row_seq[other] == seq else 0)
+            end = positions[row] + 1 if used and begin == r else 0
+            for first in range(0, longest, WARP):
+                count = min(longest - first, WARP)
+                best = LOWEST
+                for j in range(count):
+                    page = block_table[seq, (first + j) // block_size]
+                    place = (first + j) % block_size
+                    score = float32(0)
+                    for dim in range(head_dim):
+                        score = cuda.fma(query[dim, lane], k_cache[page, kv_head, place, dim], score)
+                    weights[j, lane] = score
+                    best = max(best, score) if first + j < end else best
+                before = largest
+                largest = max(largest, best)
+                shrink = math.exp(before - largest)
+                for j in range(WARP):
+                    counts = j < count and first + j < end
+                    weights[j, lane] = math.exp(weights[j, lane] - largest) if counts else float32(0)
+                for j in range(16):
+                    sums[j, lane] = weights[j, lane] + weights[j + 16, lane]
+                for j in range(8):
+                    sums[j, lane] += sums[j + 8, lane]
+                for j in range(4):
+                    sums[j, lane] += sums[j + 4, lane]
+                pair = (sums[0, lane] + sums[2, lane]) + (sums[1, lane] + sums[3, lane])
+                total = cuda.fma(total, shrink, pair)
+                for dim in range(head_dim):
+                    acc[dim, lane] *= shrink
+                for j in range(count):
+                    page = block_table[seq, (first + j) // block_size]
+                    place = (first + j) % block_size
+                    weight = weights[j, lane]
+                    counts = first + j < end  # or a value that is no number would be everybody's
+                    for dim in range(head_dim):
+                        more = cuda.fma(weight, v_cache[page, kv_head, place, dim], acc[dim, lane])
+                        acc[dim, lane] = more if counts else acc[dim, lane]
+    if used:
+        for dim in range(head_dim):
+            out[row, head, dim] = acc[dim, lane] / total if total != float32(0) else float32(0)
 
 
 def paged_rows_reference(q, k_cache, v_cache, block_table, row_seq, positions, scale):

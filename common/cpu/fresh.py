@@ -4,14 +4,12 @@ import weakref
 
 import numpy as np
 
-_made = {}  # first byte -> [weak reference to the memory, its bytes, launches before it, one bool a byte: written?]
-_launches = 0  # launches so far that nobody watched
+_made = {}  # first byte -> [weak reference to the memory, its bytes, one bool a byte: written?]
 
 
 def unwatched_launch():
     """A kernel runs and nobody sees what it writes: from now on, memory made before it counts as written."""
-    global _launches
-    _launches += 1
+    _made.clear()
 
 
 def made(host):
@@ -20,7 +18,7 @@ def made(host):
     low, high = np.lib.array_utils.byte_bounds(host)
     if high > low:
         forget = weakref.ref(memory, lambda _: _made.pop(low, None))
-        _made[low] = [forget, high - low, _launches, None]
+        _made[low] = [forget, high - low, None]
 
 
 def written(host):
@@ -41,12 +39,10 @@ def written(host):
 
 def written_map(low, high):
     """``(first byte, one bool a byte: written?)`` of the memory with these bytes; None if all counts as written."""
-    for first, entry in _made.items():
-        memory, size, launches, known = entry
+    for first, entry in list(_made.items()):  # another thread may launch meanwhile
+        memory, size, known = entry
         if first <= low and high <= first + size and memory() is not None:
-            if launches != _launches:
-                return None
             if known is None:
-                entry[3] = np.zeros(size, bool)
-            return first, entry[3]
+                entry[2] = np.zeros(size, bool)
+            return first, entry[2]
     return None

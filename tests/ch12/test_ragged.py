@@ -10,7 +10,11 @@ from chapters.ch12_flash.paged import paged_slots
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 LENGTHS = [1, 5, 33, 64, 17]  # tokens of each sequence, those that are new included
 NEW = [1, 5, 3, 1, 17]  # of them, the new ones: steps, whole prompts, the end of a prompt
-RUNGS = {ragged.paged_v3_rows: ragged.paged_rows_launch, ragged.paged_v7_key_per_lane: ragged.paged_lanes_launch}
+RUNGS = {  # kernel: its launch for n_rows, n_head, n_kv_head, head_dim, block_size
+    ragged.paged_v3_rows: lambda n, heads, _, *sizes: ragged.paged_rows_launch(n, heads, *sizes),
+    ragged.paged_v7_key_per_lane: lambda n, heads, _, *sizes: ragged.paged_lanes_launch(n, heads, *sizes),
+    ragged.paged_v8_query_per_lane: ragged.paged_tiles_launch,
+}
 every_rung = pytest.mark.parametrize("kernel", RUNGS, ids=lambda kernel: kernel.py_func.__name__)
 
 
@@ -46,7 +50,7 @@ def attend(kernel, q, k, v, block_table, row_seq, positions):
     _, n_kv_head, block_size, _ = k.shape
     buffer = cuda.to_device(np.concatenate([np.full(q.size, np.nan, np.float32), np.full(40, 7, np.float32)]))
     inputs = map(cuda.to_device, (q, k, v, block_table, row_seq, positions))
-    kernel[RUNGS[kernel](n_rows, n_head, head_dim, block_size)](
+    kernel[RUNGS[kernel](n_rows, n_head, n_kv_head, head_dim, block_size)](
         *inputs, buffer[: q.size].reshape(q.shape), n_kv_head, head_dim, block_size, scale_of(head_dim)
     )
     got = buffer.copy_to_host()
@@ -75,6 +79,33 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng, kernel):
         one, seq = slice(row, row + 1), row_seq[row]
         alone = attend(kernel, q[one], k, v, block_table[seq : seq + 1], np.zeros(1, np.int32), positions[one])
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 32), (6, 2, 24), (32, 1, 32)])
+def test_queries_that_share_a_key_have_the_bits_of_those_that_do_not(rng, n_head, n_kv_head, head_dim):
+    """Rows of one sequence or of five in a block, more keys than a warp has lanes, and every length of the last 32."""
+    lengths, new = [1, 5, 70, 64, 17, 97], [1, 5, 36, 1, 17, 40]
+    block_table, n_pages, row_seq, positions = layout(rng, 16, lengths, new)
+    k, v = caches(rng, block_table, n_pages, n_kv_head, 16, head_dim, lengths)
+    q = rng.standard_normal((len(row_seq), n_head, head_dim), dtype=np.float32)
+    one, other = (
+        attend(kernel, q, k, v, block_table, row_seq, positions)
+        for kernel in (ragged.paged_v7_key_per_lane, ragged.paged_v8_query_per_lane)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@every_rung
+def test_what_is_no_number_in_a_sequence_stays_there(rng, kernel):
+    block_table, n_pages, row_seq, positions = layout(rng, 16)
+    k, v = caches(rng, block_table, n_pages, 2, 16, 32)
+    q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
+    before = attend(kernel, q, k, v, block_table, row_seq, positions)
+    k[block_table[1, 0]], v[block_table[4, 0]] = np.inf, np.nan
+    after = attend(kernel, q, k, v, block_table, row_seq, positions)
+    hit = np.isin(row_seq, (1, 4))
+    assert not np.isfinite(after[hit]).all(axis=2).any()
+    np.testing.assert_array_equal(after[~hit], before[~hit])
 
 
 @every_rung
@@ -120,6 +151,8 @@ def test_keys_and_values_go_to_their_places_and_nowhere_else(rng, n_head, n_kv_h
         (ragged.paged_rows_launch, (0, 1, 64, 16), "at least 1"),
         (ragged.paged_rows_launch, (1, 1, 129, 16), "head_dim = 129"),
         (ragged.paged_lanes_launch, (0, 1, 64, 16), "at least 1"),
+        (ragged.paged_tiles_launch, (1, 33, 1, 64, 16), "at most 32"),
+        (ragged.paged_tiles_launch, (1, 3, 2, 64, 16), "3 heads that read 2"),
         (ragged.paged_rows_launch, (65536, 1, 64, 16), "65536 rows"),
         (ragged.paged_rows_launch, (1, 1, 64, 6), "block_size = 6"),
         (ragged.split_qkv_pages_launch, (1, 3, 2, 64), "3 heads cannot share 2"),
