@@ -10,8 +10,8 @@ llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on a
 
 * ``closed``: so many clients, each of which asks again as soon as it has its answer.
 * ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
-* ``overload``: the same at twice that rate, in our server, once with its long queue, and once with one as long as its
-  batch, behind which a request is answered 429.
+* ``overload``: three times as many, at twice the rate that it reaches, in our server: once with its long queue, and
+  once with one half as long as its batch, behind which a request is answered 429.
 * ``chat``: as many conversations as clients, with one system prompt, and each turn sends all turns before it: ours with
   the prefix cache and without, and how many tokens of the prompts were found in it; turn by turn as well.
 * ``restart``: a session's next turn behind a history of some 2000 tokens, in a server that has just been started: with
@@ -56,13 +56,14 @@ QUESTIONS, PEERS = ("closed", "open", "overload", "chat", "restart"), ("llama.cp
 SMOLLM2 = ROOT / "data" / "smollm2-135m.bin"
 LIMITS = 2000, 200  # ms, of goodput
 OPEN_SHARE, OVERLOAD = 0.7, 2.0  # of the rate that ``closed`` reaches
+LONGER = 3  # times as many requests in ``overload``: a queue takes its time to become long
 RESTARTS = 3
 SYSTEM_WORDS, ASKED_WORDS = 150, (20, 80)
 WORDS = "the cat house river sees a small green tree and old road under bright water where many birds sing".split()
 PERCENTILES = 50, 95, 99
 SHORT = "ours, a short queue"
 SAID = {"ours": "Kernel by Kernel", "ours, no cache": "… without the prefix cache",
-        SHORT: "… with a queue as long as the batch", "llama.cpp": "llama.cpp"}  # fmt: skip
+        SHORT: "… with a queue half as long as the batch", "llama.cpp": "llama.cpp"}  # fmt: skip
 
 
 def words(count, *seed):
@@ -265,8 +266,8 @@ async def _timed(works):
     return answers, time.perf_counter() - start
 
 
-def row(name, answers, seconds, sent):
-    """What a load's answers say. sent: how many requests there were, of which the others were refused."""
+def row(name, answers, seconds, count):
+    """What a load's answers say. count: how many requests there were, of which the others were refused."""
     gaps = [after - before for answer in answers for before, after in zip(answer.times, answer.times[1:])]
     mean_gap = lambda answer: (answer.times[-1] - answer.times[0]) / max(1, answer.usage["completion_tokens"] - 1)
     good = [1e3 * answer.times[0] <= LIMITS[0] and 1e3 * mean_gap(answer) <= LIMITS[1] for answer in answers]
@@ -274,12 +275,12 @@ def row(name, answers, seconds, sent):
     prompts = sum(answer.usage["prompt_tokens"] for answer in answers)
     cached = sum((answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for answer in answers)
     return {
-        "name": name, "requests": len(answers), "refused": sent - len(answers),
+        "name": name, "requests": len(answers), "refused": count - len(answers),
         "requests_s": _digits(len(answers) / seconds), "tokens_s": _digits(tokens / seconds),
         "prompt_tokens": prompts, "cached": _digits(cached / prompts),
         "events_s": _digits(sum(len(answer.times) for answer in answers) / seconds),
         "first_ms": percentiles([answer.times[0] for answer in answers]), "gap_ms": percentiles(gaps),
-        "whole_ms": percentiles([answer.end for answer in answers]), "goodput": _digits(sum(good) / sent),
+        "whole_ms": percentiles([answer.end for answer in answers]), "goodput": _digits(sum(good) / count),
     }  # fmt: skip
 
 
@@ -367,8 +368,14 @@ def load(question, server, options, rate):
     if question == "closed":
         return closed(server, options.clients, options.requests, options.new)
     if question in ("open", "overload"):
-        return arriving(server, rate, options.clients * options.requests, options.new)
+        return arriving(server, rate, sent(question, options), options.new)
     return chatting(server, options.clients, options.turns, options.new)
+
+
+def sent(question, options):
+    """How many requests a question is."""
+    each = {"chat": options.turns, "overload": LONGER * options.requests}.get(question, options.requests)
+    return options.clients * each
 
 
 def measure(options, folder, progress=lambda text: None):
@@ -385,7 +392,7 @@ def measure(options, folder, progress=lambda text: None):
         if question == "chat":
             kinds["ours, no cache"] = lambda: ours(options, "--no_prefix_cache")
         if question == "overload":
-            kinds = {"ours": makers["ours"], SHORT: lambda: ours(options, f"--max_queue={options.clients}")}
+            kinds = {"ours": makers["ours"], SHORT: lambda: ours(options, f"--max_queue={options.clients // 2}")}
         found[question] = {"rows": []}
         if question in ("open", "overload"):
             rows = found.get("closed", {}).get("rows", [{}])
@@ -396,8 +403,7 @@ def measure(options, folder, progress=lambda text: None):
             with make() as server:
                 asyncio.run(closed(server, options.clients, 1, 4, "warm"))  # not counted: memory, threads
                 answers = asyncio.run(load(question, server, options, found[question].get("rate")))
-                count = options.clients * (options.turns if question == "chat" else options.requests)
-                found[question]["rows"].append(row(name, *answers, count))
+                found[question]["rows"].append(row(name, *answers, sent(question, options)))
                 if question == "chat":
                     found[question]["rows"][-1]["turns"] = by_turn(answers[0], options.turns)
         if question == "closed":

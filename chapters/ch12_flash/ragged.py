@@ -216,7 +216,7 @@ def paged_tiles_launch(n_rows, n_head, n_kv_head, head_dim, block_size):
 def paged_v8_query_per_lane(
     q, k_cache, v_cache, block_table, row_seq, positions, out, n_kv_head, head_dim, block_size, scale
 ):  # fmt: skip
-    """:func:`paged_v7_key_per_lane` with a lane for a query: the heads of a group, of as many rows as a warp has room for.
+    """:func:`paged_v7_key_per_lane` with a lane for a query: a group's heads, of as many rows as a warp has room for.
 
     A key that has been read serves 32 queries, and nothing is shuffled: each lane has its own largest score and sum.
     They are made in v7's order, 32 keys at a time with their weights added as its butterfly adds them, and every

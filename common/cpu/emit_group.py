@@ -191,7 +191,7 @@ class GroupLevel:
         return lambda: self.two_way_if(stmt, ctx, guard)
 
     def keeps_views(self, stmt, names):
-        """Is a view of an array among variables that also stand outside of ``stmt``? Only a lane can keep it so long."""
+        """Is a view of an array among variables that also stand outside of ``stmt``? Only a lane can keep it."""
         names = names & self.a.varying - self.remat.keys()
         return any(not self.storable(v) and not self.a.inside(v, stmt) for v in names)
 
