@@ -449,9 +449,26 @@ def format_table(result):
     return [*lines, "", f"*{result['device']}, {result['model']}; {what}*"]
 
 
+def overload_table(result):
+    """Too many requests, with a long queue and a short one, as lines of Markdown."""
+    load = result["overload"]
+    lines = ["| queue | refused | first text, ms: half within | 95 % within | good | tokens/s |", "|---|" + "---:|" * 5]
+    for name, one in zip(("128, the default", f"{result['clients'] // 2}"), load["rows"]):
+        half, most, _ = one["first_ms"]
+        times = f"{bench.short(half)} | {bench.short(most)}"
+        good = f"{100 * one['goodput']:.0f} %"
+        lines.append(f"| {name} | {one['refused']} | {times} | {good} | {bench.short(one['tokens_s'])} |")
+    count = load["rows"][0]["requests"] + load["rows"][0]["refused"]
+    what = f"{count} requests at random, {load['rate']} a second, twice what it answers, "
+    what += f"`--max_batch={result['clients']}`. Good: of all requests, those whose first text came within "
+    what += f"{result['limits_ms'][0] / 1000:g} seconds"
+    return [*lines, "", f"*{result['device']}, {result['model']}; {what}.*"]
+
+
 def turns_table(result):
     """The turns of the conversations as lines of Markdown."""
-    kinds = [(SAID[row["name"]], row["turns"]) for row in result["chat"]["rows"]]
+    rows = sorted(result["chat"]["rows"], key=lambda row: list(SAID).index(row["name"]))
+    kinds = [(SAID[row["name"]], row["turns"]) for row in rows]
     lines = ["| turn | tokens of its prompt | " + " | ".join(f"{name}, ms" for name, _ in kinds) + " | found |"]
     lines.append("|---:|---:|" + "---:|" * (len(kinds) + 1))
     for number, ours in enumerate(kinds[0][1]):
@@ -462,7 +479,7 @@ def turns_table(result):
 
 
 CHAPTER = ROOT / "ch14_mini_llm"
-TABLES = {"server": format_table, "prefix_cache": turns_table}  # of the pages
+TABLES = {"server": format_table, "under_load": overload_table, "prefix_cache": turns_table}  # of the pages
 BLOCK = re.compile(r"(<!-- serving -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
