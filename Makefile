@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-serve bench-laptop bench-cpu bench-sanitizer gpt2 smollm2 chat serve setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-serve bench-laptop bench-cpu bench-sanitizer judges gpt2 smollm2 chat serve setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -142,6 +142,12 @@ test: needs-test setup ## run a quick part of the tests, in minutes (ARGS="-k so
 
 test-all: needs-dev setup ## run all tests, those that compare with PyTorch and transformers too: half an hour on 2 cores
 	@$(RUN) -m pytest -n auto
+
+# Their own environment: some of them pin what we pin otherwise. Pinned, since a new version may judge by new rules.
+JUDGES = llm-comply==0.5.0 artemisllmbench==0.1.4 schemathesis==4.32.5 locust==2.47.0
+
+judges: needs-base ## install programs by others that judge the server (into .judges); test-all runs them if they are there
+	@[ -e .judges/.installed ] || { $(PY) -m venv .judges && .judges/bin/python -m pip install -q $(JUDGES) && touch .judges/.installed; }
 
 lint: needs-dev ## check the code's style with ruff
 	$(PY) -m ruff check .

@@ -151,9 +151,8 @@ def test_common_bench_does_not_need_torch_to_be_imported():
 @pytest.mark.parametrize("folder", ["tests", "data", "benchmarks"])
 def test_everything_imported_is_declared(folder):
     declared = {name for requirements in (PROJECT["dependencies"], *EXTRAS.values()) for name in pins(requirements)}
-    undeclared = {
-        name: str(path) for name, path in third_party(folder).items() if name not in declared | {"numba_cuda", "cuda"}
-    }
+    declared |= {"numba_cuda", "cuda", "locust"}  # the last: make judges
+    undeclared = {name: str(path) for name, path in third_party(folder).items() if name not in declared}
     assert not undeclared
 
 
