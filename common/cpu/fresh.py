@@ -39,7 +39,7 @@ def written(host):
 
 def written_map(low, high):
     """``(first byte, one bool a byte: written?)`` of the memory with these bytes; None if all counts as written."""
-    for first, entry in list(_made.items()):  # another thread may launch meanwhile
+    for first, entry in _made.copy().items():  # memory may be given back meanwhile, by a collection or a thread
         memory, size, known = entry
         if first <= low and high <= first + size and memory() is not None:
             if known is None:
