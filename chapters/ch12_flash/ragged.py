@@ -10,17 +10,17 @@ and the next 3 of a long prompt behind them. Laid one behind the other they are 
 Each row brings its key and value to its place in the pages, and then asks the keys of its own sequence up to its own
 position. That is all a causal mask says, so a row of a prompt and a step's only row need not be told apart.
 
-=========================  ==============================================  ============================================
-kernel                     what it does                                    blocks
-=========================  ==============================================  ============================================
-``split_qkv_pages``        cuts rows of qkv into heads; keys and values    a thread an element of a query, and of a key
-                           go to their pages                               and a value
-``paged_v3_rows``          attention, 8 warps a head of a row              n_head * rows
-``paged_v7_key_per_lane``  the same with one warp, for a processor's       n_head * rows
-                           vectors
-``paged_v8_query_per_      v7's sums for 32 queries at once that read one  n_kv_head * rows * heads of a group / 32
-lane``                     key head, prompts above all
-=========================  ==============================================  ============================================
+===========================  ============================================  ==========================================
+kernel                       what it does                                  blocks
+===========================  ============================================  ==========================================
+``split_qkv_pages``          cuts rows of qkv into heads; keys and values  a thread an element of a query, and of a
+                             go to their pages                             key and a value
+``paged_v3_rows``            attention, 8 warps a head of a row            n_head * rows
+``paged_v7_key_per_lane``    the same with one warp, for a processor's     n_head * rows
+                             vectors
+``paged_v8_query_per_lane``  v7's sums for 32 queries at once that read    n_kv_head, times the queries of one / 32
+                             one key head: prompts above all
+===========================  ============================================  ==========================================
 
 v3 adds one look-up to v1: which sequence's table. Every row reads its keys itself, also those that its neighbour has
 just read: right for steps, wasteful for long prompts, where tiles of queries share them (``flash_v3``). In return a
