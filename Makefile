@@ -146,8 +146,10 @@ test-all: needs-dev setup ## run all tests, those that compare with PyTorch and 
 # Their own environment: some of them pin what we pin otherwise. Pinned, since a new version may judge by new rules.
 JUDGES = llm-comply==0.5.0 artemisllmbench==0.1.4 schemathesis==4.32.5 locust==2.47.0
 
-judges: needs-base ## install programs by others that judge the server (into .judges); test-all runs them if they are there
-	@[ -e .judges/.installed ] || { $(PY) -m venv .judges && .judges/bin/python -m pip install -q $(JUDGES) && touch .judges/.installed; }
+judges: needs-base .judges/.installed ## install programs by others that judge the server; test-all runs them if they are there
+
+.judges/.installed: Makefile
+	@$(PY) -m venv .judges && .judges/bin/python -m pip install -q $(JUDGES) && touch $@
 
 lint: needs-dev ## check the code's style with ruff
 	$(PY) -m ruff check .

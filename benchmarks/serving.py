@@ -77,6 +77,11 @@ class Answer:
     def __init__(self, times, end, usage, text):
         self.times, self.end, self.usage, self.text = times, end, usage, text
 
+    @property
+    def cached(self):
+        """How many tokens of the prompt were found in a cache."""
+        return (self.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+
 
 class Refused(RuntimeError):
     """A server had too much to do."""
@@ -273,7 +278,7 @@ def row(name, answers, seconds, count):
     good = [1e3 * answer.times[0] <= LIMITS[0] and 1e3 * mean_gap(answer) <= LIMITS[1] for answer in answers]
     tokens = sum(answer.usage["completion_tokens"] for answer in answers)
     prompts = sum(answer.usage["prompt_tokens"] for answer in answers)
-    cached = sum((answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for answer in answers)
+    cached = sum(answer.cached for answer in answers)
     return {
         "name": name, "requests": len(answers), "refused": count - len(answers),
         "requests_s": _digits(len(answers) / seconds), "tokens_s": _digits(tokens / seconds),
@@ -288,12 +293,12 @@ def by_turn(answers, turns):
     """Each turn of the conversations, which follow one another in ``answers``: medians over them."""
     found = []
     for turn in range(turns):
-        ours = sorted(answers[turn::turns], key=lambda answer: answer.times[0])
-        prompts = [answer.usage["prompt_tokens"] for answer in ours]
-        cached = [(answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for answer in ours]
+        alike = sorted(answers[turn::turns], key=lambda answer: answer.times[0])
+        prompts = sum(answer.usage["prompt_tokens"] for answer in alike)
         found.append({
-            "prompt_tokens": round(sum(prompts) / len(ours)), "cached": _digits(sum(cached) / sum(prompts)),
-            "first_ms": _digits(1e3 * ours[len(ours) // 2].times[0]),
+            "prompt_tokens": round(prompts / len(alike)),
+            "cached": _digits(sum(answer.cached for answer in alike) / prompts),
+            "first_ms": _digits(1e3 * alike[len(alike) // 2].times[0]),
         })  # fmt: skip
     return found
 
@@ -321,7 +326,7 @@ def restarted(options, folder):
                 answer = asyncio.run(ask(server.port, said, 16, server.fields))
             times.append(1e3 * answer.times[0])
             texts.append(answer.text)
-        cached = answer.usage["prompt_tokens_details"]["cached_tokens"]
+        cached = answer.cached
         median = sorted(times)[RESTARTS // 2]
         rows.append({"name": name, "first_ms": _digits(median), "all_ms": [*map(_digits, times)], "cached": cached})
         if len({*texts}) != 1 or rows and texts[0] != (first := rows[0].setdefault("text", texts[0])):

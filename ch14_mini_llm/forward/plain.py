@@ -23,6 +23,7 @@ from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch07_warp_reduce.rmsnorm import rmsnorm_launch, rmsnorm_row
 from chapters.ch09_gemm.panels import linear
+from chapters.ch12_flash.kernels import WARP
 from chapters.ch12_flash.ragged import (
     paged_lanes_launch,
     paged_rows_launch,
@@ -44,7 +45,7 @@ def rows_attention(n_rows: int, n_head: int, n_kv_head: int, *sizes: int, single
     which each sequence has a row (``single``) or one with prompts."""
     if common.BACKEND == "gpu":
         return paged_v3_rows, paged_rows_launch(n_rows, n_head, *sizes)
-    if single or n_head > 32 * n_kv_head:
+    if single or n_head > WARP * n_kv_head:
         return paged_v7_key_per_lane, paged_lanes_launch(n_rows, n_head, *sizes)
     return paged_v8_query_per_lane, paged_tiles_launch(n_rows, n_head, n_kv_head, *sizes)
 

@@ -44,6 +44,14 @@ def caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim, lengths=L
     return k, v
 
 
+def case(rng, n_head, n_kv_head, head_dim, block_size=16, lengths=LENGTHS, new=NEW):
+    """What `attend` takes behind the kernel: random queries of a `layout`, its `caches`, and where each row stands."""
+    block_table, n_pages, row_seq, positions = layout(rng, block_size, lengths, new)
+    k, v = caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim, lengths)
+    q = rng.standard_normal((len(row_seq), n_head, head_dim), dtype=np.float32)
+    return q, k, v, block_table, row_seq, positions
+
+
 def attend(kernel, q, k, v, block_table, row_seq, positions):
     """What the kernel writes; 7 lies behind it."""
     n_rows, n_head, head_dim = q.shape
@@ -62,18 +70,14 @@ def attend(kernel, q, k, v, block_table, row_seq, positions):
 @pytest.mark.parametrize("block_size", [4, 16, 64])
 @pytest.mark.parametrize("n_head, n_kv_head, head_dim", [(2, 2, 32), (1, 1, 128), (6, 2, 24), (3, 1, 64)])
 def test_each_row_asks_its_own_sequence_up_to_its_position(rng, kernel, block_size, n_head, n_kv_head, head_dim):
-    block_table, n_pages, row_seq, positions = layout(rng, block_size)
-    k, v = caches(rng, block_table, n_pages, n_kv_head, block_size, head_dim)
-    q = rng.standard_normal((len(row_seq), n_head, head_dim), dtype=np.float32)
-    expected = ragged.paged_rows_reference(q, k, v, block_table, row_seq, positions, scale_of(head_dim))
-    np.testing.assert_allclose(attend(kernel, q, k, v, block_table, row_seq, positions), expected, **TOLERANCE)
+    inputs = case(rng, n_head, n_kv_head, head_dim, block_size)
+    expected = ragged.paged_rows_reference(*inputs, scale_of(head_dim))
+    np.testing.assert_allclose(attend(kernel, *inputs), expected, **TOLERANCE)
 
 
 @every_rung
 def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng, kernel):
-    block_table, n_pages, row_seq, positions = layout(rng, 16)
-    k, v = caches(rng, block_table, n_pages, 2, 16, 32)
-    q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
+    q, k, v, block_table, row_seq, positions = case(rng, 2, 2, 32)
     together = attend(kernel, q, k, v, block_table, row_seq, positions)
     for row in (0, 3, 7, 12, 26):
         one, seq = slice(row, row + 1), row_seq[row]
@@ -85,21 +89,16 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch(rng, kernel):
 def test_queries_that_share_a_key_have_the_bits_of_those_that_do_not(rng, n_head, n_kv_head, head_dim):
     """Rows of one sequence or of five in a block, more keys than a warp has lanes, and every length of the last 32."""
     lengths, new = [1, 5, 70, 64, 17, 97], [1, 5, 36, 1, 17, 40]
-    block_table, n_pages, row_seq, positions = layout(rng, 16, lengths, new)
-    k, v = caches(rng, block_table, n_pages, n_kv_head, 16, head_dim, lengths)
-    q = rng.standard_normal((len(row_seq), n_head, head_dim), dtype=np.float32)
+    inputs = case(rng, n_head, n_kv_head, head_dim, lengths=lengths, new=new)
     one, other = (
-        attend(kernel, q, k, v, block_table, row_seq, positions)
-        for kernel in (ragged.paged_v7_key_per_lane, ragged.paged_v8_query_per_lane)
+        attend(kernel, *inputs) for kernel in (ragged.paged_v7_key_per_lane, ragged.paged_v8_query_per_lane)
     )
     np.testing.assert_array_equal(one, other)
 
 
 @every_rung
 def test_what_is_no_number_in_a_sequence_stays_there(rng, kernel):
-    block_table, n_pages, row_seq, positions = layout(rng, 16)
-    k, v = caches(rng, block_table, n_pages, 2, 16, 32)
-    q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
+    q, k, v, block_table, row_seq, positions = case(rng, 2, 2, 32)
     before = attend(kernel, q, k, v, block_table, row_seq, positions)
     k[block_table[1, 0]], v[block_table[4, 0]] = np.inf, np.nan
     after = attend(kernel, q, k, v, block_table, row_seq, positions)
@@ -111,9 +110,7 @@ def test_what_is_no_number_in_a_sequence_stays_there(rng, kernel):
 @every_rung
 def test_padding_and_infinite_scores(rng, kernel):
     """A row at position -1 sees nothing and is 0; of a score of infinity or NaN the row is NaN, and no other is."""
-    block_table, n_pages, row_seq, positions = layout(rng, 16)
-    k, v = caches(rng, block_table, n_pages, 2, 16, 32)
-    q = rng.standard_normal((len(row_seq), 2, 32), dtype=np.float32)
+    q, k, v, block_table, row_seq, positions = case(rng, 2, 2, 32)
     before = attend(kernel, q, k, v, block_table, row_seq, positions)
     q[3], q[5, 1], positions[7] = np.nan, np.inf, -1
     after = attend(kernel, q, k, v, block_table, row_seq, positions)

@@ -105,6 +105,12 @@ class Serving:
         pairs = [line.rpartition(" ") for line in lines if line and not line.startswith("#")]
         return {name.removeprefix("mini_llm_"): float(value) for name, _, value in pairs}
 
+    def rejected(self, found):
+        """How many requests were answered with an error at once; those that came in are these and the accepted ones."""
+        rejected = sum(value for name, value in found.items() if name.startswith("admission_rejections_total"))
+        assert found["requests_received_total"] == found["requests_accepted_total"] + rejected
+        return rejected
+
     def settle(self, seconds=5):
         """Wait until nothing runs, and return the metrics; all blocks are free or cached then."""
         end = time.monotonic() + seconds
