@@ -53,7 +53,7 @@ from tqdm import tqdm  # noqa: E402
 
 from benchmarks import batched_peers as batched  # noqa: E402
 from benchmarks import start_time  # noqa: E402
-from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _packages, _summary, weight_bytes  # noqa: E402
+from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _numbers, _packages, _summary, weight_bytes  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from benchmarks.torch_llama import SHAPES, random_llama, to_numba  # noqa: E402
@@ -437,19 +437,12 @@ def format_table(result):
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def numbers(text):
-    """For argparse: "1,8" -> (1, 8), all at least 1."""
-    if not all(part.isdecimal() and int(part) for part in text.split(",")):
-        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers from 1 on, with commas between")
-    return tuple(int(part) for part in text.split(","))
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/engine.py", description=__doc__.split("\n")[0])
     sizes, known = SIZES[common.BACKEND], batched.PEERS
     level, repeats = ("fast", 3) if common.BACKEND == "gpu" else ("kv", 1)
     parser.add_argument("--only", type=_names(ASKED), help=f"questions, of {','.join(ASKED)}; or all")
-    parser.add_argument("--sequences", type=numbers, metavar="N,…", help="how many decode at once, for other numbers")
+    parser.add_argument("--sequences", type=_numbers, metavar="N,…", help="how many decode at once, for other numbers")
     parser.add_argument("--peers", type=_names(known), help=f"of {','.join(known)}; or none; by default all")
     parser.add_argument("--engine", choices=list(LEVELS), default=level, help=f"the level ({level})")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a weight file; by default 124M random "

@@ -351,6 +351,13 @@ def _compared(row, result):
     return f"{check['first_difference']} of {check['compared']} equal"
 
 
+def _numbers(text):
+    """For argparse: "1,8" -> (1, 8), all at least 1."""
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers from 1 on, with commas between")
+    return tuple(int(part) for part in text.split(","))
+
+
 def _names(known):
     """A type for argparse: "a,b" -> ["a", "b"], each one of ``known``; "none" or "" -> []."""
 

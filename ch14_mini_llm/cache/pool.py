@@ -3,7 +3,7 @@
 A block holds the keys and values of ``block_size`` tokens in every layer. At any time it is exactly one of
 
 ========  ==========================================================================================
-free      nobody needs what is in it
+free      nobody needs what is in it; the one given up last is taken first, its memory is near
 owned     in the block table of one sequence or more: `uses` of it is how many
 cached    in no block table, but the prefix cache knows what tokens it holds, and may lend it again
 ========  ==========================================================================================
@@ -16,6 +16,7 @@ block is dropped ``until`` that step's ticket: it stays owned until `retire` is 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 
@@ -77,7 +78,7 @@ class BlockPool:
             if not self.uses[block] and self._known[block]:
                 self._cached[block] = None
             elif not self.uses[block]:
-                self._free.append(block)
+                self._free.appendleft(block)
 
     def retire(self, ticket: Hashable) -> None:
         """The step of a ticket has ended: drop what was waiting for it."""
@@ -88,15 +89,15 @@ class BlockPool:
         assert self.uses[block] and not self._known[block]
         self._known[block] = True
 
-    def oldest(self) -> int | None:
-        """The cached block that was given up longest ago."""
-        return next(iter(self._cached), None)
+    def oldest(self, n: int) -> list[int]:
+        """Up to ``n`` cached blocks, first those that were given up longest ago."""
+        return list(itertools.islice(self._cached, n))
 
     def forget(self, block: int) -> None:
         """The prefix cache has dropped its entry of a cached block, which is free now."""
         del self._cached[block]
         self._known[block] = False
-        self._free.append(block)
+        self._free.appendleft(block)
 
     def check(self, tables: Iterable[Iterable[int]], known: Iterable[int]) -> None:
         """Raises AssertionError unless the pool agrees with the block tables and with the prefix cache's entries.

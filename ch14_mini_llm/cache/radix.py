@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ch14_mini_llm.cache.pool import BlockPool
-from ch14_mini_llm.cache.store import BlockStore
+from ch14_mini_llm.cache.store import BlockStore, Text
 
 
 @dataclass(eq=False)
@@ -73,31 +73,28 @@ class RadixCache:
 
     def _fetch(self, tokens: Sequence[int], node: Node, start: int) -> list[int]:
         """Blocks of the store that go on behind ``node``, from number ``start`` on, brought to the device and held."""
+        missing = -(-len(tokens) // self.block_size) - start - self.pool.free
+        if missing > self.pool.cached:
+            return []  # it will have to wait; to fetch them now and lose them again would help nobody
+        if missing > 0:
+            self.evict(missing)  # whoever asked is about to; and what is put into the store now disturbs no slot below
+        texts = self._store.texts(tokens[:-1], self.block_size, start, self._name(node))
         fetched: list[int] = []
-        if -(-len(tokens) // self.block_size) - start > self.pool.free + self.pool.cached:
-            return fetched  # it will have to wait; to fetch them now and lose them again would help nobody
-        for i in range(start, (len(tokens) - 1) // self.block_size):
-            key, parent = self._key(tokens, i), self._name(node)
-            values = self._store.get(name := self._store.name(parent, key), parent, key)
-            if values is None or not self.pool.free and not self.evict(1):
+        while len(fetched) < len(texts):
+            slots = self._store.get(texts[len(fetched) :])
+            if not slots:
                 break
-            (block,) = self.pool.take(1)
-            self._pages.write(block, values)
-            child = node.children[key] = self._nodes[block] = Node(block, key, node, name=name)
-            self.pool.know(block)
-            fetched.append(block)
-            node = child
+            blocks = self.pool.take(len(slots))
+            self._pages.write(self._store.memory, slots, blocks)
+            for text, block in zip(texts[len(fetched) :], blocks):
+                node = self._enter(node, block, text.tokens, text.name)
+            fetched += blocks
         return fetched
 
     def save(self, tokens: Sequence[int]) -> int:
         """Write the known blocks of a text to the store's files; returns how many tokens are there now."""
-        n, node = 0, self._root
-        for n in range(len(tokens) // self.block_size):
-            child = node.children.get(self._key(tokens, n))
-            if child is None or not self._keep(child, self._store.save):
-                return n * self.block_size
-            node = child
-        return len(tokens) // self.block_size * self.block_size
+        nodes = self._path([*tokens, 0])  # all full blocks: what ends with the last token as well
+        return self._store.save(*self._content(nodes)) * self.block_size
 
     def _name(self, node: Node) -> bytes:
         behind = []  # without recursion: a text may have thousands of blocks
@@ -109,9 +106,10 @@ class RadixCache:
             node = child
         return node.name
 
-    def _keep(self, node: Node, put):
-        name = self._name(node)
-        return put(name, self._name(node.parent), node.tokens, lambda: self._pages.read(node.block))
+    def _content(self, nodes: list[Node]):
+        """What a store is given of blocks: which they are, and how to read them."""
+        named = [(Text(self._name(node), self._name(node.parent), node.tokens), node.block) for node in nodes]
+        return named, lambda blocks, slots: self._pages.read(blocks, self._store.memory, slots)
 
     def known(self, tokens: Sequence[int]) -> int:
         """How many tokens `match` would give, without holding them."""
@@ -128,25 +126,26 @@ class RadixCache:
             key = self._key(tokens, i)
             child = node.children.get(key)
             if child is None:
-                child = node.children[key] = self._nodes[blocks[i]] = Node(blocks[i], key, node)
-                self.pool.know(child.block)
+                child = self._enter(node, blocks[i], key)
             elif child.block != blocks[i]:
                 return
             node = child
 
+    def _enter(self, node: Node, block: int, tokens: tuple[int, ...], name: bytes = b"") -> Node:
+        child = node.children[tokens] = self._nodes[block] = Node(block, tokens, node, name=name)
+        self.pool.know(block)
+        return child
+
     def evict(self, n: int) -> int:
         """Give up to ``n`` blocks that nobody owns back to the pool, least recently used first; returns how many."""
-        for freed in range(n):
-            block = self.pool.oldest()
-            if block is None:
-                return freed
-            node = self._nodes.pop(block)
-            assert not node.children, f"block {block} is older than one behind it"
-            if self._store is not None:
-                self._keep(node, self._store.put)
-            del node.parent.children[node.tokens]
-            self.pool.forget(block)
-        return n
+        nodes = [self._nodes[block] for block in self.pool.oldest(n)]
+        if self._store is not None:
+            self._store.put(*self._content(nodes))
+        for node in nodes:
+            assert not node.children, f"block {node.block} is older than one behind it"
+            del self._nodes[node.block], node.parent.children[node.tokens]
+            self.pool.forget(node.block)
+        return len(nodes)
 
     def nodes(self) -> list[Node]:
         """All entries, those in front before those behind them."""

@@ -7,9 +7,11 @@ the one that would be computed now, and processes on one machine share a folder 
     device ──evicted──> host's memory ──too full──> files ──too full──> gone
        <──────────── a request begins with its tokens ────────────┘
 
-A name is found by a digest, but what is used has been compared: the file says for which model and tokens it is, and has
-a checksum of its content. One that is cut, damaged, or another's is as good as none. Files are written aside and then
-renamed, so no reader ever sees half of one.
+A name is found by a digest, but what is used has been compared: tokens here, and all that a file's header says
+(`cache.block_files`).
+
+The host's blocks are slots of one array, which the device reads and writes by itself (chapter 13's ``kv_blocks``). Its
+last `PASSING` slots keep nothing: what is on its way between device and files passes through them.
 
 Source: the tiers of SGLang's HiCache and of Mooncake (Qin et al. 2024), each in some thousand lines more.
 """
@@ -19,24 +21,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ch14_mini_llm.files import FileError
+from ch14_mini_llm.cache.block_files import VERSION, BlockFiles, Text
 
-MAGIC, VERSION = b"KBKBLOCK", 1
-LEFT = 0.9  # of the room on disk, when files were removed because there was too little
-ENDING = ".kv"
+PASSING = 32  # blocks
+
+Named = tuple[Text, int]  # what a block of the device holds, and its number
+Read = Callable[[list[int], Sequence[int]], None]  # (blocks, slots): brings blocks of the device to slots
 
 
 class BlockStore:
     """Blocks of one model. model: a digest of its weights. shape, dtype: of a block, all layers. folder: for files, or
-    None. host_bytes, disk_bytes: room. Raises `FileError` for a folder that cannot be used.
+    None. host_bytes, disk_bytes: room. memory: makes the array for so many blocks, its first axis the slots'; without
+    one there are names and files, and no content. Raises `FileError` for a folder that cannot be used.
 
     counts: host_puts, disk_puts, host_hits, disk_hits, refused (files that are not what they should be), failed (that
     could not be written).
@@ -44,170 +46,115 @@ class BlockStore:
 
     def __init__(
         self, model: str, shape: Sequence[int], dtype, folder: str | os.PathLike | None = None, host_bytes: int = 0,
-        disk_bytes: int = 1 << 32,
+        disk_bytes: int = 1 << 32, memory: Callable[[int], np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.shape, self.dtype = model, tuple(map(int, shape)), np.dtype(dtype)
-        self.size = int(np.prod(self.shape)) * self.dtype.itemsize
-        self.host_bytes, self.disk_bytes = host_bytes, disk_bytes
+        layout = {"model": model, "shape": self.shape, "dtype": self.dtype.str}
+        named = json.dumps([VERSION, *layout.values()]).encode()
+        self.root = hashlib.blake2b(named, digest_size=16).digest()  # the name of no tokens
         self.counts: Counter[str] = Counter()
-        layout = json.dumps([VERSION, model, self.shape, self.dtype.str])
-        self.root = hashlib.blake2b(layout.encode(), digest_size=16).digest()  # the name of no tokens
-        self._host: OrderedDict[bytes, tuple[bytes, tuple[int, ...], np.ndarray]] = OrderedDict()
-        self.folder = None if folder is None else make_folder(Path(folder) / self.root.hex())
-        self._on_disk = 0 if self.folder is None else sum(size for _, size, _ in self._files())
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        self.files = None
+        if folder is not None:
+            self.files = BlockFiles(Path(folder) / self.root.hex(), layout, size, disk_bytes, self.counts)
+        self.n_host = host_bytes // size
+        self.passing = range(self.n_host, self.n_host + PASSING)
+        self.memory = None if memory is None else memory(self.n_host + PASSING)
+        self._host: OrderedDict[bytes, Named] = OrderedDict()  # name → text and slot, in the order of their last use
+        self._free = list(reversed(range(self.n_host)))
 
     def name(self, parent: bytes, tokens: Sequence[int]) -> bytes:
         """The name of a block with these tokens behind the block ``parent``, or behind `root`."""
-        return hashlib.blake2b(parent + np.array(tokens, np.int64).tobytes(), digest_size=16).digest()
+        return self._name(parent, np.array(tokens, np.int64))
+
+    @staticmethod
+    def _name(parent: bytes, tokens: np.ndarray) -> bytes:
+        return hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
+
+    def texts(self, tokens: Sequence[int], block_size: int, start: int = 0, parent: bytes | None = None) -> list[Text]:
+        """What a text's full blocks hold, from number ``start`` on, behind the block ``parent``."""
+        found, name, numbers = [], self.root if parent is None else parent, np.array(tokens, np.int64)
+        for end in range((start + 1) * block_size, len(tokens) + 1, block_size):
+            own, behind = numbers[end - block_size : end], name
+            name = self._name(behind, own)
+            found.append(Text(name, behind, tuple(own.tolist())))
+        return found
 
     def names(self, tokens: Sequence[int], block_size: int) -> list[bytes]:
         """The names of a text's full blocks."""
-        found, name = [], self.root
-        for end in range(block_size, len(tokens) + 1, block_size):
-            found.append(name := self.name(name, tokens[end - block_size : end]))
-        return found
+        return [text.name for text in self.texts(tokens, block_size)]
 
     def remove(self, name: bytes) -> None:
         """Forget a block."""
-        self._host.pop(name, None)
-        if self.folder is not None:
-            self._remove(self._path(name), self.size)
-
-    def put(self, name: bytes, parent: bytes, tokens: tuple[int, ...], read: Callable[[], np.ndarray]) -> None:
-        """Take a block in that the device is about to lose. read(): its content."""
         if name in self._host:
-            self._host.move_to_end(name)
-        elif self.folder is not None and self._path(name).exists():
-            self._touch(name)
-        elif self.size <= self.host_bytes:
-            self._host[name] = parent, tokens, read()
-            self.counts["host_puts"] += 1
-            while len(self._host) * self.size > self.host_bytes:
-                self._write(*self._lose_oldest())
-        else:
-            self._write(name, parent, tokens, read)
+            self._free.append(self._host.pop(name)[1])
+        if self.files is not None:
+            self.files.remove(name)
 
-    def save(self, name: bytes, parent: bytes, tokens: tuple[int, ...], read: Callable[[], np.ndarray]) -> bool:
-        """Write a block to its file, if it is not there. Returns whether it is there now."""
-        if self.folder is None:
-            return False
-        if self._path(name).exists():
-            self._touch(name)
-            return True
-        return self._write(name, parent, tokens, read)
+    def put(self, blocks: Sequence[Named], read: Read) -> None:
+        """Take blocks in that the device is about to lose."""
+        new = [(text, block) for text, block in blocks if not self._has(text.name)]
+        if not self.n_host:
+            self.save(new, read)
+            return
+        for some in _pieces(new, self.n_host):
+            slots = [self._free_slot() for _ in some]
+            read([block for _, block in some], slots)
+            self._host.update((text.name, (text, slot)) for (text, _), slot in zip(some, slots))
+            self.counts["host_puts"] += len(some)
 
-    def get(self, name: bytes, parent: bytes, tokens: tuple[int, ...]) -> np.ndarray | None:
-        """The content of a block, of `shape`; None if there is none for these tokens."""
-        found = self._host.get(name)
-        if found is not None and found[:2] == (parent, tokens):
-            self._host.move_to_end(name)
-            self.counts["host_hits"] += 1
-            return found[2]
-        if self.folder is None:
-            return None
-        try:
-            data = self._path(name).read_bytes()
-        except OSError:
-            return None
-        values = self._content(data, parent, tokens)
-        if values is None:
-            self.counts["refused"] += 1
-            self._remove(self._path(name), len(data))  # or it would be found, and refused, for ever
-            return None
-        self._touch(name)
-        self.counts["disk_hits"] += 1
-        return values
+    def save(self, blocks: Sequence[Named], read: Read) -> int:
+        """Write blocks to files, as far as they are not there; how many are there now, from the first one on."""
+        if self.files is None:
+            return 0
+        new, failed = [(text, block) for text, block in blocks if not self.files.has(text.name)], set()
+        for some in _pieces(new, PASSING):
+            read([block for _, block in some], self.passing[: len(some)])
+            failed |= {text.name for (text, _), slot in zip(some, self.passing) if not self._write(text, slot)}
+        return next((n for n, (text, _) in enumerate(blocks) if text.name in failed), len(blocks))
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    def get(self, texts: Sequence[Text]) -> list[int]:
+        """The slots of `memory` with the content of these blocks: from the first one on, as far as they are known, and
+        `PASSING` of files at most. What comes from a file is there until the next call of anything here."""
+        slots, passing = [], iter(self.passing if self.files is not None else ())
+        for text in texts:
+            kept = self._host.get(text.name)
+            slot = next(passing, None) if kept is None or kept[0] != text else kept[1]
+            if slot is None:
+                break
+            slots.append(slot)
+        wanted = [(text, self._bytes(slot)) for text, slot in zip(texts, slots) if slot in self.passing]
+        read = iter(self.files.read(wanted) if wanted else ())
+        for n, (text, slot) in enumerate(zip(texts, slots)):
+            if slot in self.passing and not next(read):
+                return slots[:n]
+            if slot not in self.passing:
+                self._host.move_to_end(text.name)
+            self.counts["disk_hits" if slot in self.passing else "host_hits"] += 1
+        return slots
 
-    def _path(self, name: bytes) -> Path:
-        text = name.hex()
-        return self.folder / text[:2] / (text + ENDING)
-
-    def _header(self, parent: bytes, tokens: tuple[int, ...], crc32: int) -> bytes:
-        fields = {
-            "version": VERSION, "model": self.model, "shape": self.shape, "dtype": self.dtype.str,
-            "parent": parent.hex(), "tokens": tokens, "crc32": f"{crc32:08x}",
-        }  # fmt: skip
-        return MAGIC + b"\n" + json.dumps(fields).encode() + b"\n"
-
-    def _content(self, data: bytes, parent: bytes, tokens: tuple[int, ...]) -> np.ndarray | None:
-        """The content of a file, None if it is not what it should be."""
-        payload = memoryview(data)[max(0, len(data) - self.size) :]
-        header = self._header(parent, tokens, zlib.crc32(payload))
-        if len(data) != len(header) + self.size or data[: len(header)] != header:
-            return None
-        return np.frombuffer(payload, self.dtype).reshape(self.shape)
-
-    def _write(self, name: bytes, parent: bytes, tokens: tuple[int, ...], read: Callable[[], np.ndarray]) -> bool:
-        if self.folder is None:
-            return False
-        path, payload = self._path(name), np.ascontiguousarray(read())
-        header = self._header(parent, tokens, zlib.crc32(payload))
-        if self._on_disk + len(header) + self.size > self.disk_bytes:
-            self._make_room(len(header) + self.size)
-        aside = path.with_name(f".{secrets.token_hex(6)}.tmp")
-        try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            with open(aside, "xb") as file:
-                file.write(header)
-                file.write(payload)
-            os.replace(aside, path)
-        except OSError:  # a full disk costs a computation later, not the answer now
-            self.counts["failed"] += 1
-            aside.unlink(missing_ok=True)
-            return False
-        self._on_disk += len(header) + self.size
-        self.counts["disk_puts"] += 1
+    def _has(self, name: bytes) -> bool:
+        if name not in self._host:
+            return self.files is not None and self.files.has(name)
+        self._host.move_to_end(name)
         return True
 
-    def _lose_oldest(self) -> tuple:
-        name, (parent, tokens, values) = self._host.popitem(last=False)
-        return name, parent, tokens, lambda: values
+    def _free_slot(self) -> int:
+        """A slot of the host; if need be, that of the block that was used longest ago, which goes on to its file."""
+        if self._free:
+            return self._free.pop()
+        _, (text, slot) = self._host.popitem(last=False)
+        if self.files is not None and not self.files.has(text.name):
+            self._write(text, slot)
+        return slot
 
-    def _touch(self, name: bytes) -> None:
-        try:
-            os.utime(self._path(name))
-        except OSError:
-            pass  # another process has removed it
+    def _write(self, text: Text, slot: int) -> bool:
+        return self.files.write(text, self._bytes(slot))
 
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """(when it was last used, bytes, path) of all files."""
-        found = []
-        for path in self.folder.glob(f"*/*{ENDING}"):
-            try:
-                stat = path.stat()
-            except OSError:
-                continue
-            found.append((stat.st_mtime, stat.st_size, path))
-        return found
-
-    def _make_room(self, size: int) -> None:
-        """Remove the files that were used longest ago, those of other processes as well."""
-        files = sorted(self._files())
-        self._on_disk = sum(size for _, size, _ in files)
-        for _, n, path in files:
-            if self._on_disk + size <= LEFT * self.disk_bytes:
-                return
-            self._remove(path, n)
-
-    def _remove(self, path: Path, size: int) -> None:
-        try:
-            path.unlink()
-        except OSError:
-            return
-        self._on_disk -= size
+    def _bytes(self, slot: int) -> memoryview:
+        return memoryview(self.memory[slot]).cast("B")
 
 
-def make_folder(path: Path) -> Path:
-    """A folder that is ours alone: what was said to the model is in it. Raises `FileError`."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stat = path.stat()
-    except OSError as error:
-        raise FileError(f"--kv_dir: {path} cannot be made ({error.strerror}); choose another place") from None
-    if hasattr(os, "getuid") and (stat.st_uid != os.getuid() or stat.st_mode & 0o022):
-        raise FileError(f"--kv_dir: {path} belongs to somebody else, or others may write to it; choose another place")
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise FileError(f"--kv_dir: {path} cannot be written to; choose another place")
-    return path
+def _pieces(items: list, n: int) -> Iterator[list]:
+    """A list in pieces of ``n`` at most."""
+    return (items[start : start + n] for start in range(0, len(items), n))

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ch14_mini_llm.cache.store import BlockStore, make_folder
+from ch14_mini_llm.cache.block_files import make_folder
+from ch14_mini_llm.cache.store import BlockStore
 from ch14_mini_llm.files import FileError, write_text
 from ch14_mini_llm.server.kinds import SESSION_NAME
 
@@ -41,7 +42,7 @@ class Sessions:
     write a name wins. Raises `FileError` for a folder that cannot be used."""
 
     def __init__(self, store: BlockStore) -> None:
-        self.store, self.folder = store, make_folder(store.folder / "sessions")
+        self.store, self.folder = store, make_folder(store.files.folder / "sessions")
 
     def read(self, name: str) -> Session | None:
         """A session; None if there is none, or its file is not what it should be."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ch14_mini_llm.cache.store import make_folder
+from ch14_mini_llm.cache.block_files import make_folder
 from ch14_mini_llm.engine.request import RequestError, check_number, check_whole
 
 

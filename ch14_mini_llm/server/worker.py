@@ -86,7 +86,11 @@ def _load(pipe, path, options):
 def keep(engine, model: str, kept: dict) -> Sessions:
     """Put a `BlockStore` below an engine. kept: its folder, host_bytes and disk_bytes. Raises `FileError`."""
     pages = engine.runner.cache
-    store = BlockStore(model, pages.block_shape, pages.dtype, **kept)
+    store = BlockStore(model, pages.block_shape, pages.dtype, memory=pages.host, **kept)
+    blocks = engine.pool.take(1)  # compiles
+    pages.read(blocks, store.memory, store.passing[:1])
+    pages.write(store.memory, store.passing[:1], blocks)
+    engine.pool.drop(blocks)
     engine.prefix_cache.attach(store, pages)
     return Sessions(store)
 
@@ -119,6 +123,9 @@ def warm_up(engine, progress=lambda text: None) -> list[list]:
                 raise RuntimeError(f"the engine cannot run its first request: {result.error}")
     if engine.prefix_cache is not None:
         engine.prefix_cache.evict(engine.pool.cached)  # nobody asked for that
+    blocks = engine.pool.take(min(engine.pool.free, engine.sizes.max_blocks))
+    engine.runner.cache.touch(blocks)
+    engine.pool.drop(blocks)  # they are taken first, again
     return kernels_of(launches)
 
 

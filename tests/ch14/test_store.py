@@ -27,11 +27,15 @@ class Pages:
     def __init__(self, n_blocks):
         self.of = {block: np.full(SHAPE, np.nan, np.float32) for block in range(n_blocks + 1)}
 
-    def read(self, block):
-        return self.of[block].copy()
+    def read(self, blocks, memory, slots):
+        assert len({*slots}) == len(slots) == len(blocks) > 0
+        for block, slot in zip(blocks, slots):
+            memory[slot] = self.of[block]
 
-    def write(self, block, values):
-        self.of[block] = values.copy()
+    def write(self, memory, slots, blocks):
+        assert len({*blocks}) == len(slots) == len(blocks) > 0
+        for block, slot in zip(blocks, slots):
+            self.of[block] = memory[slot].copy()
 
 
 def content(tokens):
@@ -58,7 +62,7 @@ class Cache:
             self.tree.evict(more - self.pool.free)
         blocks = match.blocks + self.pool.take(more)
         for i in range(len(match.blocks), n):
-            self.pages.write(blocks[i], content(tokens[: (i + 1) * BLOCK]))
+            self.pages.of[blocks[i]] = content(tokens[: (i + 1) * BLOCK])
         self.tree.insert(tokens, blocks)
         self.pool.drop(blocks)
         self.pool.check([], self.tree.blocks())
@@ -66,11 +70,12 @@ class Cache:
 
 
 def store_of(folder=None, model="m", **options):
-    return BlockStore(model, SHAPE, np.float32, folder, **options)
+    memory = lambda n: np.full((n, *SHAPE), np.nan, np.float32)
+    return BlockStore(model, SHAPE, np.float32, folder, memory=memory, **options)
 
 
 def files_of(store):
-    return sorted(store.folder.glob("*/*"))
+    return sorted(store.files.folder.glob("*/*"))
 
 
 def text(n, seed=0):
@@ -106,7 +111,7 @@ def test_another_process_reads_the_files(tmp_path):
     assert Cache(9, store_of(tmp_path)).run(text(33)) == 32
     assert Cache(9, store_of(tmp_path, model="another")).run(text(33)) == 0
     other = BlockStore("m", (2, 2, 3, 8, 8), np.float32, tmp_path)
-    assert other.folder != first.tree._store.folder and not files_of(other)
+    assert other.files.folder != first.tree._store.files.folder and not files_of(other)
 
 
 def test_only_what_is_known_is_saved(tmp_path):
@@ -132,7 +137,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path, kind):
     writer = Cache(9, store)
     writer.run(text(33))
     writer.tree.save(text(33))
-    third = store._path(store.names(text(33), BLOCK)[2])
+    third = store.files.path(store.names(text(33), BLOCK)[2])
     data = third.read_bytes()
     third.write_bytes(damages()[kind](data))
     reader = Cache(9, store_of(tmp_path))
@@ -147,7 +152,7 @@ def test_a_file_in_the_place_of_another_is_refused(tmp_path):
     cache = Cache(9, store)
     cache.run(text(9)), cache.run(text(9, 1))
     cache.tree.save(text(9)), cache.tree.save(text(9, 1))
-    one, two = (store._path(store.names(text(9, seed), BLOCK)[0]) for seed in (0, 1))
+    one, two = (store.files.path(store.names(text(9, seed), BLOCK)[0]) for seed in (0, 1))
     one.write_bytes(two.read_bytes())
     assert Cache(9, store_of(tmp_path)).run(text(9)) == 0
 
@@ -181,10 +186,10 @@ def test_folders_that_are_refused(tmp_path):
     for path, message in ((tmp_path / "file", "cannot be made"), (tmp_path / "open", "others may write")):
         if path.name == "open":
             store = store_of(path)
-            os.chmod(store.folder, 0o777)
+            os.chmod(store.files.folder, 0o777)
         with pytest.raises(FileError, match=f"--kv_dir: .*{message}"):
             store_of(path)
-    assert oct(store_of(tmp_path).folder.stat().st_mode)[-3:] == "700"
+    assert oct(store_of(tmp_path).files.folder.stat().st_mode)[-3:] == "700"
 
 
 def test_removed_and_never_there(tmp_path):
@@ -212,14 +217,16 @@ def test_any_requests_in_any_order(tmp_path_factory, asked, n_blocks, host_block
 
 def test_two_writers_of_one_block(tmp_path):
     stores = [store_of(tmp_path) for _ in range(4)]
-    name, tokens = stores[0].name(stores[0].root, text(4)), tuple(text(4))
-    start = threading.Barrier(4)
+    (block,), start = stores[0].texts(text(4), BLOCK), threading.Barrier(4)
 
     def write(store):
         start.wait()
         for _ in range(20):
-            store._write(name, store.root, tokens, lambda: content(tokens))
-            assert np.array_equal(store.get(name, store.root, tokens), content(tokens))
+            store.memory[store.passing[0]] = content(text(4))
+            assert store._write(block, store.passing[0])
+            store.memory[:] = np.nan
+            (slot,) = store.get([block])
+            assert np.array_equal(store.memory[slot], content(text(4)))
 
     threads = [threading.Thread(target=write, args=(store,)) for store in stores]
     for thread in threads:
@@ -240,7 +247,8 @@ def weights():
 def engine_over(model, level, folder=None, num_blocks=12, **options):
     engine = Engine(model, level, num_blocks=num_blocks, block_size=4, max_batch=4, deterministic=True)
     pages = engine.runner.cache
-    engine.prefix_cache.attach(BlockStore("m", pages.block_shape, pages.dtype, folder, **options), pages)
+    store = BlockStore("m", pages.block_shape, pages.dtype, folder, memory=pages.host, **options)
+    engine.prefix_cache.attach(store, pages)
     return engine
 
 

@@ -15,7 +15,7 @@ openai = pytest.importorskip("openai")
 from serving import TINY, Serving
 
 from ch14_mini_llm.cache.store import BlockStore
-from ch14_mini_llm.server.outbox import Outbox
+from ch14_mini_llm.server.outbox import EVENT, Outbox
 from ch14_mini_llm.server.sessions import Session, Sessions
 
 STORY = "Once upon a time there was a little dog who liked to play in the big green garden with his friends. One day"
@@ -196,7 +196,9 @@ def test_a_server_without_a_folder_says_so():
 
 
 def kept_in(folder):
-    return Sessions(BlockStore("m", (1, 2, 1, 4, 2), "float32", folder))
+    shape = 1, 2, 1, 4, 2
+    memory = lambda n: np.zeros((n, *shape), np.float32)
+    return Sessions(BlockStore("m", shape, "float32", folder, memory=memory))
 
 
 def test_records(tmp_path):
@@ -230,12 +232,11 @@ def test_a_delete_leaves_what_others_share(tmp_path):
     shared, texts = list(range(4)), {}
     for name in "ab":
         tokens = texts[name] = shared + [ord(name)] * 4
-        for parent, block, ids in zip([kept.store.root, *kept.store.names(tokens, 4)], kept.store.names(tokens, 4),
-                                      (tuple(tokens[:4]), tuple(tokens[4:]))):  # fmt: skip
-            assert kept.store.save(block, parent, ids, lambda: np.zeros(kept.store.shape, np.float32))
+        blocks = [(text, 0) for text in kept.store.texts(tokens, 4)]
+        assert kept.store.save(blocks, lambda blocks, slots: None) == 2
         kept.turn(name, tokens, 8)
     kept.delete(kept.read("a"), 4)
-    left = {path.stem for path in kept.store.folder.glob("*/*.kv")}
+    left = {path.stem for path in kept.store.files.folder.glob("*/*.kv")}
     assert left == {name.hex() for name in kept.store.names(texts["b"], 4)} and [one.id for one in kept.all()] == ["b"]
 
 
@@ -266,7 +267,7 @@ def test_tokens_join_and_ends_do_not_wait(monkeypatch):
     box.add(1, Output(0, prompt_logprobs=(None,)))
     box.add(1, Output(0, (8,), logprobs=(0.8,)))
     assert box.take(1000) == []
-    clock[0] = 1.2
+    clock[0] = 1.0 + 1001 * EVENT
     assert box.take(1000) == [
         (1, Output(0, (6, 7), logprobs=(0.6, 0.7))), (1, Output(0, prompt_logprobs=(None,))),
         (1, Output(0, (8,), logprobs=(0.8,))),
