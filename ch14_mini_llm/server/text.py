@@ -22,6 +22,8 @@ class StopMatcher:
         """What may leave now. The stop text that is completed first counts; of two at once the longer."""
         if self.found:
             return ""
+        if not self.stops:
+            return text
         text = self._held + text
         ends = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
         if ends:

@@ -249,7 +249,7 @@ def test_a_folder_that_takes_no_record(tmp_path, monkeypatch):
 # --- tokens that leave together --------------------------------------------------------------------------------------
 
 
-def test_tokens_join_and_ends_do_not_wait(monkeypatch):
+def test_tokens_join_but_first_ones_and_ends_do_not_wait(monkeypatch):
     from ch14_mini_llm.engine.plan import Output
 
     clock = [0.0]
@@ -261,9 +261,11 @@ def test_tokens_join_and_ends_do_not_wait(monkeypatch):
     for token in (6, 7):
         box.add(1, Output(0, (token,), logprobs=(token / 10,)))
         box.add(2, Output(4, (token + 10,)))
+    assert box.take(1000) == [(2, Output(4, (16, 17)))]  # its first ones
+    box.add(2, Output(4, (18,)))
     assert box.take(1000) == []
     box.add(2, Output(4, (), "length", cached_tokens=3))
-    assert box.take(1000) == [(2, Output(4, (16, 17), "length", None, (), None, 3))]
+    assert box.take(1000) == [(2, Output(4, (18,), "length", None, (), None, 3))]
     box.add(1, Output(0, prompt_logprobs=(None,)))
     box.add(1, Output(0, (8,), logprobs=(0.8,)))
     assert box.take(1000) == []
