@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--only closed,open,chat,restart] [--clients 8] [--requests 5] [--new 48] [--turns 8]
                                  [--peers llama.cpp] [--weights FILE] [--dtype float16] [--out benchmarks/results]
 
-Prints a table and writes ``<out>/<device>/serving.json``. Each server runs in a process of its own with as many
+Prints a table and writes ``<out>/<device>/<name>.json``. Each server runs in a process of its own with as many
 sequences at a time as there are clients; the clients are in this process, and read the streams from bare sockets. All
 take the likeliest token and make the same number of them. Without a GPU it serves SmolLM2 (`make smollm2`), and
 llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on an idle machine.
@@ -551,6 +551,7 @@ def main(argv=None):
     add("--dtype", choices=["float32", "float16"], default="float16" if common.BACKEND == "cpu" else None,
         help="of the weights on the level kv (float16)")  # fmt: skip
     add("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
+    add("--name", default="serving", help="of the file with the results (serving)")
     options = parser.parse_args(argv)
     if min(options.clients, options.requests, options.new, options.turns, options.history) < 1:
         parser.error("--clients, --requests, --new, --turns and --history must be at least 1 each")
@@ -558,7 +559,9 @@ def main(argv=None):
         parser.error(f"--weights: {options.weights} is not there; make smollm2 fetches SmolLM2")
     if options.peers and options.weights != SMOLLM2:
         parser.error("llama.cpp has SmolLM2's weights: leave out --weights, or give --peers=none")
-    path = options.out / device_folder() / "serving.json"
+    if not options.name.isidentifier():
+        parser.error(f"--name={options.name}: letters, digits and _, such as serving_256")
+    path = options.out / device_folder() / f"{options.name}.json"
     try:
         make_output(path, "--out")
     except FileError as error:

@@ -218,7 +218,8 @@ def paged_v8_query_per_lane(
 ):  # fmt: skip
     """:func:`paged_v7_key_per_lane` with a lane for a query: a group's heads, of as many rows as a warp has room for.
 
-    A key that has been read serves 32 queries, and nothing is shuffled: each lane has its own largest score and sum.
+    A key that has been read serves 32 queries, and a query two keys, since loads are what takes time here. Nothing is
+    shuffled: each lane has its own largest score and sum.
     They are made in v7's order, 32 keys at a time with their weights added as its butterfly adds them, and every
     product is rounded once, so the bits are v7's. Where rows of a block belong to several sequences it goes through
     them one after the other, and most lanes look on: for steps v7 is faster. On a GPU queries and sums have no room in
@@ -254,14 +255,19 @@ def paged_v8_query_per_lane(
             for first in range(0, longest, WARP):
                 count = min(longest - first, WARP)
                 best = LOWEST
-                for j in range(count):
+                for j in range(0, count, 2):  # two keys at a time, of one page: a query is loaded once for both
                     page = block_table[seq, (first + j) // block_size]
                     place = (first + j) % block_size
+                    beside = place + min(count - j - 1, 1)  # behind the last key, that one again
                     score = float32(0)
+                    score_beside = float32(0)
                     for dim in range(head_dim):
                         score = cuda.fma(query[dim, lane], k_cache[page, kv_head, place, dim], score)
+                        score_beside = cuda.fma(query[dim, lane], k_cache[page, kv_head, beside, dim], score_beside)
                     weights[j, lane] = score
+                    weights[j + 1, lane] = score_beside
                     best = max(best, score) if first + j < end else best
+                    best = max(best, score_beside) if first + j + 1 < end else best
                 before = largest
                 largest = max(largest, best)
                 shrink = math.exp(before - largest)
@@ -278,14 +284,19 @@ def paged_v8_query_per_lane(
                 total = cuda.fma(total, shrink, pair)
                 for dim in range(head_dim):
                     acc[dim, lane] *= shrink
-                for j in range(count):
+                for j in range(0, count, 2):
                     page = block_table[seq, (first + j) // block_size]
                     place = (first + j) % block_size
+                    beside = place + min(count - j - 1, 1)
                     weight = weights[j, lane]
+                    weight_beside = weights[j + 1, lane]
                     counts = first + j < end  # or a value that is no number would be everybody's
+                    counts_beside = j + 1 < count and first + j + 1 < end
                     for dim in range(head_dim):
                         more = cuda.fma(weight, v_cache[page, kv_head, place, dim], acc[dim, lane])
-                        acc[dim, lane] = more if counts else acc[dim, lane]
+                        more = more if counts else acc[dim, lane]
+                        both = cuda.fma(weight_beside, v_cache[page, kv_head, beside, dim], more)
+                        acc[dim, lane] = both if counts_beside else more
     if used:
         for dim in range(head_dim):
             out[row, head, dim] = acc[dim, lane] / total if total != float32(0) else float32(0)
