@@ -28,8 +28,8 @@ import common  # noqa: E402  (before numba.cuda)
 import torch  # noqa: E402
 from numba import cuda  # noqa: E402
 
-from benchmarks.engine import SIZES, Bench, numbers  # noqa: E402
-from benchmarks.gpt2 import GPT2_124M, _digits, weight_bytes  # noqa: E402
+from benchmarks.engine import SIZES, Bench  # noqa: E402
+from benchmarks.gpt2 import GPT2_124M, _digits, _numbers, weight_bytes  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
@@ -89,7 +89,7 @@ def row_of(b, n, repeats):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/step_profile.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--sequences", type=numbers, default=(1, 32, 256), metavar="N,…", help="default 1,32,256")
+    parser.add_argument("--sequences", type=_numbers, default=(1, 32, 256), metavar="N,…", help="default 1,32,256")
     parser.add_argument("--repeats", type=int, default=5, help="replays of each (5)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable
 
@@ -71,6 +72,7 @@ class RemoteEngine:
         self._streams: dict[int, Stream] = {}
         self._watchers: set[Watcher] = set()
         self._keys, self._starts, self._changed = itertools.count(), 0, asyncio.Event()
+        self._outgoing: list[tuple] = []
 
     @property
     def load(self) -> int:
@@ -81,7 +83,8 @@ class RemoteEngine:
         """Start the process; `ready` waits until it takes requests."""
         context = multiprocessing.get_context("spawn")  # a fork would take this process's threads and locks along
         self._loop, (self._pipe, theirs) = asyncio.get_running_loop(), context.Pipe()
-        self.state, self._starts = STARTING, self._starts + 1
+        sys.setswitchinterval(worker.SWITCH)
+        self.state, self._starts, self._outgoing = STARTING, self._starts + 1, []
         self.process = context.Process(target=worker.main, args=(theirs, *self._arguments), daemon=True)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C in a terminal is for this process
         try:
@@ -131,14 +134,24 @@ class RemoteEngine:
         """End the process."""
         self.state = CLOSED
         self._send("stop", None)  # to close the pipe would not wake the thread that reads from it
+        self._flush()
         self.process.join(5)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
 
-    def _send(self, *message) -> None:
+    def _send(self, *command) -> None:
+        """Commands leave together, when all that is due now has been done: each message costs the thread that reads it
+        Python's lock twice, which the engine needs."""
+        self._outgoing.append(command)
+        if len(self._outgoing) == 1:
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        commands, self._outgoing = self._outgoing, []
         try:
-            self._pipe.send(message)
+            if commands:
+                self._pipe.send(commands)
         except OSError:
             pass  # the process has ended; `_listen` says so
 

@@ -2,8 +2,8 @@
 
 So HTTP never waits for a device, and the device never for a socket. Messages are tuples, the first item says which:
 
-    to the worker    ("submit", key, Request, session or None) · ("abort", key) · ("end", key) · ("stop", None), and
-                     commands of `glass.Glass`
+    to the worker    lists of ("submit", key, Request, session or None) · ("abort", key) · ("end", key) ·
+                     ("stop", None), and of commands of `glass.Glass`
     from it          ("progress", text) · ("ready", facts) · ("failed", text) · ("step", [(key, Output), …], stats)
                      ("view", what there is to be seen)
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -33,12 +34,14 @@ from ch14_mini_llm.server.sessions import Sessions
 OFTEN = 0.05  # seconds between two reports of the engine's state, while it works
 WARM_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)  # sequences at a time, as far as the engine takes so many
 LONG = 600  # tokens of a long prompt
+SWITCH = 2e-4  # seconds after which a thread gives Python's lock to one that waits, such as that which reads the pipe
 
 
 def main(pipe, path: str, options: dict) -> None:
     """Load a model, warm up, and serve until the pipe is closed. options: `Engine.of`'s, level and dtype among them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who started this process decides when it ends
+    sys.setswitchinterval(SWITCH)
     try:
         loaded = _load(pipe, Path(path), options)
     except EOFError:
@@ -61,8 +64,7 @@ def _load(pipe, path, options):
     config, tensors = load_weights(path)
     grammars = Grammars(tokenizer_of(config, tensors))
     backend, device, reason = pick_backend()
-    from ch14_mini_llm.engine.engine import Engine
-
+    from ch14_mini_llm.engine.engine import Engine  # late: numba.cuda comes with it
     kept = options.pop("kept", None)
     level = options.pop("level") or best_level(config, backend, options["dtype"])
     pipe.send(("progress", f"{backend}, {device} ({reason}), engine {level}"))
@@ -87,10 +89,8 @@ def keep(engine, model: str, kept: dict) -> Sessions:
     """Put a `BlockStore` below an engine. kept: its folder, host_bytes and disk_bytes. Raises `FileError`."""
     pages = engine.runner.cache
     store = BlockStore(model, pages.block_shape, pages.dtype, memory=pages.host, **kept)
-    blocks = engine.pool.take(1)  # compiles
-    pages.read(blocks, store.memory, store.passing[:1])
-    pages.write(store.memory, store.passing[:1], blocks)
-    engine.pool.drop(blocks)
+    pages.read([0], store.memory, store.passing[:1])  # compiles; page 0 is nobody's
+    pages.write(store.memory, store.passing[:1], [0])
     engine.prefix_cache.attach(store, pages)
     return Sessions(store)
 
@@ -185,15 +185,17 @@ class Worker:
             self.sessions.store.counts["failed"] += 1
 
     def _show(self, now: bool = False) -> None:
-        view = self.glass.view(now)
-        if view is not None:
+        if (view := self.glass.view(now)) is not None:
             self.pipe.send(("view", view))
 
     def _listen(self) -> None:
         try:
-            while (command := self.pipe.recv())[0] != "stop":
-                self.commands.append(self._ready(command))
-                self.awake.set()
+            while True:
+                for command in self.pipe.recv():
+                    if command[0] == "stop":
+                        raise EOFError
+                    self.commands.append(self._ready(command))
+                    self.awake.set()
         except (EOFError, OSError):
             pass
         self.closed = True

@@ -186,7 +186,7 @@ def test_ctrl_c_ends_it_cleanly(weights):
     assert process.stdout.read(5) == b"Hello"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.endswith(b"run.py: interrupted\n") and b"Traceback" not in err
 
 

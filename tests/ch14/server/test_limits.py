@@ -1,6 +1,7 @@
 """A server that has too much to do, is told to end, or whose engine dies: every client has an answer."""
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
@@ -216,7 +217,10 @@ def _child_of(parent):
     """The process id of the engine: the child that is not Python's own tracker of resources."""
     for name in os.listdir("/proc"):
         if name.isdecimal():
-            with open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/cmdline") as line:
+            with (
+                contextlib.suppress(FileNotFoundError, ProcessLookupError),  # one that has just ended
+                open(f"/proc/{name}/stat") as stat, open(f"/proc/{name}/cmdline") as line,
+            ):  # fmt: skip
                 if int(stat.read().rpartition(")")[2].split()[1]) == parent and "spawn_main" in line.read():
                     return int(name)
     raise AssertionError("the engine has no process")
