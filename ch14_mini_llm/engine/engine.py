@@ -29,10 +29,11 @@ from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.engine.constraint import guarded
 from ch14_mini_llm.engine.counts import Counts
 from ch14_mini_llm.engine.dtypes import check_dtype
+from ch14_mini_llm.engine.interrupts import Interrupts
 from ch14_mini_llm.engine.plan import Output, Plan, Result
 from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_rest, check_tokens
+from ch14_mini_llm.engine.run_all import run_all
 from ch14_mini_llm.engine.scheduler import Scheduler
-from ch14_mini_llm.engine.sequence import ENDED
 from ch14_mini_llm.engine.sequence import Sequence as Running
 from ch14_mini_llm.engine.sizes import check_level, choose_sizes
 from ch14_mini_llm.engine.static import StaticScheduler
@@ -77,7 +78,8 @@ class Engine:
         parts = 2 * max_batch if static else max_batch  # of a step
         self.runner = ModelRunner(model, replace(sizes, max_batch=parts), level, bool(deterministic))
         self.on_step: Callable[[Plan | None, list[Output]], None] | None = None  # called at the end of each step
-        self.failure: Exception | None = None  # the last that a step has raised
+        self.failure: BaseException | None = None  # the last that a step has raised
+        self._interrupts = Interrupts()
         self._ahead = int(common.BACKEND == "gpu" if look_ahead is None else look_ahead)
         self._under_way: deque[Ticket] = deque()
         self._lock = threading.Lock()  # of the next three, which other threads write
@@ -158,8 +160,17 @@ class Engine:
         with self._lock:
             return list(self._alive)
 
+    def sequence(self, id: int) -> Running:
+        """What the scheduler knows of a request that has not ended. Raises KeyError for another."""
+        return self._alive[id]
+
     def step(self) -> list[Output]:
-        """Run one step, if there is one to run; returns what is new since the last call."""
+        """Run one step, if there is one to run; returns what is new since the last call. Ctrl-C is raised when a step
+        has ended, or in the middle of its launches, which ends its requests."""
+        with self._interrupts:
+            return self._step()
+
+    def _step(self) -> list[Output]:
         with self._lock:
             submitted, self._submitted = self._submitted, []
             aborted, self._aborted = self._aborted, []
@@ -187,11 +198,16 @@ class Engine:
 
     def _launch(self, plan: Plan) -> None:
         try:
-            self._under_way.append(self.runner.launch(plan))
-        except Exception as error:  # a fault of ours or of the device: it ends these requests, not the engine
+            with self._interrupts.let_through():
+                ticket = self.runner.launch(plan)
+        except BaseException as error:  # a fault of ours or of the device: it ends these requests, not the engine
             while self._under_way:  # steps end in their order
                 self._read()
             self._failed(plan, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._under_way.append(ticket)
 
     def _read(self) -> None:
         """Wait for the oldest step under way."""
@@ -203,32 +219,14 @@ class Engine:
         else:
             self.scheduler.done(ticket.plan, tokens, scores)
 
-    def _failed(self, plan: Plan, error: Exception) -> None:
+    def _failed(self, plan: Plan, error: BaseException) -> None:
         self.failure = error
         self.scheduler.failed(plan, f"{type(error).__name__}: {error}")
 
     def run(self, requests: Sequence[Request], on_output: Callable[[Output], None] | None = None) -> list[Result]:
         """Run requests to their ends; their results, in order. One that cannot be fulfilled has an error, alone.
         on_output: called with each Output as it comes."""
-        results, running = [], {}
-        for request in requests:
-            try:
-                id = self.submit(request)
-            except RequestError as error:
-                results.append(Result(None, finish_reason="error", error=str(error)))
-            else:
-                sampling = self._alive[id].sampling
-                results.append(Result(id, seed=sampling and sampling.seed))
-                running[id] = results[-1], self._alive[id]
-        while any(sequence.state != ENDED for _, sequence in running.values()):
-            for output in self.step():
-                if on_output is not None:
-                    on_output(output)
-                if output.id in running:
-                    result, sequence = running[output.id]
-                    result.take(output)
-                    result.cached_tokens, result.preemptions = sequence.n_cached or 0, sequence.preemptions
-        return results
+        return run_all(self, requests, on_output)
 
     # --- what is going on --------------------------------------------------------------------------------------------
 

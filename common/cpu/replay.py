@@ -59,21 +59,22 @@ class Replay:
         self._steps = steps if None not in steps else None
 
     def _bind(self):
-        """Make calls of the launches, with the error array of this thread's row; returns the row."""
+        """Make calls of the launches, with the error array of this thread's row; returns the row. Ctrl-C in the middle
+        must not leave some of them, so nothing is set before the end."""
         row = launch._mine.row = launch._mine.__dict__.get("row") or crash.Row()
-        self._row, self._calls, canaries, several = row, [], {}, launch.workers() > 1
-        records, first, all_seconds, self._unsure = [], 0, 0.0, False
+        calls, canaries, several, unsure = [], {}, launch.workers() > 1, False
+        records, first, all_seconds = [], 0, 0.0
         for number, (kernel, compiled, history, last, block, shared_bytes, values, pairs) in enumerate(self._steps):
             blocks = last.grid[0] * last.grid[1] * last.grid[2]
             seconds = last.known * blocks
-            self._unsure |= math.isinf(seconds)
+            unsure |= math.isinf(seconds)
             arguments = *last.grid, launch._NOTHING, row.err, *values
             shared, record = blocks > 1 and several, None
             if not shared_bytes and seconds < launch.SLICE:
                 divided = shared and seconds > SHARED_SECONDS
                 record = native.record(compiled, last.place, blocks, divided, arguments)
             if records and (record is None or all_seconds > launch.SLICE):
-                self._calls.append((first, self._program(records, row)))
+                calls.append((first, self._program(records, row)))
                 records, first, all_seconds = [], number, 0.0
             if record is not None:
                 records.append(record)
@@ -89,13 +90,14 @@ class Replay:
                     call = functools.partial(launch._run_shared, work, blocks, row)
                 else:
                     call = functools.partial(compiled.run, 0, blocks, *arguments)
-                self._calls.append((number, functools.partial(self._called, last.place, call, row)))
+                calls.append((number, functools.partial(self._called, last.place, call, row)))
             if last.shapes:  # on memory whose ends nobody watches
                 crash.suspect(last.place)
             canaries |= {id(pair[0]): pair for pair in pairs}
         if records:
-            self._calls.append((first, self._program(records, row)))
-        self._canaries = list(canaries.values())
+            calls.append((first, self._program(records, row)))
+        self._calls, self._canaries, self._unsure = calls, list(canaries.values()), unsure
+        self._row = row
         return row
 
     @staticmethod

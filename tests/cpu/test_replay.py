@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import cuda, float32
 
-from common.cpu import launch
+from common.cpu import launch, native
 from common.cpu.errors import OutOfBoundsError
 from common.cpu.replay import Replay
 from common.sanitize import sanitize
@@ -125,6 +125,28 @@ def test_ctrl_c_ends_a_replay():
     before = x.copy_to_host()
     replay.run()
     np.testing.assert_array_equal(x.copy_to_host(), before)
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_ctrl_c_while_it_is_made_ready_leaves_no_launch_out(monkeypatch, when):
+    """Calls are made of the launches at the first replay; if that is interrupted, the next begins anew."""
+    x, y = numbers(40), numbers(40)
+    replay = kept(lambda: [scale[1, 64](x, y, factor, 40) for factor in (1, 2, 3)])
+    record, calls = native.record, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replay.run()
+    before = y.copy_to_host()
+    replay.run()
+    np.testing.assert_array_equal(y.copy_to_host(), before + 6 * np.arange(40, dtype=np.float32))
 
 
 def test_the_sanitizer_a_trace_and_checks_see_the_launches(monkeypatch):
