@@ -470,6 +470,22 @@ def overload_table(result):
     return [*lines, "", f"*{result['device']}, {result['model']}; {what}.*"]
 
 
+def sockets_table(folder):
+    """What of a GPU's tokens reaches the sockets, as lines of Markdown, a file of results a row."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/serving_*.json")]
+    lines = ["| new tokens | the engine alone, tokens/s | at the sockets | | events/s | first text, ms |"]
+    lines.append("|---:|" + "---:|" * 5)
+    for result in sorted(results, key=lambda result: result["new"]):
+        closed, (row,) = result["closed"], result["closed"]["rows"]
+        cells = [f"{result['new']}", *(f"{round(rate)}" for rate in (closed["engine_tokens_s"], row["tokens_s"]))]
+        cells += [f"{closed['over_engine']:.2f}", f"{round(row['events_s'])}"]
+        cells.append(" / ".join(map(bench.short, row["first_ms"])))
+        lines.append("| " + " | ".join(cells) + " |")
+    one = results[0]
+    what = f"{one['clients']} clients, {row['prompt_tokens'] // row['requests']} tokens of a prompt"
+    return [*lines, "", f"*{one['device']}, GPT-2 small, random weights; {what}; 50th / 95th / 99th percentile.*"]
+
+
 def turns_table(result):
     """The turns of the conversations as lines of Markdown."""
     rows = sorted(result["chat"]["rows"], key=lambda row: list(SAID).index(row["name"]))
@@ -486,6 +502,7 @@ def turns_table(result):
 CHAPTER = ROOT / "ch14_mini_llm"
 TABLES = {"server": format_table, "under_load": overload_table, "prefix_cache": turns_table}  # of the pages
 BLOCK = re.compile(r"(<!-- serving -->\n).*?(<!-- end -->)", re.DOTALL)
+SOCKETS = re.compile(r"(<!-- sockets -->\n).*?(<!-- end -->)", re.DOTALL)  # of a GPU's engine, on the server's page
 
 
 def committed(folder=RESULTS):
@@ -496,7 +513,8 @@ def committed(folder=RESULTS):
 def filled(name, page, folder=RESULTS):
     """The text of one of the chapter's pages with its table of the committed figures."""
     lines = TABLES[name](committed(folder))
-    return BLOCK.sub(lambda match: match[1] + "\n".join([*lines, ""]) + match[2], page)
+    page = BLOCK.sub(lambda match: match[1] + "\n".join([*lines, ""]) + match[2], page)
+    return SOCKETS.sub(lambda match: match[1] + "\n".join([*sockets_table(folder), ""]) + match[2], page)
 
 
 def draw(result, path):

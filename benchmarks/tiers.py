@@ -2,7 +2,7 @@
 
     python benchmarks/tiers.py [--shapes smollm2-135m,…] [--tokens 128,256,…] [--repeats 5] [--folder DIR]
                                [--out benchmarks/results]
-    python benchmarks/tiers.py --page           # draws what was measured, and writes the table of chapter 14's page
+    python benchmarks/tiers.py --page           # draws what was measured, and writes the tables of the pages
 
 Prints the figures and writes them to ``<out>/<device>/tiers.json``. A text of n tokens is run, and then left: its
 blocks are evicted to where the way says. Then comes its next turn, n tokens and `TURN` more, and the time until its
@@ -56,7 +56,8 @@ WAYS = ("anew", "device", "host", "files", "disk")
 TURN, COPIED, WARM = 24, 125, 2
 TOKENS = {"cpu": [128, 256, 512, 1024, 2000], "gpu": [128, 256, 512, 1024, 2000]}
 DEFAULT_SHAPES = {"cpu": ["smollm2-135m"], "gpu": [*SHAPES]}
-PAGE, PICTURE = ROOT / "ch14_mini_llm" / "tiers.md", ROOT / "ch14_mini_llm" / "img" / "tiers.svg"
+PAGES = [ROOT / "ch14_mini_llm" / "tiers.md", ROOT / "chapters" / "ch13_llm_ops" / "kv_blocks.md"]
+PICTURE = ROOT / "ch14_mini_llm" / "img" / "tiers.svg"
 BLOCK = table_block("tiers")
 
 
@@ -214,7 +215,7 @@ TABLES = {"turn": format_table, "copy": copy_table}
 
 
 def filled(page, folder=RESULTS):
-    """The page's text with its tables of the committed figures."""
+    """A page's text with its tables of the committed figures."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in result_files(folder, "tiers.json")]
 
     def table(match):
@@ -227,33 +228,39 @@ def filled(page, folder=RESULTS):
 def draw(results, path):
     """Draw the times against the length of the text, a panel a shape and device, to the SVG file ``path``."""
     panels = [(result["device"], one) for result in results for one in result["shapes"]]
-    figure, axes = pyplot().subplots(1, len(panels), figsize=(2.9 * len(panels), 3.3), squeeze=False)
-    for axis, (device, one) in zip(axes[0], panels):
+    rows = -(-len(panels) // 2)
+    figure, axes = pyplot().subplots(rows, 2, figsize=(7.4, 0.5 + 2.7 * rows), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (device, one) in zip(axes.flat, panels):
         tokens = [row["tokens"] for row in one["rows"]]
         for way, colour in zip(WAYS, (COLOURS[6], COLOURS[1], COLOURS[2], COLOURS[3], COLOURS[4])):
             times = [statistics.median(row[way]) for row in one["rows"]]
             axis.plot(tokens, times, "o-", ms=3, lw=1.3, color=colour, label="computed anew" if way == "anew" else way)
         axis.set(xscale="log", yscale="log", xticks=tokens, xlabel="tokens before the turn")
-        axis.set_xticks(tokens, [str(n) for n in tokens], fontsize=7)
+        axis.set_xticks(tokens, [str(n) for n in tokens])
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.minorticks_off()
         axis.set_title(f"{one['shape']}\n{device.replace('NVIDIA ', '')}", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("ms until the first token")
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("ms until the first token")
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(WAYS), frameon=False)
     save(figure, path)
 
 
-def write_page():
+def write_pages():
     """Part of ``make plots``."""
-    write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+    for page in PAGES:
+        write_text(page, filled(page.read_text(encoding="utf-8")))
     draw([json.loads(path.read_text(encoding="utf-8")) for path in result_files(RESULTS, "tiers.json")], PICTURE)
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["--page"]:
-        return write_page()
+        return write_pages()
     parser = argparse.ArgumentParser(prog="benchmarks/tiers.py", description=__doc__.split("\n")[0])
     add, shapes, tokens = parser.add_argument, DEFAULT_SHAPES[common.BACKEND], TOKENS[common.BACKEND]
     add("--shapes", type=_names(SHAPES), default=shapes, help=f"of {','.join(SHAPES)} ({','.join(shapes)})")
