@@ -11,7 +11,7 @@ A name is found by a digest, but what is used has been compared: tokens here, an
 (`cache.block_files`).
 
 The host's blocks are slots of one array, which the device reads and writes by itself (chapter 13's ``kv_blocks``). Its
-last `PASSING` slots keep nothing: what is on its way between device and files passes through them.
+last slots keep nothing: what is on its way between device and files passes through them.
 
 Source: the tiers of SGLang's HiCache and of Mooncake (Qin et al. 2024), each in some thousand lines more.
 """
@@ -29,7 +29,7 @@ import numpy as np
 
 from ch14_mini_llm.cache.block_files import VERSION, BlockFiles, Text
 
-PASSING = 32  # blocks
+PASSING, PASSING_BYTES = 32, 1 << 28  # slots at most, and as many as have room in so much, but two
 
 Named = tuple[Text, int]  # what a block of the device holds, and its number
 Read = Callable[[list[int], Sequence[int]], None]  # (blocks, slots): brings blocks of the device to slots
@@ -58,8 +58,8 @@ class BlockStore:
         if folder is not None:
             self.files = BlockFiles(Path(folder) / self.root.hex(), layout, size, disk_bytes, self.counts)
         self.n_host = host_bytes // size
-        self.passing = range(self.n_host, self.n_host + PASSING)
-        self.memory = None if memory is None else memory(self.n_host + PASSING)
+        self.passing = range(self.n_host, self.n_host + max(2, min(PASSING, PASSING_BYTES // size)))
+        self.memory = None if memory is None else memory(self.passing.stop)
         self._host: OrderedDict[bytes, Named] = OrderedDict()  # name → text and slot, in the order of their last use
         self._free = list(reversed(range(self.n_host)))
 
@@ -108,14 +108,14 @@ class BlockStore:
         if self.files is None:
             return 0
         new, failed = [(text, block) for text, block in blocks if not self.files.has(text.name)], set()
-        for some in _pieces(new, PASSING):
+        for some in _pieces(new, len(self.passing)):
             read([block for _, block in some], self.passing[: len(some)])
             failed |= {text.name for (text, _), slot in zip(some, self.passing) if not self._write(text, slot)}
         return next((n for n, (text, _) in enumerate(blocks) if text.name in failed), len(blocks))
 
     def get(self, texts: Sequence[Text]) -> list[int]:
-        """The slots of `memory` with the content of these blocks: from the first one on, as far as they are known, and
-        `PASSING` of files at most. What comes from a file is there until the next call of anything here."""
+        """The slots of `memory` with the content of these blocks, from the first one on as far as they are known, and
+        no more of files than can pass. Content of files is there until the next call of anything here."""
         slots, passing = [], iter(self.passing if self.files is not None else ())
         for text in texts:
             kept = self._host.get(text.name)

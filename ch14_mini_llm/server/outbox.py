@@ -1,7 +1,7 @@
 """Outputs on their way out of the engine's process: where tokens come fast, those of a request leave together.
 
 A GPU makes a hundred thousand tokens a second. Each could be a message, and then an event of its own on some socket,
-but an event costs Python 0.15 ms. So tokens wait for more of them, for twice as long as the events of all requests
+but an event costs Python 0.1 ms. So tokens wait for more of them, for three times as long as the events of all requests
 take; one client alone does not notice. The first of a request and what ends it wait for nothing.
 """
 
@@ -11,7 +11,7 @@ import time
 
 from ch14_mini_llm.engine.plan import Output
 
-EVENT = 300e-6  # seconds, twice what an event costs: the other half of the time is for requests that come in
+EVENT = 300e-6  # seconds, three times what an event costs: the rest of the time is for requests that come in
 
 
 class Outbox:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import cuda
 from test_engine import SMALL
 from test_engines import random_model
 
+from ch14_mini_llm.cache import store as store_module
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.cache.store import BlockStore
@@ -205,10 +207,17 @@ def test_removed_and_never_there(tmp_path):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30)), max_size=25), st.integers(8, 20), st.integers(0, 5))
-def test_any_requests_in_any_order(tmp_path_factory, asked, n_blocks, host_blocks):
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30)), max_size=25), st.integers(8, 20), st.integers(0, 5),
+    st.integers(1, 4),
+)  # fmt: skip
+def test_any_requests_in_any_order(tmp_path_factory, asked, n_blocks, host_blocks, passing):
     """Texts that begin alike, in a small pool over both tiers; what is read is right, and the pool adds up."""
-    store = store_of(tmp_path_factory.mktemp("kv"), host_bytes=host_blocks * int(np.prod(SHAPE)) * 4)
+    size = int(np.prod(SHAPE)) * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "PASSING_BYTES", passing * size)
+        store = store_of(tmp_path_factory.mktemp("kv"), host_bytes=host_blocks * size)
+    assert len(store.passing) == max(2, passing)
     caches = Cache(n_blocks, store), Cache(n_blocks, store)
     for number, (seed, n) in enumerate(asked):
         tokens = (text(9) + text(30, seed))[: min(n, n_blocks * BLOCK)]
@@ -234,6 +243,13 @@ def test_two_writers_of_one_block(tmp_path):
     for thread in threads:
         thread.join()
     assert [path.suffix for path in files_of(stores[0])] == [".kv"]
+
+
+def test_memory_that_is_not_there(monkeypatch, weights):
+    pages = Engine(panels_model(*weights), num_blocks=4, block_size=4).runner.cache
+    monkeypatch.setattr(cuda, "mapped_array", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(MemoryError, match=r"no .* GB of the host's memory for 1000 blocks \(out of memory\)"):
+        pages.host(1000)
 
 
 # --- below an engine -------------------------------------------------------------------------------------------------
