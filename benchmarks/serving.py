@@ -1,12 +1,14 @@
 """The server under load, compared with llama.cpp's on the same machine and the same weights.
 
     python benchmarks/serving.py [--only closed,open,chat,restart] [--clients 8] [--requests 5] [--new 48] [--turns 8]
-                                 [--peers llama.cpp] [--weights FILE] [--dtype float16] [--out benchmarks/results]
+                                 [--peers llama.cpp,transformers] [--weights FILE] [--dtype float16]
+                                 [--out benchmarks/results] [--name serving]
 
 Prints a table and writes ``<out>/<device>/<name>.json``. Each server runs in a process of its own with as many
 sequences at a time as there are clients; the clients are in this process, and read the streams from bare sockets. All
 take the likeliest token and make the same number of them. Without a GPU it serves SmolLM2 (`make smollm2`), and
-llama.cpp (``pip install -e .[peers]``) has the same weights in F16. Run it on an idle machine.
+llama.cpp (``pip install -e .[peers]``) has the same weights in F16. transformers' server (``pip install accelerate``)
+takes any weights of ours, with its continuous batches. Run it on an idle machine.
 
 * ``closed``: so many clients, each of which asks again as soon as it has its answer.
 * ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
@@ -29,10 +31,12 @@ Exit codes: 0 all measured, 1 something failed, 2 bad arguments.
 
 import argparse
 import asyncio
+import functools
 import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,7 +56,7 @@ from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from common import bench  # noqa: E402
 
-QUESTIONS, PEERS = ("closed", "open", "overload", "chat", "restart"), ("llama.cpp",)
+QUESTIONS, PEERS = ("closed", "open", "overload", "chat", "restart"), ("llama.cpp", "transformers")
 SMOLLM2 = ROOT / "data" / "smollm2-135m.bin"
 LIMITS = 2000, 200  # ms, of goodput
 OPEN_SHARE, OVERLOAD = 0.7, 2.0  # of the rate that ``closed`` reaches
@@ -63,7 +67,8 @@ WORDS = "the cat house river sees a small green tree and old road under bright w
 PERCENTILES = 50, 95, 99
 SHORT = "ours, a short queue"
 SAID = {"ours": "Kernel by Kernel", "ours, no cache": "… without the prefix cache",
-        SHORT: "… with a queue half as long as the batch", "llama.cpp": "llama.cpp"}  # fmt: skip
+        SHORT: "… with a queue half as long as the batch", "llama.cpp": "llama.cpp",
+        "transformers": "transformers serve"}  # fmt: skip
 
 
 def words(count, *seed):
@@ -94,7 +99,7 @@ async def ask(port, messages, new, fields):
         "messages": messages, "max_tokens": new, "temperature": 0, "stream": True, "ignore_eos": True,
         "stream_options": {"include_usage": True}, **fields,
     }  # fmt: skip
-    data = json.dumps(body).encode()
+    data = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
     head = "POST /v1/chat/completions HTTP/1.1", "Host: x", "Content-Type: application/json", "Connection: close"
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     start, times, usage, text = time.perf_counter(), [], None, []
@@ -165,6 +170,27 @@ def llama_cpp(options, folder):
     if not path.exists():
         half_gguf(fetched(folder), path)
     return Server([sys.executable, __file__, "--peer", str(path), str(options.clients)], r"listens: \S+:(\d+)", {})
+
+
+def transformers_serve(options, folder):
+    """transformers' server with its continuous batches, and the same weights."""
+    path = folder / "hf"
+    if not path.exists():
+        from benchmarks.hf_folder import write_hf_folder
+
+        write_hf_folder(options.weights, path, options.dtype or "float16")
+    port = free_port()
+    device = "cuda" if common.BACKEND == "gpu" else "cpu"
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(path), "--continuous-batching"]
+    command += ["--log-level=info", "--host=127.0.0.1", f"--port={port}", f"--device={device}"]
+    return Server(command, r"running on http://[^:]*:(\d+)", {"model": str(path), "ignore_eos": None})
+
+
+def free_port():
+    """A port that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def fetched(folder):
@@ -387,7 +413,8 @@ def measure(options, folder, progress=lambda text: None):
     """The figures as a dict for JSON. folder: for files that are made on the way."""
     found = {"clients": options.clients, "new": options.new, "limits_ms": list(LIMITS)}
     makers = {"ours": lambda: ours(options)}
-    makers |= {name: lambda: llama_cpp(options, folder) for name in options.peers}
+    peers = {"llama.cpp": llama_cpp, "transformers": transformers_serve}
+    makers |= {name: functools.partial(peers[name], options, folder) for name in options.peers}
     for question in options.only:
         if question == "restart":
             progress(question)
@@ -522,6 +549,7 @@ def draw(result, path):
     from benchmarks.plots import COLOURS, LIBRARY_COLOUR, pyplot, save
 
     colours = {"ours": COLOURS[2], "ours, no cache": COLOURS[6], "llama.cpp": LIBRARY_COLOUR}
+    colours["transformers"] = COLOURS[5]
     figure, axis = pyplot().subplots(figsize=(6.6, 3.1))
     for one in result["chat"]["rows"]:
         label = SAID[one["name"]].replace("…", SAID["ours"])
@@ -559,7 +587,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/serving.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--only", type=_names(QUESTIONS), default=list(QUESTIONS), help=f"of {','.join(QUESTIONS)}")
-    add("--peers", type=_names(PEERS), default=list(PEERS), help=f"of {','.join(PEERS)}; or none")
+    peer = "transformers" if common.BACKEND == "gpu" else "llama.cpp"
+    add("--peers", type=_names(PEERS), default=[peer], help=f"of {','.join(PEERS)}; or none ({peer})")
     add("--clients", type=int, default=8, help="who ask at the same time (8)")
     add("--requests", type=int, default=5, help="of each client (5)")
     add("--new", type=int, default=48, help="tokens of an answer (48)")
@@ -575,7 +604,7 @@ def main(argv=None):
         parser.error("--clients, --requests, --new, --turns and --history must be at least 1 each")
     if not options.weights.exists():
         parser.error(f"--weights: {options.weights} is not there; make smollm2 fetches SmolLM2")
-    if options.peers and options.weights != SMOLLM2:
+    if "llama.cpp" in options.peers and options.weights != SMOLLM2:
         parser.error("llama.cpp has SmolLM2's weights: leave out --weights, or give --peers=none")
     if not options.name.isidentifier():
         parser.error(f"--name={options.name}: letters, digits and _, such as serving_256")

@@ -54,3 +54,31 @@ def test_mistakes(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         serving.main(arguments)
     assert caught.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()[-1]) < 300
+
+
+def test_transformers_serves_the_same_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from benchmarks import hf_folder, peers
+    from ch14_mini_llm.model.weights import load_weights
+    from ch14_mini_llm.tokenizer.own import GPT2Tokenizer
+
+    hf_folder.main([str(TINY), str(tmp_path / "hf"), "--dtype=float32"])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    text = "the cat sat on the mat, 12 times"
+    assert theirs(text)["input_ids"] == GPT2Tokenizer().encode(text)
+    said = theirs.apply_chat_template([{"role": "user", "content": "the cat"}], tokenize=False)
+    assert said == "user: the cat\nassistant:"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    tokens = torch.tensor([GPT2Tokenizer().encode(text)])
+    wanted = peers.TransformersEager(*load_weights(TINY), device="cpu", dtype=torch.float32).model(tokens).logits
+    torch.testing.assert_close(model(tokens).logits, wanted)
+
+
+def test_a_folder_for_transformers_needs_weights(tmp_path, capsys):
+    pytest.importorskip("torch")
+    from benchmarks import hf_folder
+
+    with pytest.raises(SystemExit) as caught:
+        hf_folder.main([str(tmp_path / "none.bin"), str(tmp_path / "hf")])
+    assert caught.value.code == 2 and "none.bin" in capsys.readouterr().err
