@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import signal
 
 import pytest
 from test_llama import random_llama
@@ -60,6 +62,29 @@ def test_an_answer_may_be_left_at_any_point(model, engine):
         assert engine.idle and not engine.alive and whole.startswith("".join(got))
         if pieces:
             assert chat.messages[-1]["content"] == "".join(got) and chat.reason == "interrupted"
+    engine.check()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send to one process")
+@pytest.mark.parametrize("step", [1, 2, 6])
+def test_ctrl_c_ends_an_answer_and_the_next_is_right(model, engine, monkeypatch, step):
+    chat = Chat(engine, model[2], max_new=30)
+    whole = "".join(chat.say("hello"))
+    chat.messages, launch, launched = [], engine.runner.launch, []
+
+    def interrupted(plan):
+        launched.append(plan)
+        if len(launched) == step:
+            signal.raise_signal(signal.SIGINT)
+        return launch(plan)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.runner, "launch", interrupted)
+        for _ in chat.say("hello"):
+            pass
+    assert len(launched) == step and engine.idle and chat.reason == "interrupted"
+    chat.messages = []
+    assert "".join(chat.say("hello")) == whole
     engine.check()
 
 
