@@ -120,7 +120,13 @@ class Session:
         _, compiled, values = kernel._prepare(block, values, "accesses")
         run = _Run(self, kernel, compiled, grid, block, shared_bytes, values)
         start = time.perf_counter()
-        run.go()
+        try:
+            run.go()
+        except BaseException:  # such as Ctrl-C: the next launch must not meet what this one has left
+            self.memory = []
+            for array in run.arrays:
+                fresh.written(array)  # some of it
+            raise
         self.launches += 1
         if launch._trace is not None:
             launch._trace.append((kernel, grid, block, time.perf_counter() - start, values))

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from numba import cuda
 
 from common import BackendError
-from common.cpu import launch
+from common.cpu import launch, sanitizer
+from common.sanitize import sanitize
 
 SCRIPT = f"""
 import sys
@@ -143,3 +146,32 @@ def test_the_program_says_it_in_one_line(value):
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert f"MINI_THREADS='{value}'" in line and "1 … 1024" in line
+
+
+@cuda.jit
+def turn_round(x, y, n):
+    """y[i] = x[n - 1 - i]"""
+    i = cuda.grid(1)
+    if i < n:
+        y[i] = x[n - 1 - i]
+
+
+def test_the_sanitizer_forgets_a_launch_that_was_interrupted(monkeypatch):
+    """What one launch has touched is no race with what the next one does, also if the first has not ended."""
+    n = 256
+    x, y = cuda.device_array(n, np.float32), cuda.to_device(np.ones(n, np.float32))
+    run, calls = sanitizer._Look.run, []
+
+    def interrupted(look, first, last):
+        run(look, first, last)
+        calls.append(look)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sanitizer._Look, "run", interrupted)
+    with sanitize() as report:
+        with pytest.raises(KeyboardInterrupt):
+            turn_round[n // 32, 32](y, x, n)
+        turn_round[n // 32, 32](x, y, n)
+        turn_round[n // 32, 32](y, x, n)
+    assert report.clean and len(calls) == 3, report
