@@ -399,7 +399,7 @@ class Row:
     ``first``: number of its first word; ``err``: the kernel's error array; ``running``: the words, as a memoryview.
     """
 
-    number = None
+    number = stack = None  # where Ctrl-C comes before they are set
 
     def __init__(self):
         ensure()
@@ -418,10 +418,11 @@ class Row:
     def __del__(self):
         if self.number is None:
             return
-        if self.stack is not None and self.words[THREAD] == threading.get_ident():
+        mine = words[ROW + self.number * WIDTH :][:WIDTH]
+        if self.stack is not None and mine[THREAD] == threading.get_ident():
             _libc.sigaltstack(ctypes.byref(_Stack(None, SS_DISABLE, 0)), None)
             _stacks.append(self.stack)
-        self.words[THREAD] = self.words[NOTE] = 0
+        mine[THREAD] = mine[NOTE] = 0
         _free_rows.append(self.number)
 
 

@@ -1,5 +1,6 @@
 """Ctrl-C stops a launch between blocks, and what comes after it works; MINI_THREADS is checked by name."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from conftest import ROOT
 from numba import cuda
 
 from common import BackendError
-from common.cpu import launch, sanitizer
+from common.cpu import crash, launch, sanitizer
 from common.sanitize import sanitize
 
 SCRIPT = f"""
@@ -175,3 +176,17 @@ def test_the_sanitizer_forgets_a_launch_that_was_interrupted(monkeypatch):
         turn_round[n // 32, 32](x, y, n)
         turn_round[n // 32, 32](y, x, n)
     assert report.clean and len(calls) == 3, report
+
+
+def test_a_row_that_was_interrupted_as_it_was_made_goes_back(monkeypatch, recwarn):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    free = len(crash._free_rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(crash, "alternate_stack", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            crash.Row()
+    del caught
+    gc.collect()
+    assert len(crash._free_rows) == free and not [w for w in recwarn if "__del__" in str(w.message)]
