@@ -54,7 +54,7 @@ from common import bench  # noqa: E402
 
 WAYS = ("anew", "device", "host", "files", "disk")
 TURN, COPIED, WARM = 24, 125, 2
-TOKENS = {"cpu": [128, 256, 512, 1024, 2000], "gpu": [128, 256, 512, 1024, 2000]}
+TOKENS = [128, 256, 512, 1024, 2000]
 DEFAULT_SHAPES = {"cpu": ["smollm2-135m"], "gpu": [*SHAPES]}
 PAGES = [ROOT / "ch14_mini_llm" / "tiers.md", ROOT / "chapters" / "ch13_llm_ops" / "kv_blocks.md"]
 PICTURE = ROOT / "ch14_mini_llm" / "img" / "tiers.svg"
@@ -262,9 +262,9 @@ def main(argv=None):
     if argv[:1] == ["--page"]:
         return write_pages()
     parser = argparse.ArgumentParser(prog="benchmarks/tiers.py", description=__doc__.split("\n")[0])
-    add, shapes, tokens = parser.add_argument, DEFAULT_SHAPES[common.BACKEND], TOKENS[common.BACKEND]
+    add, shapes = parser.add_argument, DEFAULT_SHAPES[common.BACKEND]
     add("--shapes", type=_names(SHAPES), default=shapes, help=f"of {','.join(SHAPES)} ({','.join(shapes)})")
-    add("--tokens", type=_numbers, default=tokens, help=f"of the text ({','.join(map(str, tokens))})")
+    add("--tokens", type=_numbers, default=TOKENS, help=f"of the text ({','.join(map(str, TOKENS))})")
     add("--repeats", type=int, default=5, help="of each, of which the median counts (5)")
     add("--folder", type=Path, help="where files are written, for the time of this (a temporary one)")
     add("--out", type=Path, default=RESULTS, help="folder of the results (benchmarks/results)")

@@ -74,20 +74,17 @@ class BlockFiles:
     def _read(self, text: Text, payload: memoryview) -> bool | None:
         """Whether a file is what it should be; None: there is none."""
         try:
-            file = os.open(self._path(text.name), os.O_RDONLY)
-            try:
-                n_header = os.fstat(file).st_size - self.size
+            with open(self._path(text.name), "rb", buffering=0) as file:
+                n_header = os.fstat(file.fileno()).st_size - self.size
                 if not 0 < n_header <= HEADER_BYTES:
                     return False
-                header = os.read(file, n_header)
-                if os.readv(file, [payload]) != self.size or header != self._header(text, zlib.crc32(payload)):
+                header = file.read(n_header)
+                if file.readinto(payload) != self.size or header != self._header(text, zlib.crc32(payload)):
                     return False
-                os.utime(file)
-                return True
-            finally:
-                os.close(file)
         except OSError:
             return None
+        self.has(text.name)
+        return True
 
     def write(self, text: Text, payload: memoryview) -> bool:
         """Write a block's file; returns whether it is there now."""

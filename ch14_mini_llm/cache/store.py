@@ -65,18 +65,14 @@ class BlockStore:
 
     def name(self, parent: bytes, tokens: Sequence[int]) -> bytes:
         """The name of a block with these tokens behind the block ``parent``, or behind `root`."""
-        return self._name(parent, np.array(tokens, np.int64))
-
-    @staticmethod
-    def _name(parent: bytes, tokens: np.ndarray) -> bytes:
-        return hashlib.blake2b(parent + tokens.tobytes(), digest_size=16).digest()
+        return hashlib.blake2b(parent + np.asarray(tokens, np.int64).tobytes(), digest_size=16).digest()
 
     def texts(self, tokens: Sequence[int], block_size: int, start: int = 0, parent: bytes | None = None) -> list[Text]:
         """What a text's full blocks hold, from number ``start`` on, behind the block ``parent``."""
         found, name, numbers = [], self.root if parent is None else parent, np.array(tokens, np.int64)
         for end in range((start + 1) * block_size, len(tokens) + 1, block_size):
             own, behind = numbers[end - block_size : end], name
-            name = self._name(behind, own)
+            name = self.name(behind, own)
             found.append(Text(name, behind, tuple(own.tolist())))
         return found
 
@@ -93,10 +89,10 @@ class BlockStore:
 
     def put(self, blocks: Sequence[Named], read: Read) -> None:
         """Take blocks in that the device is about to lose."""
-        new = [(text, block) for text, block in blocks if not self._has(text.name)]
         if not self.n_host:
-            self.save(new, read)
+            self.save(blocks, read)
             return
+        new = [(text, block) for text, block in blocks if not self._has(text.name)]
         for some in _pieces(new, self.n_host):
             slots = [self._free_slot() for _ in some]
             read([block for _, block in some], slots)
