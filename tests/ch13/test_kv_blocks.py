@@ -21,13 +21,13 @@ def mapped(values):
     return array
 
 
-@pytest.mark.parametrize("way", ["out", "in"])
+@pytest.mark.parametrize("kernel", ["blocks_out", "blocks_in"])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_each_way(rng, sizes, way):
+def test_each_way(rng, sizes, kernel):
     pages, host, blocks, slots = drawn(rng, *sizes)
     there, back = cuda.to_device(pages), mapped(host)
     on_device, launch = [cuda.to_device(one) for one in (blocks, slots)], ch13.blocks_launch(*sizes[:3])
-    if way == "out":
+    if kernel == "blocks_out":
         ch13.blocks_out[launch](there, *on_device, back, sizes[2])
         host = ch13.blocks_out_reference(pages, blocks, slots, host)
     else:
