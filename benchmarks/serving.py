@@ -7,8 +7,8 @@
 Prints a table and writes ``<out>/<device>/<name>.json``. Each server runs in a process of its own with as many
 sequences at a time as there are clients; the clients are in this process, and read the streams from bare sockets. All
 take the likeliest token and make the same number of them. Without a GPU it serves SmolLM2 (`make smollm2`), and
-llama.cpp (``pip install -e .[peers]``) has the same weights in F16. transformers' server (``pip install accelerate``)
-takes any weights of ours, with its continuous batches. Run it on an idle machine.
+llama.cpp (``pip install -e .[peers]``) has the same weights in F16. transformers' server, with its continuous batches,
+takes any weights of ours (``pip install transformers[serving]``). Run it on an idle machine.
 
 * ``closed``: so many clients, each of which asks again as soon as it has its answer.
 * ``open``: requests arrive at random (a Poisson process), at 0.7 of the rate that our server reaches in ``closed``.
@@ -32,6 +32,7 @@ Exit codes: 0 all measured, 1 something failed, 2 bad arguments.
 import argparse
 import asyncio
 import functools
+import importlib.util
 import json
 import os
 import random
@@ -184,6 +185,21 @@ def transformers_serve(options, folder):
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(path), "--continuous-batching"]
     command += ["--log-level=info", "--host=127.0.0.1", f"--port={port}", f"--device={device}"]
     return Server(command, r"running on http://[^:]*:(\d+)", {"model": str(path), "ignore_eos": None})
+
+
+NEEDED = {
+    "llama.cpp": ("pip install -e .[peers]", "xllamacpp", "gguf"),
+    "transformers": (
+        "pip install transformers[serving]", "torch", "transformers", "accelerate", "fastapi", "uvicorn", "openai",
+    ),
+}  # fmt: skip
+
+
+def missing(peer):
+    """What a peer's server needs and this Python lacks, as one line; None if it has everything."""
+    cure, *modules = NEEDED[peer]
+    lacks = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"--peers={peer} needs {', '.join(lacks)}: {cure}, or give --peers=none" if lacks else None
 
 
 def free_port():
@@ -606,6 +622,8 @@ def main(argv=None):
         parser.error(f"--weights: {options.weights} is not there; make smollm2 fetches SmolLM2")
     if "llama.cpp" in options.peers and options.weights != SMOLLM2:
         parser.error("llama.cpp has SmolLM2's weights: leave out --weights, or give --peers=none")
+    for lack in filter(None, map(missing, options.peers)):
+        parser.error(lack)
     if not options.name.isidentifier():
         parser.error(f"--name={options.name}: letters, digits and _, such as serving_256")
     path = options.out / device_folder() / f"{options.name}.json"

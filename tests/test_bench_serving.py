@@ -49,11 +49,26 @@ def test_percentiles():
     ]
 
 
-@pytest.mark.parametrize("arguments", [["--clients=0"], ["--weights=nothing.bin"], [f"--weights={TINY}"], ["--only=x"]])
-def test_mistakes(arguments, capsys):
+MISTAKES = [["--clients=0"], ["--weights=nothing.bin"], [f"--weights={TINY}", "--peers=llama.cpp"], ["--only=x"]]
+
+
+def refused(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         serving.main(arguments)
-    assert caught.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()[-1]) < 300
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert caught.value.code == 2 and len(line) < 300
+    return line
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_mistakes(arguments, capsys):
+    refused(arguments, capsys)
+
+
+def test_a_peer_that_is_not_installed(capsys, monkeypatch):
+    monkeypatch.setitem(serving.NEEDED, "transformers", ("pip install it", "json", "no_such_module"))
+    line = refused([f"--weights={TINY}", "--peers=transformers"], capsys)
+    assert "needs no_such_module: pip install it" in line
 
 
 def test_transformers_serves_the_same_model(tmp_path):
