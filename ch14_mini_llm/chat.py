@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from ch14_mini_llm.engine.request import Request, RequestError, Sampling
+from ch14_mini_llm.engine.speculate import places_for_one
 from ch14_mini_llm.start import best_level, introduce, loading, say
 from ch14_mini_llm.tokenizer.own import GPT2Tokenizer, StreamDecoder
 
@@ -78,8 +79,8 @@ def run_chat(options, path, config, tensors, tokenizer, sampling: Sampling | Non
 
     with loading(config) as on_tensor:
         engine = Engine.of(
-            config, tensors, level, on_tensor, options.dtype, max_batch=1, block_size=BLOCK_SIZE,
-            num_blocks=-(-config.n_ctx // BLOCK_SIZE) + 1,
+            config, tensors, level, on_tensor, options.dtype, max_batch=places_for_one(options.speculate),
+            block_size=BLOCK_SIZE, num_blocks=-(-config.n_ctx // BLOCK_SIZE) + 1, speculate=options.speculate,
         )  # fmt: skip
     chat = Chat(engine, tokenizer, options.max_new, sampling)
     say("an empty line ends the conversation, Ctrl-C an answer")

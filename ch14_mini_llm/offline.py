@@ -167,7 +167,8 @@ def run_lines(options, lines: list[bytes], path, config, tensors) -> int:
     sizes = {name: getattr(options, name) for name in SIZES if getattr(options, name) is not None}
     with loading(config) as on_tensor:
         level = options.engine or best_level(config, backend, options.dtype)
-        engine = Engine.of(config, tensors, level, on_tensor, options.dtype, static=options.static, **sizes)
+        engine = Engine.of(config, tensors, level, on_tensor, options.dtype, static=options.static,
+                           speculate=options.speculate, **sizes)  # fmt: skip
     defaults["ignore_eos"] = options.ignore_eos
     return run_batch(engine, lines, defaults, options.watch, tokenizer_of(config, tensors))
 

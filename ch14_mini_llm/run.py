@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int | None:
 
     from ch14_mini_llm.levels.generate import generate
 
-    model = upload(config, tensors, len(prompt) + options.max_new, level, options.dtype)
+    model = upload(config, tensors, len(prompt) + options.max_new, level, options.dtype, options.speculate)
     del tensors
     for note in getattr(model, "notes", []):
         say(f"engine {level}: {note}")
@@ -174,6 +174,8 @@ def build_parser() -> Parser:
         f"{level} is {what}" for level, what in ENGINES.items()))  # fmt: skip
     add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv: float32 "
         "(default) or float16, which is half the memory")  # fmt: skip
+    add("--speculate", metavar="HOW", choices=["ngram"], help="guess tokens where the text repeats itself, and check "
+        "several in a step: the same text, sooner (default: not)")  # fmt: skip
     add("--stats", action="store_true", help="show tokens per second, time to the first token, backend, device")
     add("--trace", action="store_true", help="show every kernel launch of the last step")
     add("--json", action="store_true", help="print one JSON object and nothing else")

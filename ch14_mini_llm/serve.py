@@ -73,6 +73,8 @@ def build_parser() -> Parser:
     add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv")
     add("--deterministic", action="store_true", help="on the level fast: the same text in any company, as on kv; a "
         "large batch is slower")  # fmt: skip
+    add("--speculate", metavar="HOW", choices=["ngram"], help="guess tokens where a text repeats itself, and check "
+        "several in a step, as long as there are places left (default: not)")  # fmt: skip
     add("--num_blocks", metavar="N", type=integer, help="blocks of the KV cache (default: what fits)")
     add("--block_size", metavar="N", type=integer, default=16, help="tokens a block: 4, 8, 16 … 256 (default 16)")
     add("--no_prefix_cache", action="store_true", help="compute anew what requests begin with alike, to compare")
@@ -126,7 +128,7 @@ def serve(options: argparse.Namespace) -> int:
     words = [f"weights: {shown(path)} ({describe(config)})"]
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
         words.append(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
-    same = "num_blocks", "block_size", "max_batch", "dtype", "deterministic"
+    same = "num_blocks", "block_size", "max_batch", "dtype", "deterministic", "speculate"
     engine = {name: getattr(options, name) for name in same}
     engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache, "kept": None}
     if options.kv_dir is not None or options.kv_host:

@@ -87,10 +87,10 @@ def calm_collector():
     gc.set_threshold(gc.get_threshold()[0], RARELY, RARELY)
 
 
-def upload(config, tensors, max_length, engine="naive", dtype=None):
+def upload(config, tensors, max_length, engine="naive", dtype=None, speculate=None):
     """The model of a level on the device."""
     with loading(config) as on_tensor:
-        return make_engine(engine, config, tensors, max_length, on_tensor, dtype)
+        return make_engine(engine, config, tensors, max_length, on_tensor, dtype, speculate)
 
 
 def describe(config) -> str:

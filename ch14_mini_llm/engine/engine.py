@@ -28,21 +28,19 @@ from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.engine.constraint import guarded
 from ch14_mini_llm.engine.counts import Counts
-from ch14_mini_llm.engine.dtypes import check_dtype
+from ch14_mini_llm.engine.drafts import Speculation
 from ch14_mini_llm.engine.interrupts import Interrupts
+from ch14_mini_llm.engine.models import model_of
 from ch14_mini_llm.engine.plan import Output, Plan, Result
 from ch14_mini_llm.engine.request import Request, RequestError, check_request, check_rest, check_tokens
 from ch14_mini_llm.engine.run_all import run_all
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import Sequence as Running
-from ch14_mini_llm.engine.sizes import check_level, choose_sizes
+from ch14_mini_llm.engine.sizes import choose_sizes
 from ch14_mini_llm.engine.static import StaticScheduler
 from ch14_mini_llm.forward.runner import ModelRunner, Ticket
 from ch14_mini_llm.model.roles import Model
-from ch14_mini_llm.model.upload import float16_model, panels_model
 from ch14_mini_llm.model.weights import load_weights
-
-MODELS = {"kv": panels_model, "fast": float16_model}
 
 
 class Engine:
@@ -53,7 +51,8 @@ class Engine:
     max_batch: sequences that run at a time. max_rows: tokens of a step, by default max_batch + 64, or + 1024 on the
     level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on ``kv``.
     look_ahead: launch the next step before the tokens of the last are read; by default on a GPU. static: padded batches
-    that begin and end together, to compare with (`engine.static`); without a prefix cache.
+    that begin and end together, to compare with (`engine.static`); without a prefix cache. speculate: who guesses
+    tokens, where sequences leave places of the batch free: one of `engine.drafts.HOW`, or the engine of a draft model.
     """
 
     def __init__(
@@ -68,9 +67,11 @@ class Engine:
         deterministic: bool | None = None,
         look_ahead: bool | None = None,
         static: bool = False,
+        speculate: str | Engine | None = None,
     ) -> None:
         sizes = choose_sizes(model, level, num_blocks, block_size, max_batch, max_rows)
         self.model, self.level, self.sizes, self.block_size = model, level, sizes, block_size
+        self.speculation = Speculation(speculate, model, level, max_batch, static)
         self.pool = BlockPool(sizes.num_blocks)
         self.prefix_cache = RadixCache(self.pool, block_size) if prefix_cache and not static else None
         kind = StaticScheduler if static else Scheduler
@@ -103,8 +104,7 @@ class Engine:
         on_tensor(name, n_values): called after each upload. dtype: of the weights on the level ``kv``, "float32" or
         "float16", which is half the bytes (sums are float32); None: float32. Raises `RequestError`.
         """
-        check_level(level)
-        return cls(MODELS[level](config, tensors, on_tensor, check_dtype(level, dtype)), level, **options)
+        return cls(model_of(config, tensors, level, on_tensor, dtype), level, **options)
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ class Engine:
                 number, list(map(int, request.tokens)), request.max_new, number, request.priority,
                 sampling=sampling, stop_tokens=frozenset(map(int, request.stop_tokens)),
                 logprobs=request.logprobs, prompt_logprobs=request.prompt_logprobs,
-                reads_cache=request.prompt_logprobs is None, guard=guard,
+                reads_cache=request.prompt_logprobs is None, guard=guard, guesser=self.speculation.guesser(request),
             )  # fmt: skip
             self._alive[number] = sequence
             self._submitted.append(sequence)
@@ -179,6 +179,8 @@ class Engine:
         for id in aborted:
             if id in self._alive:  # it may have ended since
                 self.scheduler.abort(self._alive[id])
+        while self._under_way and self.speculation.on and self.scheduler.wants_tokens:
+            self._read()
         plan = self.scheduler.next()
         if plan is not None:
             self._counts.add(plan)
@@ -240,5 +242,5 @@ class Engine:
         return {
             "num_requests_running": len(self.scheduler.running), "num_requests_waiting": len(self.scheduler.waiting),
             "blocks_free": self.pool.free, "blocks_cached": self.pool.cached, "blocks_owned": owned, **self._counts,
-            "corrupted_requests": self.scheduler.corrupted,
+            **self.scheduler.counts,
         }  # fmt: skip

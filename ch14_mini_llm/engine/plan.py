@@ -26,7 +26,8 @@ def mixed_rows(n: int) -> int:
 class Part(NamedTuple):  # a step makes many: a frozen dataclass takes three times as long
     """``count`` tokens of a sequence from position ``start`` on; ``samples``: a new token follows the last of them.
 
-    life: the sequence's when this was planned. padding: rows that only fill a batch up (`engine.static`).
+    life: the sequence's when this was planned. padding: rows that only fill a batch up (`engine.static`). drafts:
+    guesses behind the first token (`engine.speculate`); a new token follows each row of such a part.
     """
 
     sequence: Sequence
@@ -35,6 +36,12 @@ class Part(NamedTuple):  # a step makes many: a frozen dataclass takes three tim
     samples: bool
     life: int
     padding: bool = False
+    drafts: tuple[int, ...] = ()
+
+
+def each_row(part: Part) -> list[Part]:
+    """A part's rows, each as a part."""
+    return [part._replace(start=start, count=1, drafts=()) for start in range(part.start, part.start + part.count)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,11 @@ class Plan:
 
     @cached_property
     def sampling(self) -> list[Part]:
-        """The parts behind which a new token follows."""
-        return [part for part in self.parts if part.samples]
+        """The parts behind which a new token follows; of one with guesses, each row."""
+        if self.rows == len(self.parts):
+            return [part for part in self.parts if part.samples]
+        rows = [[part] if not part.drafts else each_row(part) for part in self.parts if part.samples]
+        return [row for part in rows for row in part]
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -83,7 +93,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Scores:
-    """Log-probabilities of a step. new: one a part that samples, or None. prompt: {number of the part: those of the
+    """Log-probabilities of a step. new: one a row that samples, or None. prompt: {number of the part: those of the
     prompt's tokens from the second of its positions on}."""
 
     new: list[Logprob | None]

@@ -26,13 +26,13 @@ from collections.abc import Sequence as Listed
 
 from ch14_mini_llm.cache.pool import BlockPool
 from ch14_mini_llm.cache.radix import RadixCache
-from ch14_mini_llm.engine.owners import Owners
+from ch14_mini_llm.engine.guesses import Guesses
 from ch14_mini_llm.engine.plan import Output, Part, Plan, Scores, mixed_rows
 from ch14_mini_llm.engine.sequence import RUNNING, Logprob, Sequence
 from ch14_mini_llm.engine.steady import Again, Steady
 
 
-class Scheduler(Owners):
+class Scheduler(Guesses):
     """Sequences that wait and run, over one `BlockPool`.
 
     cache: or None. block_size: in tokens. max_batch: sequences that run at a time. max_rows: tokens of a step, more;
@@ -43,8 +43,8 @@ class Scheduler(Owners):
         self, pool: BlockPool, cache: RadixCache | None, block_size: int, max_batch: int, max_rows: int
     ) -> None:
         assert max_rows > max_batch > 0
-        super().__init__(pool, cache, block_size)
-        self.max_batch, self.max_rows = max_batch, max_rows
+        super().__init__(pool, cache, block_size, max_batch)
+        self.max_rows = max_rows
         self.corrupted = 0  # sequences that ended because there was no number among the logits
         self._tickets = 0  # the last one
         self._last: list[Sequence] = []  # of the last step, if each had a row and a token followed
@@ -54,6 +54,12 @@ class Scheduler(Owners):
     def idle(self) -> bool:
         """Whether nobody waits or runs, and no step is under way."""
         return not self.waiting and not self.running and self._read == self._tickets
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Sequences that ended for want of numbers, guesses, and those of them that were right, so far."""
+        return {"corrupted_requests": self.corrupted, "spec_decode_num_draft_tokens": self.n_drafts,
+                "spec_decode_num_accepted_tokens": self.n_accepted}  # fmt: skip
 
     def abort(self, sequence: Sequence) -> None:
         """End a sequence in whatever state it is; nothing happens if it has ended."""
@@ -73,13 +79,19 @@ class Scheduler(Owners):
             self.settle()
             self._steady = None
         parts: list[Part] = []
+        guesses: list[Part] = []
         others = []
+        guessed = self._guess()
         for sequence in list(self.running):
+            if sequence in guessed and (part := self._with_guesses(sequence, guessed[sequence])) is not None:
+                guesses.append(part)
+                continue
             part = self._step(sequence)
             (others if part is None else parts).append(sequence if part is None else part)
         n_steps = len(parts)
+        parts += guesses
         room = mixed_rows(len(self.running) + len(self.waiting)) if parts else self.max_rows
-        budget = min(room, self.max_rows) - n_steps
+        budget = min(room, self.max_rows) - sum([part.count for part in parts])
         for sequence in others:
             if budget > 0 and sequence.state == RUNNING and sequence.left > 1:
                 parts.append(self._part(sequence, min(sequence.left, budget)))
@@ -98,7 +110,8 @@ class Scheduler(Owners):
         before, self._last = self._last, [part.sequence for part in parts] if single else []
         plan = Plan(self._tickets, tuple(parts), single and self._last == before)
         if plan.same_as_last and not (self.waiting and len(self.running) < self.max_batch):
-            if not any([sequence.left for sequence in others]) and not any([one.guard for one in plan.sequences]):
+            ask = [one for one in plan.sequences if one.guard is not None or one.guesser is not None]
+            if not any([sequence.left for sequence in others]) and not ask:
                 self._steady = Steady(plan, self.block_size)
         return plan
 
@@ -147,7 +160,11 @@ class Scheduler(Owners):
         self.settle()
         drawn = iter(tokens)
         new, prompts = (iter(scores.new), scores.prompt) if scores else (itertools.repeat(None), {})
-        for number, (sequence, start, count, samples, life, _) in enumerate(plan.parts):
+        for number, (sequence, start, count, samples, life, _, drafts) in enumerate(plan.parts):
+            if drafts:
+                tokens = [next(drawn) for _ in range(count)]
+                self._verify(plan.parts[number], tokens, [next(new) for _ in range(count)])
+                continue
             token, score = (next(drawn), next(new)) if samples else (None, None)
             if life == sequence.life:
                 prompt = prompts.get(number, ())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ch14_mini_llm.engine.constraint import Guard
 from ch14_mini_llm.engine.request import Sampling
+from ch14_mini_llm.engine.speculate import Guesser
 
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
 next_life = itertools.count().__next__
@@ -30,6 +31,7 @@ class Sequence:
     how many new ones there may be. order: of arrival. priority: larger runs first. sampling: None takes the likeliest
     token. stop_tokens: any of them ends the text, and is left out of it. reads_cache: whether keys and values of
     earlier requests may be used. logprobs, prompt_logprobs: as in `Request`. guard: of its constraint, if it has one.
+    guesser: of its next tokens, if some may be guessed.
 
     ============  =====================================================================================================
     n_computed    tokens whose keys and values are in the blocks, or will be once the launched steps have ended
@@ -55,6 +57,7 @@ class Sequence:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     guard: Guard | None = None
+    guesser: Guesser | None = None
     state: str = WAITING
     n_prompt: int = 0
     n_computed: int = 0
@@ -92,6 +95,11 @@ class Sequence:
         if self.n_computed >= self.n_prompt and made >= self.max_new:
             return 0
         return self.length - self.n_computed
+
+    @property
+    def left_new(self) -> int:
+        """How many tokens may yet follow those that the host knows."""
+        return self.max_new - (len(self.tokens) - self.n_prompt)
 
     @property
     def new_tokens(self) -> list[int]:

@@ -66,7 +66,7 @@ class Batch:
         self._n_blocks: list[int] = []  # of each sequence, in the table
         self._lines: dict[int, int] = {}  # a sequence's life → its line of the table
         self._chosen_at: dict[int, int] = {}  # the last step's, in chosen, by their lives
-        self._place = 0
+        self._place = self._n_chosen = 0
 
     def fill(self, plan: Plan, shape: Shape) -> None:
         """Describe a plan's rows, and padding up to the shape. Tokens that the host does not know yet must be the last
@@ -81,16 +81,17 @@ class Batch:
         last = [row for row, part in enumerate(parts[:n]) if part.samples]
         positions[:n], row_seq[:n], source[: shape.rows] = starts, self._numbers[:n], -1
         source[unknown] = [self._chosen_at[parts[row].life] for row in unknown]
-        for seq, (sequence, start, count, samples, life, _) in enumerate(parts[n:], n):
+        for seq, (sequence, start, count, samples, life, _, drafts) in enumerate(parts[n:], n):
             row, end = len(known), start + count
             if start < len(sequence.tokens):
                 known += sequence.tokens[start:end]
+                known += drafts
             else:
                 source[row] = self._chosen_at[life]
                 known.append(-1)
             positions[row : len(known)], row_seq[row : len(known)] = np.arange(start, end), seq
             if samples:
-                last.append(len(known) - 1)
+                last += range(len(known) - 1 - len(drafts), len(known))
         rows, n_logits = len(known), len(last)
         tokens[:rows] = known
         self._lay_lines(plan)
@@ -125,9 +126,10 @@ class Batch:
         place = self._place
         if not plan.same_as_last:
             self._chosen_at = {part.life: i for i, part in enumerate(plan.sampling)}
-        if self._chosen_at:
+            self._n_chosen = len(plan.sampling)
+        if self._n_chosen:
             self._place = (place + 1) % PLACES
-        return place, len(self._chosen_at)
+        return place, self._n_chosen
 
     def read(self, place: int, count: int) -> Listed[int]:
         """The tokens of a step that has ended."""

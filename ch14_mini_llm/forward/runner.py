@@ -87,7 +87,8 @@ class ModelRunner:
 
     def run(self, shape: Shape, record: bool = True) -> bool:
         """Launch a step, or replay it; returns whether it was a replay."""
-        kept = shape.ops != "plain" or shape.single and common.BACKEND == "cpu"  # it has as many shapes as steps have
+        small = shape.single or shape.rows <= FEW_ROWS  # `Plain` has as many shapes as steps have
+        kept = shape.ops != "plain" or small and common.BACKEND == "cpu"
         if not record or not kept or shape not in self._graphs:
             self._launches(shape)
             if kept:

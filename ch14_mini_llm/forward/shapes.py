@@ -69,7 +69,7 @@ class Shapes:
 
     def _of(self, plan: Plan, draws: int, longest: int) -> Shape:
         rows, n_logits = plan.rows, len(plan.sampling)
-        single = n_logits == rows
+        single = n_logits == rows == len(plan.parts)
         if self.plain:
             return Shape("plain", rows, n_logits, single=single, draws=draws)
         few = rows <= self.max_few

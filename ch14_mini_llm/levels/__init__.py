@@ -12,16 +12,18 @@ ENGINES = {
 }
 
 
-def make_engine(level: str, config, tensors, max_length=None, on_tensor=None, dtype=None):
+def make_engine(level: str, config, tensors, max_length=None, on_tensor=None, dtype=None, speculate=None):
     """A model of the level ``naive``, ``kv`` or ``fast``; the other arguments, and the errors raised, as `GPT2`'s.
 
-    dtype: of the weights, "float32" or "float16"; None: the level's default. Raises `RequestError` for another level,
-    or a dtype that the level does not take.
+    dtype: of the weights, "float32" or "float16"; None: the level's default. speculate: "ngram" guesses tokens, not on
+    the level ``naive``. Raises `RequestError` for another level, or what the level does not take.
     """
     if level not in ENGINES:
         raise RequestError(f"engine is {level!r}; it must be one of {', '.join(ENGINES)}")
     check_dtype(level, dtype)
     if level == "naive":
+        if speculate is not None:
+            raise RequestError("speculate is given, but the level naive has no guesses: use kv or fast", "speculate")
         if config.architecture == "llama":
             from ch14_mini_llm.naive.llama import Llama as Listed
         else:
@@ -29,4 +31,4 @@ def make_engine(level: str, config, tensors, max_length=None, on_tensor=None, dt
         return Listed(config, tensors, max_length, on_tensor)
     from ch14_mini_llm.levels.single import Single
 
-    return Single(config, tensors, max_length, on_tensor, level, dtype)
+    return Single(config, tensors, max_length, on_tensor, level, dtype, speculate)

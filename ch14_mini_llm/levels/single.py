@@ -17,6 +17,7 @@ from ch14_mini_llm.engine.engine import Engine
 from ch14_mini_llm.engine.plan import Part, Plan
 from ch14_mini_llm.engine.request import Request, Sampling, check_length, check_max_length, check_tokens
 from ch14_mini_llm.engine.sequence import Sequence as Running
+from ch14_mini_llm.engine.speculate import places_for_one
 from ch14_mini_llm.model.config import GPT2Config
 from common.trace import Launch, trace
 
@@ -28,8 +29,8 @@ class Single:
     """A model that goes on with one text. level: "kv" or "fast".
 
     config, tensors: as `load_weights` gives them. max_length: the longest sequence in tokens, at most (and by default)
-    config.n_ctx. on_tensor(name, n_values): called after each upload. Raises `RequestError` if max_length is not in
-    1 … n_ctx, or for sizes or a dtype (see `Engine.of`) that the level's kernels do not take.
+    config.n_ctx. on_tensor(name, n_values): called after each upload. speculate: as for `Engine`. Raises `RequestError`
+    if max_length is not in 1 … n_ctx, or for sizes or a dtype (see `Engine.of`) that the level's kernels do not take.
     """
 
     def __init__(
@@ -40,12 +41,15 @@ class Single:
         on_tensor: Callable[[str, int], None] | None = None,
         level: str = "kv",
         dtype: str | None = None,
+        speculate: str | None = None,
     ) -> None:
         self.config, self.level = config, level
         self.max_length = check_max_length(max_length, config.n_ctx)
+        places = places_for_one(speculate)
         self.engine = Engine.of(
             config, tensors, level, on_tensor, num_blocks=-(-self.max_length // BLOCK_SIZE), block_size=BLOCK_SIZE,
-            max_batch=1, max_rows=max(2, self.max_length), prefix_cache=False, dtype=dtype,
+            max_batch=places, max_rows=max(1 + places, self.max_length), prefix_cache=False, dtype=dtype,
+            speculate=speculate,
         )  # fmt: skip
 
     @property

@@ -25,6 +25,8 @@ COUNTERS = {
     "prompt_tokens": ("prompt_tokens", "Tokens of prompts"),
     "generation_tokens": ("generation_tokens", "New tokens"),
     "corrupted_requests": ("corrupted_requests", "Sequences that ended because their logits were no numbers"),
+    "spec_decode_num_draft_tokens": ("spec_decode_num_draft_tokens", "Guesses of next tokens"),
+    "spec_decode_num_accepted_tokens": ("spec_decode_num_accepted_tokens", "Those that were right"),
     "kv_host_puts": ("kv_host_puts", "Blocks that went from the device to the host's memory"),
     "kv_disk_puts": ("kv_disk_puts", "Blocks that were written to files"),
     "kv_host_hits": ("kv_host_hits", "Blocks that came back from the host's memory"),

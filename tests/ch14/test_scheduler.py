@@ -16,6 +16,7 @@ from ch14_mini_llm.cache.radix import RadixCache
 from ch14_mini_llm.engine.plan import Plan, mixed_rows
 from ch14_mini_llm.engine.scheduler import Scheduler
 from ch14_mini_llm.engine.sequence import ENDED, Sequence
+from ch14_mini_llm.engine.speculate import MOST, Guesser
 from ch14_mini_llm.engine.steady import Again
 from ch14_mini_llm.forward.shapes import rounded
 
@@ -57,18 +58,35 @@ class Device:
             for position in range(part.start, part.start + part.count):
                 block = table[position // size]
                 assert self.scheduler.pool.uses[block], "a step writes to a block that was given away"
-                token = made[position] if position in made else sequence.tokens[position]
+                if part.drafts and position > part.start:
+                    token = part.drafts[position - part.start - 1]
+                else:
+                    token = made[position] if position in made else sequence.tokens[position]
                 self.memory[block, position % size] = token
-            if part.samples:
-                end = part.start + part.count
-                read = [self.memory.get((table[p // size], p % size), VOCAB + 1) for p in range(end)]
-                tokens.append(next_token(read))
-                made[end] = tokens[-1]
+            for end in range(part.start + (1 if part.drafts else part.count), part.start + part.count + 1):
+                if part.samples:
+                    read = [self.memory.get((table[p // size], p % size), VOCAB + 1) for p in range(end)]
+                    tokens.append(next_token(read))
+                    if not part.drafts:
+                        made[end] = tokens[-1]
         self.scheduler.done(plan, tokens)
 
 
+class HalfRight(Guesser):
+    """Guesses the tokens that will come, but some of them wrong."""
+
+    def _find(self, tokens, most):
+        text = list(tokens)
+        for _ in range(most):
+            token = next_token(text)
+            text.append(token if zlib.crc32(bytes([token, len(text) % 251])) % 4 else (token + 1) % VOCAB)
+        return text[len(tokens) :]
+
+
 class Run:
-    """A scheduler, its device, and what has come out."""
+    """A scheduler, its device, and what has come out. guesser: of some of the sequences."""
+
+    guesser = None
 
     def __init__(self, n_blocks, block_size, max_batch=4, max_rows=9, cache=True, ahead=2, kind=Scheduler):
         self.pool = BlockPool(n_blocks)
@@ -79,16 +97,21 @@ class Run:
 
     def submit(self, prompt, max_new, stop=(), priority=0):
         number = len(self.sequences)
-        sequence = Sequence(number, list(prompt), max_new, number, priority, stop_tokens=frozenset(stop))
+        guesser = self.guesser() if self.guesser is not None and number % 3 < 2 else None
+        sequence = Sequence(
+            number, list(prompt), max_new, number, priority, stop_tokens=frozenset(stop), guesser=guesser
+        )
         self.sequences.append(sequence)
         self.scheduler.add(sequence)
         return sequence
 
     def step(self):
+        while self.device.under_way and self.scheduler.wants_tokens:
+            self.device.finish_one()
         plan = self.scheduler.next() if len(self.device.under_way) < self.ahead else None
         if plan is not None:
             self.device.launch(plan)
-            assert plan.rows <= self.scheduler.max_rows
+            assert plan.rows <= self.scheduler.max_rows and len(plan.sampling) <= self.scheduler.max_batch
             assert len({id(part.sequence) for part in plan.parts}) == len(plan.parts)
             rows = [(part.sequence, part.life, part.start) for part in plan.parts]
             if plan.same_as_last:  # the device has moved these rows on by itself
@@ -464,3 +487,81 @@ def test_random_schedules(actions, n_blocks, block_size, max_batch, more_rows, c
     """Submits, steps and aborts in any order: all requests end as they would alone, and no block is lost."""
     run = Run(n_blocks, block_size, max_batch, max_batch + more_rows, cache, ahead=1 + n_blocks % 3)
     run.act(actions).finish()
+
+
+# --- guesses ---------------------------------------------------------------------------------------------------------
+
+
+class Guessing(Run):
+    guesser = HalfRight
+
+
+class Right(Guesser):
+    """Guesses what comes."""
+
+    def _find(self, tokens, most):
+        return alone(tokens, most)
+
+
+@settings(max_examples=3000, deadline=None)
+@given(ACTIONS, st.integers(1, 12), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.booleans())
+def test_random_schedules_with_guesses(actions, n_blocks, block_size, max_batch, more_rows, cache):
+    """As without: guesses change no token, and take no block from anybody."""
+    run = Guessing(n_blocks, block_size, max_batch, max_batch + more_rows, cache, ahead=1 + n_blocks % 3)
+    run.act(actions).finish()
+    assert run.scheduler.n_accepted <= run.scheduler.n_drafts
+
+
+@pytest.mark.parametrize("max_new", range(1, 3 * MOST))
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_no_more_tokens_than_asked_for(max_new, ahead):
+    run = Guessing(20, 4, 1 + MOST, 40, ahead=ahead)
+    run.guesser = Right
+    run.submit([1, 2, 3], max_new)
+    run.finish()
+    assert len(run.sequences[0].new_tokens) == max_new
+    assert run.scheduler.n_accepted == run.scheduler.n_drafts
+
+
+def test_right_guesses_make_fewer_steps():
+    run, plans = Guessing(20, 4, 1 + MOST, 40, ahead=1), []
+    run.guesser = Right
+    run.submit([1, 2, 3], 40)
+    while not run.scheduler.idle:
+        plans.append(run.step())
+    assert [len(plan.sampling) for plan in plans if plan] == [1, 4, 7, 8, 8, 8, 4]  # 3 guesses, 6, 7 at most
+
+
+def test_guesses_take_only_places_that_nobody_wants():
+    run = Guessing(40, 4, 4, 40, ahead=1)
+    run.guesser = Right
+    for _ in range(7):
+        run.submit([1, 2, 3], 12)
+    plans = []
+    while len(run.sequences) - len(run.ends) > 4:
+        plans.append(run.step())
+    assert not any(part.drafts for plan in plans if plan for part in plan.parts)
+    run.finish()
+    assert run.scheduler.n_drafts
+
+
+def test_a_stop_token_among_right_guesses_ends_the_text():
+    text = alone([1, 2, 3], 12)
+    stop = text[5]
+    run = Guessing(20, 4, 1 + MOST, 40, ahead=1)
+    run.guesser = Right
+    sequence = run.submit([1, 2, 3], 12, [stop])
+    run.finish()
+    assert sequence.new_tokens == text[: text.index(stop)] and sequence.finish_reason == "stop"
+
+
+def test_wrong_guesses_become_rare():
+    class Wrong(Guesser):
+        def _find(self, tokens, most):
+            return [(token + 1) % VOCAB for token in alone(tokens, most)]
+
+    run = Guessing(80, 4, 1 + MOST, 40, ahead=1)
+    run.guesser = Wrong
+    run.submit([1, 2, 3], 200)
+    run.finish()
+    assert 5 < run.scheduler.n_drafts < 15 and run.scheduler.n_accepted == 0
