@@ -64,7 +64,7 @@ override MODEL = [ -z "$$KBK_WEIGHTS" ] || set -- --weights="$$KBK_WEIGHTS" "$$@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 override CHAPTERS = ch02 ch03 ch04 ch05 ch06 ch07 ch08 ch09 ch10 ch11 ch12 ch13
-.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-serve bench-tiers bench-laptop bench-cpu bench-sanitizer judges gpt2 smollm2 chat serve setup plan clean
+.PHONY: $(CHAPTERS) help ch14 profile grade hint progress reset solution autograder lab notebooks strip bench plots lessons test test-all sanitize lint fuzz bench-gpt2 bench-engine bench-serve bench-speculation bench-tiers bench-laptop bench-cpu bench-sanitizer judges gpt2 smollm2 chat serve setup plan clean
 
 help: ## list the targets
 	@echo "Kernel by Kernel: GPU kernels in Numba-CUDA, one by one, up to a GPT-2. The targets:"; echo
@@ -132,6 +132,7 @@ plots: needs-dev ## draw the plots of lessons and README and write their tables,
 	$(PY) benchmarks/engine_plot.py
 	$(PY) benchmarks/readme.py
 	$(PY) benchmarks/serving.py --page
+	$(PY) benchmarks/speculation.py --page
 	$(PY) benchmarks/tiers.py --page
 	$(PY) -m chapters.lessons
 
@@ -163,6 +164,9 @@ fuzz: needs-dev ## compare random kernels with an interpreter (SEEDS=0:2000)
 
 bench-serve: needs-dev needs-serve setup ## measure the server under load, compared with llama.cpp's (.[peers]), on SmolLM2
 	@$(RUN) benchmarks/serving.py
+
+bench-speculation: needs-dev setup ## measure what guesses of tokens are worth, on SmolLM2
+	@$(RUN) benchmarks/speculation.py
 
 bench-tiers: needs-dev setup ## measure what blocks are worth that are kept below the device: in memory, in files
 	@$(RUN) benchmarks/tiers.py

@@ -41,6 +41,7 @@ from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import load_weights  # noqa: E402
 from ch14_mini_llm.start import calm_collector  # noqa: E402
+from ch14_mini_llm.tokenizer.bpe import TokenizerError  # noqa: E402
 from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 from common import bench  # noqa: E402
 
@@ -86,6 +87,14 @@ class Way:
         return tokens, times[-1] - times[0], len(times) - 1, *counts
 
 
+def tokens_of(tokenizer, messages):
+    """A conversation as tokens; as plain text for a model that was not made for one."""
+    try:
+        return tokenizer.chat(messages)
+    except TokenizerError:
+        return tokenizer.encode("\n\n".join(message["content"] for message in messages) + "\n\n")
+
+
 def measure(options, progress=lambda text: None):
     """The figures as a dict for JSON. Raises `RequestError`, `WeightsError` and `Wrong`."""
     config, tensors = load_weights(options.weights)
@@ -96,14 +105,14 @@ def measure(options, progress=lambda text: None):
     rows = []
     for group, prompts in json.loads(PROMPTS.read_text(encoding="utf-8")).items():
         for prompt in prompts:
-            text = tokenizer.chat(prompt["messages"])
+            text = tokens_of(tokenizer, prompt["messages"])
             request = Request(text, min(options.new, config.n_ctx - len(text)), None, tokenizer.stop_tokens)
             row = {"group": group, "name": prompt["name"], "prompt": len(text)}
             runs = {how: [] for how in ways}
-            for i in range(1 + options.repeats):
+            for _ in range(1 + options.repeats):
                 for how, way in ways.items():
                     progress(f"{prompt['name']}, {how}")
-                    runs[how].append(way.answer(request)[: 5 if i else None])
+                    runs[how].append(way.answer(request))
             wanted = runs[NONE][0][0]
             if any(run[0] != wanted for some in runs.values() for run in some):
                 raise Wrong(f"{prompt['name']}: not the tokens that there are without guesses")

@@ -141,7 +141,7 @@ class Table:
         try:
             test()
             return True
-        except (Exception, pytest.fail.Exception):
+        except (Exception, SystemExit, pytest.fail.Exception):
             return False
         except KeyboardInterrupt:
             if not late.is_set():
