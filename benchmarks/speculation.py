@@ -6,8 +6,8 @@
 
 Prints the figures and writes them to ``<out>/<device>/speculation.json``. Each prompt of ``speculation_prompts.json``
 is answered alone, with the likeliest token each time, up to its end or ``--new`` tokens: without guesses, and in each
-way of `engine.drafts.HOW` that is asked for. Prompts are in the prefix cache by then. The time is from the first token
-to the last, and the ways take turns. Tokens have to be the same in all ways.
+way of `engine.speculate.HOW` that is asked for. Prompts are in the prefix cache by then. The time is from the first
+token to the last, and the ways take turns. Tokens have to be the same in all ways.
 
 The default is SmolLM2 (`make smollm2`), without a GPU with weights in float16. Run it on an idle machine.
 
@@ -33,6 +33,7 @@ from tqdm import tqdm  # noqa: E402
 from benchmarks.gpt2 import _digits  # noqa: E402
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.plots import COLOURS, pyplot, result_files, save, table_block  # noqa: E402
+from ch14_mini_llm.engine.dtypes import DTYPES  # noqa: E402
 from ch14_mini_llm.engine.engine import Engine  # noqa: E402
 from ch14_mini_llm.engine.models import model_of  # noqa: E402
 from ch14_mini_llm.engine.request import Request, RequestError  # noqa: E402
@@ -236,7 +237,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="benchmarks/speculation.py", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=SMOLLM2, help="a weight file (data/smollm2-135m.bin)")
-    add("--dtype", choices=["float32", "float16"], default="float16", help="of the weights on the level kv (float16)")
+    add("--dtype", choices=DTYPES["kv"], default="float16", help="of the weights on the level kv (float16)")
     add("--how", type=lambda text: text.split(","), default=["ngram"], metavar="HOW,…", help="ways to guess (ngram)")
     add("--new", type=int, default=128, help="tokens of an answer, at most (128)")
     add("--repeats", type=int, default=3, help="of each, of which the median counts (3)")

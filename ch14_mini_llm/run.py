@@ -34,8 +34,9 @@ elif str(ROOT) not in sys.path:
 
 from ch14_mini_llm.chat import run_chat  # noqa: E402
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
-from ch14_mini_llm.engine.dtypes import check_dtype  # noqa: E402
+from ch14_mini_llm.engine.dtypes import DTYPES, check_dtype  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
+from ch14_mini_llm.engine.speculate import HOW  # noqa: E402
 from ch14_mini_llm.levels import ENGINES  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
@@ -172,10 +173,10 @@ def build_parser() -> Parser:
     add("--ignore_eos", action="store_true", help="go on after <|endoftext|> (default: stop there and leave it out)")
     add("--engine", metavar="LEVEL", choices=list(ENGINES), help="default: fast on a GPU, kv without. " + "; ".join(
         f"{level} is {what}" for level, what in ENGINES.items()))  # fmt: skip
-    add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv: float32 "
-        "(default) or float16, which is half the memory")  # fmt: skip
-    add("--speculate", metavar="HOW", choices=["ngram"], help="guess tokens where the text repeats itself, and check "
-        "several in a step: the same text, sooner (default: not)")  # fmt: skip
+    add("--dtype", metavar="TYPE", choices=DTYPES["kv"], help="of the weights on the level kv: float32 (default), "
+        "float16, which is half the memory, int8 or int4, which lose a little")  # fmt: skip
+    add("--speculate", metavar="HOW", help=f"guess tokens, and check several in a step: the same text, sooner; {HOW} "
+        "(default: not)")  # fmt: skip
     add("--stats", action="store_true", help="show tokens per second, time to the first token, backend, device")
     add("--trace", action="store_true", help="show every kernel launch of the last step")
     add("--json", action="store_true", help="print one JSON object and nothing else")

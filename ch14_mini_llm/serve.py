@@ -33,7 +33,9 @@ elif str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
+from ch14_mini_llm.engine.dtypes import DTYPES  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError  # noqa: E402
+from ch14_mini_llm.engine.speculate import HOW  # noqa: E402
 from ch14_mini_llm.files import FileError  # noqa: E402
 
 LEVELS = ("kv", "fast")
@@ -70,11 +72,11 @@ def build_parser() -> Parser:
     add("--api_key", metavar="KEY", action="append", default=[], help="ask for this key; may be given several times, "
         "or as KBK_API_KEY in the environment, where others on the machine cannot read it")  # fmt: skip
     add("--engine", metavar="LEVEL", choices=LEVELS, help="kv or fast (default: fast on a GPU, kv without)")
-    add("--dtype", metavar="TYPE", choices=["float32", "float16"], help="of the weights on the level kv")
+    add("--dtype", metavar="TYPE", choices=DTYPES["kv"], help="of the weights on the level kv (default float32)")
     add("--deterministic", action="store_true", help="on the level fast: the same text in any company, as on kv; a "
         "large batch is slower")  # fmt: skip
-    add("--speculate", metavar="HOW", choices=["ngram"], help="guess tokens where a text repeats itself, and check "
-        "several in a step, as long as there are places left (default: not)")  # fmt: skip
+    add("--speculate", metavar="HOW", help=f"guess tokens, and check several in a step, where places are left: {HOW} "
+        "(default: not)")  # fmt: skip
     add("--num_blocks", metavar="N", type=integer, help="blocks of the KV cache (default: what fits)")
     add("--block_size", metavar="N", type=integer, default=16, help="tokens a block: 4, 8, 16 … 256 (default 16)")
     add("--no_prefix_cache", action="store_true", help="compute anew what requests begin with alike, to compare")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("ch12", "ch13", "ch14", "ch14/server", "cpu", "data")
+FOLDERS = ("ch09", "ch12", "ch13", "ch14", "ch14/server", "cpu", "data")
 for folder in (ROOT, ROOT / "tests", *(ROOT / "tests" / name for name in FOLDERS)):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

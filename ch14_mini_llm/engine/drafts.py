@@ -20,14 +20,13 @@ from ch14_mini_llm.cache.pages import block_bytes
 from ch14_mini_llm.engine.models import model_of
 from ch14_mini_llm.engine.request import Request, RequestError, shown
 from ch14_mini_llm.engine.sizes import LEVELS
-from ch14_mini_llm.engine.speculate import Guesser, Ngrams, can_guess
+from ch14_mini_llm.engine.speculate import HOW, Guesser, Ngrams, can_guess
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.weights import load_weights
 
 if TYPE_CHECKING:
     from ch14_mini_llm.engine.engine import Engine
 
-HOW = "ngram, layers:N (its own first N layers) or the weight file of a smaller model"
 BLOCK_SIZE = 4  # of a draft model: what is left of a block is read again
 GPU_SHARE, CPU_BYTES = 0.05, 1 << 28  # of the free memory, or of the host's, for its keys and values
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ch14_mini_llm.engine.request import RequestError
 
-DTYPES = {"naive": ("float32",), "kv": ("float32", "float16"), "fast": ("float16",)}  # the default first
+DTYPES = {  # the default first
+    "naive": ("float32",), "kv": ("float32", "float16", "int8", "int4"), "fast": ("float16",),
+}  # fmt: skip
 
 
 def check_dtype(level: str, dtype: str | None) -> str:

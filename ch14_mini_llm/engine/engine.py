@@ -52,7 +52,7 @@ class Engine:
     level ``fast``. deterministic: a request's tokens are the same in any company, bit by bit; always so on ``kv``.
     look_ahead: launch the next step before the tokens of the last are read; by default on a GPU. static: padded batches
     that begin and end together, to compare with (`engine.static`); without a prefix cache. speculate: who guesses
-    tokens, where sequences leave places of the batch free: one of `engine.drafts.HOW`, or the engine of a draft model.
+    tokens, where sequences leave places of the batch free: one of `speculate.HOW`, or the engine of a draft model.
     """
 
     def __init__(

@@ -29,6 +29,7 @@ from ch14_mini_llm.engine.request import Request
 MOST = 7  # guesses of a sequence at a time: with its newest token eight rows, whose weights `forward.few` reads once
 FIRST = 3  # guesses, as long as nothing is known of how good they are
 LONGEST_PAUSE = 64  # tokens
+HOW = "ngram (what the text said before), layers:N (its own first N layers) or the weight file of a smaller model"
 
 
 class Guesser:

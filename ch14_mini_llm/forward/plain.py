@@ -1,4 +1,4 @@
-"""The verbs in float32, a kernel or two behind each: the level ``kv``. Weights may be float16.
+"""The verbs in float32, a kernel or two behind each: the level ``kv``. Weights may be float16, int8 or int4.
 
 Rows are independent: a row's bits depend on its own sequence and on nothing else in the batch, and every product adds
 over K in one order. So a request has the same tokens alone, in any batch, however its prompt is cut, and when keys and
@@ -17,12 +17,13 @@ from numba import cuda
 
 from ch14_mini_llm.forward.batch import Batch, last_embedding
 from ch14_mini_llm.forward.shapes import Shape
-from ch14_mini_llm.model.roles import Layer, Linear, Model, Norm
+from ch14_mini_llm.model.roles import FewBits, Layer, Linear, Model, Norm
 from chapters.ch03_indexing.kernels import blocks_2d
 from chapters.ch07_warp_reduce.argmax import argmax_launch, argmax_row
 from chapters.ch07_warp_reduce.norms import layernorm_launch, layernorm_row
 from chapters.ch07_warp_reduce.rmsnorm import rmsnorm_launch, rmsnorm_row
 from chapters.ch09_gemm.panels import linear
+from chapters.ch09_gemm.quantized import quantized_linear
 from chapters.ch12_flash.kernels import WARP
 from chapters.ch12_flash.ragged import (
     paged_lanes_launch,
@@ -166,5 +167,8 @@ class Plain:
     def _product(self, inputs, layer: Linear, out, n: int = 0, add: int = 0) -> None:
         """out = inputs @ weight + bias, for the first ``n`` rows, by default all; add: on top of what is there."""
         n, n_in, n_out = n or self.rows, layer.n_in, layer.n_out
-        kernel, launch = linear(n, n_out)
-        kernel[launch](inputs, layer.weight, layer.bias, out, n, n_out, n_in, add)
+        if isinstance(layer.weight, FewBits):
+            (kernel, launch), weights = quantized_linear(layer.weight.bits, n, n_out), layer.weight.arrays
+        else:
+            (kernel, launch), weights = linear(n, n_out), (layer.weight,)
+        kernel[launch](inputs, *weights, layer.bias, out, n, n_out, n_in, add)

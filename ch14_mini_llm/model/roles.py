@@ -10,9 +10,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class FewBits:
+    """A weight of 8 or 4 bits. arrays: on the device, as the products of chapter 9's ``quantized.py`` take them."""
+
+    bits: int
+    arrays: tuple
+
+    @property
+    def dtype(self) -> str:
+        """As `Engine.of` takes it."""
+        return f"int{self.bits}"
+
+
+@dataclass(frozen=True)
 class Linear:
-    """y = x @ weight + bias. weight: on the device, in chapter 9's panels, or for the level ``fast`` (n_out, n_in).
-    bias: (n_out,), or None.
+    """y = x @ weight + bias. weight: on the device, in chapter 9's panels or `FewBits`, or for the level ``fast``
+    (n_out, n_in). bias: (n_out,), or None.
 
     row_sums: (n_out,), if a layer norm in front has been moved into weight and bias, see chapter 9's ``fold_norm``.
     """

@@ -13,6 +13,7 @@ from numba import cuda
 
 from ch14_mini_llm.engine.request import RequestError
 from ch14_mini_llm.model.config import GPT2Config, LlamaConfig
+from ch14_mini_llm.model.few_bits import BITS, few_bits
 from ch14_mini_llm.model.gpt2 import gpt2
 from ch14_mini_llm.model.llama import MATRICES, llama, rows_of
 from ch14_mini_llm.model.quantize import unpacked
@@ -31,11 +32,12 @@ def panels_model(
     on_tensor: Callable[[str, int], None] | None = None,
     dtype: str = "float32",
 ) -> Model:
-    """Matrices in chapter 9's panels, in float32 or float16; vectors in float32. Embeddings, of which a step reads a
-    row a token, stay in float16 if they are: converting them would take longer than a step, and change nothing."""
-    kind_of = np.dtype(dtype)
+    """Matrices in chapter 9's panels, in float32, float16, int8 or int4; vectors in float32. Embeddings, of which a
+    step reads a row a token, stay in float16 if they are: converting them would take longer than a step, and change
+    nothing. Raises `RequestError` for sizes that come in no groups of few bits."""
+    bits = BITS.get(dtype)
     made = _llama_panels if isinstance(config, LlamaConfig) else _gpt2_panels
-    return made(config, tensors, on_tensor, kind_of)
+    return made(config, tensors, on_tensor, np.dtype("float32" if bits else dtype), bits)
 
 
 def _table_type(tensor, dtype, kind: str):
@@ -51,23 +53,30 @@ def _packed(array, pack, launch, K: int, N: int, dtype):
     return panels
 
 
-def _gpt2_panels(config, tensors, on_tensor, dtype) -> Model:
+def _gpt2_panels(config, tensors, on_tensor, dtype, bits) -> Model:
     def upload(array, kind):
+        if kind == "matrix" and bits:
+            return few_bits([np.ascontiguousarray(array.T, dtype=np.float32)], bits)
         if kind == "matrix":
             array = cuda.to_device(np.ascontiguousarray(array))
             return _packed(array, pack_columns, pack_columns_launch, *array.shape, dtype)
         return cuda.to_device(np.ascontiguousarray(array, dtype=_table_type(array, dtype, kind)))
 
     model = gpt2(config, tensors, upload, on_tensor)
-    weight = _packed(model.head.weight, pack_rows, pack_rows_launch, config.d_model, config.vocab_size, dtype)
+    if bits:
+        weight = few_bits([tensors["wte.weight"]], bits)
+    else:
+        weight = _packed(model.head.weight, pack_rows, pack_rows_launch, config.d_model, config.vocab_size, dtype)
     no_bias = cuda.to_device(np.zeros(config.vocab_size, np.float32))
     return replace(model, head=replace(model.head, weight=weight, bias=no_bias))
 
 
-def _llama_panels(config, tensors, on_tensor, dtype) -> Model:
+def _llama_panels(config, tensors, on_tensor, dtype, bits) -> Model:
     def upload(given, kind):
         if kind == "zeros":
             return cuda.to_device(np.zeros(given[0], np.float32))
+        if kind in MATRICES and bits:
+            return few_bits(given, bits)
         wanted = dtype if kind in MATRICES else _table_type(given[0], dtype, kind)
         array = rows_of(given, lambda tensor: unpacked(tensor, wanted))
         if kind in MATRICES:
