@@ -27,9 +27,9 @@ KIND_BITS = {kind: bits for bits, kind in KINDS.items()}
 
 
 def as_blocks(rows, bits: int) -> Blocks:
-    """A matrix's rows in blocks of so many bits. What has no more bits already stays as it is: a second quantization
-    would only lose. Raises `RequestError` for rows that are no whole groups."""
-    if isinstance(rows, Blocks) and KIND_BITS[rows.kind] <= bits:
+    """A matrix's rows in blocks of so many bits. What has few bits in a file stays as it is, whether 4 or 8: quantized
+    twice it would only lose. Raises `RequestError` for rows that are no whole groups."""
+    if isinstance(rows, Blocks):
         return rows
     n_in = rows.shape[1]
     if n_in % GROUP:
