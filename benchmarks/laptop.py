@@ -1,9 +1,10 @@
 """GPT-2 without a GPU, in one run: the level ``kv`` compared with transformers, llama.cpp and NumPy's products.
 
-    python benchmarks/laptop.py [--weights FILE] [--only decode,batch,prefill,start,llama] [--tokens 64] [--prompt 16]
-                                [--peers transformers,llama.cpp] [--rounds 3] [--out benchmarks/results]
+    python benchmarks/laptop.py [--weights FILE] [--only decode,batch,prefill,start,llama,few] [--tokens 64]
+                                [--prompt 16] [--peers transformers,llama.cpp] [--rounds 3]
+                                [--out benchmarks/results] [--name laptop]
 
-Prints a table and writes ``<out>/cpu/laptop.json``. Without ``--weights`` the model has the size of GPT-2 (124M) and
+Prints a table and writes ``<out>/cpu/<name>.json``. Without ``--weights`` the model has the size of GPT-2 (124M) and
 random weights, on which the time does not depend. Run it on an idle machine: everything here is one or two cores'
 arithmetic, and what else they do is in the figures.
 
@@ -16,6 +17,8 @@ arithmetic, and what else they do is in the figures.
   after a run that is not counted: on a virtual machine, memory that others have given back is slow to come again.
 * ``llama``: SmolLM2, if ``make smollm2`` has fetched it: tokens a second as in ``decode``, and the seconds of a whole
   ``run.py --chat`` to the first token of an answer.
+* ``few``: tokens a second as in ``decode`` with weights of 8 and 4 bits; and of SmolLM2 as it was published, 4 bits in
+  its layers and 8 in its head, which llama.cpp runs from the same GGUF file (it is fetched for that).
 
 Every figure is measured in a process of its own, in rounds (ours, theirs, ours, theirs …), so that a slow moment of the
 machine meets all; it is the median, with the lowest and the highest next to it.
@@ -51,12 +54,13 @@ from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import load_weights, save_weights  # noqa: E402
 
-PARTS = ("decode", "batch", "prefill", "start", "llama")
+PARTS = ("decode", "batch", "prefill", "start", "llama", "few")
 SMOLLM2, QUESTION = ROOT / "data" / "smollm2-135m.bin", "What is the capital of France?"
 PEERS = {"transformers": ("torch", "transformers"), "llama.cpp": ("xllamacpp", "gguf")}  # and what must be installed
 RESULTS = ROOT / "benchmarks" / "results"
 SEQUENCES, PREFILL_ROWS = 8, 512
 DTYPES = ("float32", "float16")
+FEW = ("int8", "int4")
 
 
 # --- what is measured, each in a process of its own ------------------------------------------------------------------
@@ -92,20 +96,28 @@ def decode_transformers(weights, n_tokens, n_prompt):
 
 def decode_llama_cpp(weights, n_tokens, n_prompt):
     """Tokens a second of llama.cpp in F16, by its own clock."""
-    import xllamacpp
-
     config, tensors = load_weights(weights)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "gpt2.gguf")
         write_gguf(path, config, tensors)
-        params = xllamacpp.CommonParams()
-        params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), 512, 1, 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads()
-        server, rates = xllamacpp.Server(params), []
-        request = {"prompt": prompt_of(config, n_prompt), "n_predict": n_tokens, "temperature": 0, "ignore_eos": True}
-        for _ in range(3):
-            answer = server.handle_completions({**request, "cache_prompt": False})
-            rates.append(answer["timings"]["predicted_per_second"])
+        return _llama_cpp(path, prompt_of(config, n_prompt), n_tokens)
+
+
+def decode_gguf(path, n_tokens, n_prompt):
+    """Tokens a second of llama.cpp with a GGUF file as it is."""
+    return _llama_cpp(path, np.random.default_rng(0).integers(0, 10_000, n_prompt).tolist(), n_tokens)
+
+
+def _llama_cpp(path, prompt, n_tokens):
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(path), 512, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads()
+    server, rates = xllamacpp.Server(params), []
+    request = {"prompt": prompt, "n_predict": n_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    for _ in range(3):
+        rates.append(server.handle_completions(request)["timings"]["predicted_per_second"])
     return max(rates[1:])
 
 
@@ -244,8 +256,8 @@ def write_gguf(path, config, tensors):
     writer.close()
 
 
-CHILDREN = {f.__name__: f for f in (decode_ours, decode_transformers, decode_llama_cpp, read_speed, batch_ours,
-                                    prefill_products)}  # fmt: skip
+CHILDREN = {f.__name__: f for f in (decode_ours, decode_transformers, decode_llama_cpp, decode_gguf, read_speed,
+                                    batch_ours, prefill_products)}  # fmt: skip
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -261,8 +273,8 @@ def child(name, *arguments, n_threads=None):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def plan(parts, peers, weights, n_tokens, n_prompt):
-    """[(name of a figure, a function that measures it once)], in the order of a round."""
+def plan(parts, peers, weights, n_tokens, n_prompt, gguf=None):
+    """[(name of a figure, a function that measures it once)], in the order of a round. gguf: SmolLM2's file."""
     how, work = (n_tokens, n_prompt), []
     add = lambda name, *arguments, **options: work.append((name, lambda: child(*arguments, **options)))
     if "decode" in parts:
@@ -274,6 +286,15 @@ def plan(parts, peers, weights, n_tokens, n_prompt):
             add("decode llama.cpp F16", "decode_llama_cpp", weights, *how)
         add("decode float16, one thread", "decode_ours", weights, "float16", *how, n_threads=1)
         add("read GB/s, one thread", "read_speed", weights)
+    if "few" in parts:
+        known = {name for name, _ in work}
+        for dtype in [dtype for dtype in ("float16", *FEW) if f"decode {dtype}" not in known]:
+            add(f"decode {dtype}", "decode_ours", weights, dtype, *how)
+        if SMOLLM2.exists():
+            for dtype in ("float16", "int4") if "llama" not in parts else ("int4",):
+                add(f"SmolLM2 {dtype}", "decode_ours", str(SMOLLM2), dtype, *how)
+        if gguf is not None:
+            add("SmolLM2 llama.cpp, the same file", "decode_gguf", str(gguf), *how)
     if "batch" in parts:
         for n in (1, SEQUENCES):
             add(f"batch of {n}, float32", "batch_ours", weights, "float32", n, *how)
@@ -321,7 +342,9 @@ def ratios(figures, weight_bytes):
     pairs = {
         "float32 / transformers": ("decode float32", "decode transformers float32"),
         "float16 / llama.cpp F16": ("decode float16", "decode llama.cpp F16"),
+        **{f"{dtype} / float16": (f"decode {dtype}", "decode float16") for dtype in FEW},
         "SmolLM2 float32 / transformers": ("SmolLM2 float32", "SmolLM2 transformers float32"),
+        "SmolLM2 int4 / llama.cpp, the same file": ("SmolLM2 int4", "SmolLM2 llama.cpp, the same file"),
         f"{SEQUENCES} sequences / one": (f"batch of {SEQUENCES}, float32", "batch of 1, float32"),
     }
     found = {name: median[a] / median[b] for name, (a, b) in pairs.items() if a in median and b in median}
@@ -351,12 +374,13 @@ def main(argv=None):
     """Run the program; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--weights", help="a weight file (default: 124M random weights)")
-    parser.add_argument("--only", default=",".join(PARTS), help="of decode,batch,prefill,start,llama")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--peers", default=",".join(PEERS), help="of transformers,llama.cpp; or none")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens (64)")
     parser.add_argument("--prompt", type=int, default=16, help="tokens of the prompt (16)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each figure is taken (3)")
     parser.add_argument("--out", default=RESULTS, type=Path, help="folder of the results (benchmarks/results)")
+    parser.add_argument("--name", default="laptop", help="of the file with the results (laptop)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.child:
@@ -369,11 +393,13 @@ def main(argv=None):
             parser.error(f"{what} is {','.join(given)}; it takes {', '.join(known)}")
     if options.tokens < 2 or min(options.prompt, options.rounds) < 1:
         parser.error("--tokens must be at least 2, --prompt and --rounds at least 1")
+    if not options.name.isidentifier():
+        parser.error(f"--name={options.name}: letters, digits and _, such as few_bits")
     left_out = {name: f"not installed: {', '.join(lacking)}" for name in peers
                 if (lacking := [module for module in PEERS[name] if not importlib.util.find_spec(module)])}  # fmt: skip
     if "llama" in parts and not SMOLLM2.exists():
         left_out["llama"] = f"there is no {SMOLLM2.relative_to(ROOT)}: make smollm2"
-    path = options.out / "cpu" / "laptop.json"
+    path = options.out / "cpu" / f"{options.name}.json"
     try:
         make_output(path, "--out")
     except FileError as error:
@@ -387,7 +413,13 @@ def main(argv=None):
         except WeightsError as error:
             parser.error(str(error))
         there = [name for name in peers if name not in left_out]
-        work = plan(parts, there, weights, options.tokens, options.prompt)
+        gguf = None
+        if "few" in parts and SMOLLM2.exists() and "llama.cpp" in there:
+            sys.path.insert(0, str(ROOT / "data"))
+            import gguf_model
+
+            gguf = gguf_model.fetch_smollm2(Path(folder))
+        work = plan(parts, there, weights, options.tokens, options.prompt, gguf)
         with tqdm(total=len(work) * options.rounds, desc="measuring", file=sys.stderr, leave=False) as bar:
             figures, errors = measure(work, options.rounds, bar.update)
     weight_bytes = 2 * (config.n_parameters - config.n_ctx * config.d_model)  # float16; of positions a row is read

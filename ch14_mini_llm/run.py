@@ -36,7 +36,7 @@ from ch14_mini_llm.chat import run_chat  # noqa: E402
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.dtypes import DTYPES, check_dtype  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError, Sampling, check_request  # noqa: E402
-from ch14_mini_llm.engine.speculate import HOW  # noqa: E402
+from ch14_mini_llm.engine.speculate import HOW, check_how  # noqa: E402
 from ch14_mini_llm.levels import ENGINES  # noqa: E402
 from ch14_mini_llm.model.layout import WeightsError  # noqa: E402
 from ch14_mini_llm.model.weights import default_weights, load_weights  # noqa: E402
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> int | None:
     config, tensors = load_weights(path)
     if options.engine is not None:
         check_dtype(options.engine, options.dtype)
+    check_how(options.speculate, config.n_layer)
     if lines is not None:
         return run_lines(options, lines, path, config, tensors)
     tokenizer = tokenizer_of(config, tensors)

@@ -35,7 +35,7 @@ elif str(ROOT) not in sys.path:
 from ch14_mini_llm.cli import Parser, cut, integer, number, run_program  # noqa: E402
 from ch14_mini_llm.engine.dtypes import DTYPES  # noqa: E402
 from ch14_mini_llm.engine.request import RequestError  # noqa: E402
-from ch14_mini_llm.engine.speculate import HOW  # noqa: E402
+from ch14_mini_llm.engine.speculate import HOW, check_how  # noqa: E402
 from ch14_mini_llm.files import FileError  # noqa: E402
 
 LEVELS = ("kv", "fast")
@@ -60,9 +60,8 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add(
-        "--weights", metavar="FILE", help="a weight file (default: data/smollm2-135m.bin if there, else the tiny model)"
-    )
+    add("--weights", metavar="FILE", help="a weight file (default: data/smollm2-135m.bin if it is there, else the tiny "
+        "model)")  # fmt: skip
     add("--name", metavar="NAME", help="the model's name for clients (default: the file's, without its ending)")
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine "
         "alone; 0.0.0.0 is everybody who can reach it: give --api_key as well)")  # fmt: skip
@@ -130,6 +129,7 @@ def serve(options: argparse.Namespace) -> int:
     words = [f"weights: {shown(path)} ({describe(config)})"]
     if options.host not in ("127.0.0.1", "localhost", "::1") and not keys:
         words.append(f"warning: whoever can reach {options.host} can use this server; --api_key asks for a key")
+    check_how(options.speculate, config.n_layer)
     same = "num_blocks", "block_size", "max_batch", "dtype", "deterministic", "speculate"
     engine = {name: getattr(options, name) for name in same}
     engine |= {"level": options.engine, "prefix_cache": not options.no_prefix_cache, "kept": None}

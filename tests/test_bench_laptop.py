@@ -31,6 +31,15 @@ def test_a_run(weights, tmp_path, capsys):
     assert "batch of 8, float32: " in shown and "8 sequences / one: " in shown
 
 
+def test_few_bits(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(laptop, "SMOLLM2", laptop.ROOT / "no-such-file.bin")
+    options = ["--weights", weights, "--only=few", "--tokens=4", "--prompt=3", "--rounds=1", "--peers=none"]
+    assert laptop.main([*options, "--name=few", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "cpu" / "few.json").read_text())
+    assert list(result["figures"]) == ["decode float16", "decode int8", "decode int4"] and not result["errors"]
+    assert set(result["ratios"]) == {"int8 / float16", "int4 / float16"}
+
+
 def test_products_are_checked_and_compared(weights):
     rows = laptop.prefill_products(weights, "float16")
     assert [row[:2] for row in rows] == [[32, 96], [32, 32], [32, 64], [64, 32]]

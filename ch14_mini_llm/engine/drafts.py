@@ -20,7 +20,7 @@ from ch14_mini_llm.cache.pages import block_bytes
 from ch14_mini_llm.engine.models import model_of
 from ch14_mini_llm.engine.request import Request, RequestError, shown
 from ch14_mini_llm.engine.sizes import LEVELS
-from ch14_mini_llm.engine.speculate import HOW, Guesser, Ngrams, can_guess
+from ch14_mini_llm.engine.speculate import HOW, Guesser, Ngrams, can_guess, check_how
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.weights import load_weights
 
@@ -65,7 +65,10 @@ class Speculation:
         if static:
             raise RequestError(f"speculate is {shown(how)}, but a static batch has no place for guesses: leave one out")
         if how != "ngram":
-            self.draft = draft_engine(how, model, level, max_batch) if isinstance(how, (str, os.PathLike)) else how
+            named = isinstance(how, (str, os.PathLike))
+            self.draft = draft_engine(os.fspath(how), model, level, max_batch) if named else how
+            if not hasattr(self.draft, "runner"):
+                raise RequestError(f"speculate is {shown(how)}; it can be {HOW}, or an engine", "speculate")
             mine, theirs = model.vocab_size, self.draft.model.vocab_size
             if mine != theirs:
                 words = f"speculate: the draft has a vocabulary of {theirs} tokens, this model one of {mine}"
@@ -78,18 +81,13 @@ class Speculation:
         return Ngrams() if self.draft is None else Drafted(self.draft)
 
 
-def draft_engine(how: str | os.PathLike, model: Model, level: str, max_batch: int) -> Engine:
+def draft_engine(how: str, model: Model, level: str, max_batch: int) -> Engine:
     """An engine for the first layers of a model ("layers:N"), or for a weight file."""
     from ch14_mini_llm.engine.engine import Engine
 
-    layers = str(how).removeprefix("layers:")
-    if layers != str(how):
-        if not layers.isdecimal() or not 1 <= int(layers) < len(model.layers):
-            limit = f"from layers:1 to layers:{len(model.layers) - 1}"
-            raise RequestError(f"speculate is {shown(how)}; of this model it can be {limit}", "speculate")
-        draft = replace(model, layers=model.layers[: int(layers)])
-    elif not os.path.exists(how):
-        raise RequestError(f"speculate is {shown(str(how))}, and there is no such file; it can be {HOW}", "speculate")
+    layers = check_how(how, len(model.layers))
+    if layers is not None:
+        draft = replace(model, layers=model.layers[:layers])
     else:
         dtype = str(model.head.weight.dtype) if level == "kv" else None
         draft = model_of(*load_weights(how), level, dtype=dtype)

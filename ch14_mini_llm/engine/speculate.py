@@ -22,9 +22,10 @@ Decoding", 2023.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as Listed
 
-from ch14_mini_llm.engine.request import Request
+from ch14_mini_llm.engine.request import Request, RequestError, shown
 
 MOST = 7  # guesses of a sequence at a time: with its newest token eight rows, whose weights `forward.few` reads once
 FIRST = 3  # guesses, as long as nothing is known of how good they are
@@ -92,6 +93,22 @@ class Ngrams(Guesser):
             return []
         period = len(tokens) - start  # a text that repeats itself faster than that goes round
         return [tokens[start + i % period] for i in range(most)]
+
+
+def check_how(how: str | None, n_layer: int) -> int | None:
+    """The number of "layers:N", None for the other ways. Raises `RequestError` for what is none of `HOW`. n_layer: of
+    the model whose tokens are guessed."""
+    if how is None:
+        return None
+    if how.startswith("layers:"):
+        number = how.removeprefix("layers:")
+        if not number.isdecimal() or not 1 <= int(number) < n_layer:
+            limit = f"from layers:1 to layers:{n_layer - 1}"
+            raise RequestError(f"speculate is {shown(how)}; of this model it can be {limit}", "speculate")
+        return int(number)
+    if how != "ngram" and not os.path.exists(how):
+        raise RequestError(f"speculate is {shown(how)}, and there is no such file; it can be {HOW}", "speculate")
+    return None
 
 
 def places_for_one(how: str | None) -> int:
