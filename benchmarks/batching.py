@@ -43,7 +43,8 @@ from benchmarks.random_gpt2 import GPT2_124M, random_weights  # noqa: E402
 from ch14_mini_llm.cache.pages import block_bytes  # noqa: E402
 from ch14_mini_llm.cache.pool import BlockPool  # noqa: E402
 from ch14_mini_llm.cache.radix import RadixCache  # noqa: E402
-from ch14_mini_llm.engine.engine import MODELS, Engine  # noqa: E402
+from ch14_mini_llm.engine.engine import Engine  # noqa: E402
+from ch14_mini_llm.engine.models import MODELS  # noqa: E402
 from ch14_mini_llm.engine.request import Request  # noqa: E402
 from ch14_mini_llm.engine.scheduler import Scheduler  # noqa: E402
 from ch14_mini_llm.engine.sequence import Sequence  # noqa: E402

@@ -57,7 +57,8 @@ from benchmarks.gpt2 import GPT2_124M, _brief, _digits, _free, _names, _numbers,
 from benchmarks.ladders import RESULTS, device_folder  # noqa: E402
 from benchmarks.random_gpt2 import random_weights  # noqa: E402
 from benchmarks.torch_llama import SHAPES, random_llama, to_numba  # noqa: E402
-from ch14_mini_llm.engine.engine import MODELS, Engine  # noqa: E402
+from ch14_mini_llm.engine.engine import Engine  # noqa: E402
+from ch14_mini_llm.engine.models import MODELS  # noqa: E402
 from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
 from ch14_mini_llm.engine.sizes import LEVELS  # noqa: E402
 from ch14_mini_llm.files import FileError, make_output, write_text  # noqa: E402
