@@ -133,6 +133,7 @@ plots: needs-dev ## draw the plots of lessons and README and write their tables,
 	$(PY) benchmarks/readme.py
 	$(PY) benchmarks/serving.py --page
 	$(PY) benchmarks/speculation.py --page
+	$(PY) benchmarks/quality.py --page
 	$(PY) benchmarks/tiers.py --page
 	$(PY) -m chapters.lessons
 

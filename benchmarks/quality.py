@@ -1,6 +1,7 @@
 """What weights of few bits lose: perplexity, and how often the likeliest token is the same.
 
     python benchmarks/quality.py [--weights FILE] [--stories 100] [--length 256] [--out benchmarks/results]
+    python benchmarks/quality.py --page         # writes the tables of chapter 9's page from the committed figures
 
 Prints a table and writes ``<out>/cpu/quality.json``. SmolLM2 (`make smollm2`) writes short stories, from prompts and
 with draws that are the same each time, but other ones than the tiny model was trained on: so they are held out, and
@@ -38,6 +39,7 @@ from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 WRITER, TINY = DATA_DIR / "smollm2-135m.bin", DATA_DIR / "tiny-gpt2.bin"
+PAGE = ROOT / "chapters" / "ch09_gemm" / "quantized.md"
 WHO = (
     "a girl", "an old man", "a dog", "two brothers", "a teacher", "a farmer", "a bird", "the queen", "a baker", "a boy",
 )  # fmt: skip
@@ -98,7 +100,30 @@ def format_table(result):
     return [*lines, "", f"*{result['model']}, {result['tokens']} tokens of {result['stories']} stories.*"]
 
 
+def speed_table(result):
+    """What ``benchmarks/laptop.py --only few`` has measured, as lines of Markdown."""
+    lines = ["| tokens a second | 124M random weights | SmolLM2 |", "|---|---:|---:|"]
+    names = {"float16": "float16", "int8": "8 bits", "int4": "4 bits"}
+    cell = lambda name: f"{result['figures'][name][0]:.0f}" if name in result["figures"] else ""
+    for dtype, title in names.items():
+        lines.append(f"| {title} | {cell(f'decode {dtype}')} | {cell(f'SmolLM2 {dtype}')} |")
+    lines.append(f"| llama.cpp, from the same file | | {cell('SmolLM2 llama.cpp, the same file')} |")
+    machine = f"{result['machine']['cpu']}, {result['machine']['threads']} cores"
+    return [*lines, "", f"*{machine}; level `kv`, one text at a time, medians of {result['rounds']} processes.*"]
+
+
+def filled(page, folder=RESULTS):
+    """The page's text with its tables of the committed figures."""
+    read = lambda name: json.loads((folder / "cpu" / f"{name}.json").read_text(encoding="utf-8"))
+    lines = [*speed_table(read("few_bits")), "", *format_table(read("quality"))]
+    before, start, rest = page.partition("<!-- few bits -->\n")
+    return before + start + "\n".join([*lines, ""]) + rest[rest.index("<!-- end -->") :]
+
+
 def main(argv=None):
+    if argv is None and sys.argv[1:] == ["--page"]:
+        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+        return
     parser = argparse.ArgumentParser(prog="benchmarks/quality.py", description=__doc__.split("\n")[0])
     parser.add_argument("--weights", type=Path, default=TINY, help="of the model under test (data/tiny-gpt2.bin)")
     parser.add_argument("--stories", type=int, default=100, help="how many (100)")

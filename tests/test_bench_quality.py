@@ -28,3 +28,8 @@ def test_mistakes(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         quality.main([*arguments, f"--out={tmp_path}"])
     assert caught.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()[-1]) < 300
+
+
+def test_the_page_has_the_committed_figures():
+    page = quality.PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- few bits -->") == 1 and quality.filled(page) == page, "run make plots"
