@@ -220,7 +220,8 @@ def draw(results, path):
         axis.set_title(f"{result['model']}\n{result['device'].replace('NVIDIA ', '')}", fontsize=9)
         axis.spines[["top", "right", "left"]].set_visible(False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False)
+    known = {label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(known.values(), known.keys(), loc="lower center", ncols=5, frameon=False)
     save(figure, path)
 
 
