@@ -226,7 +226,8 @@ class Watch:
 def _code(part: Part) -> int:
     if part.padding:
         return PADDING
-    return TOKEN if part.count == 1 and part.start >= part.sequence.n_prompt else PROMPT
+    newest = part.count == 1 or part.drafts  # and guesses of the next ones
+    return TOKEN if newest and part.start >= part.sequence.n_prompt else PROMPT
 
 
 def _fit(words: list[str], columns: int) -> str:

@@ -35,7 +35,9 @@ class Guesses(Owners):
         guessed = {}
         places = self.max_batch - len(self.running) - len(self.waiting)
         for sequence in [one for one in self.running if one.guesser is not None]:
-            if sequence.n_computed < sequence.n_prompt or sequence.left != 1:
+            if places <= 0:
+                sequence.guesser.hot = False
+            if places <= 0 or sequence.n_computed < sequence.n_prompt or sequence.left != 1:
                 continue
             if sequence.n_pending:
                 sequence.guesser.look(sequence.tokens)

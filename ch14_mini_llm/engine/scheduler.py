@@ -110,7 +110,8 @@ class Scheduler(Guesses):
         before, self._last = self._last, [part.sequence for part in parts] if single else []
         plan = Plan(self._tickets, tuple(parts), single and self._last == before)
         if plan.same_as_last and not (self.waiting and len(self.running) < self.max_batch):
-            ask = [one for one in plan.sequences if one.guard is not None or one.guesser is not None]
+            free = len(self.running) < self.max_batch  # places for guesses
+            ask = [one for one in plan.sequences if one.guard is not None or free and one.guesser is not None]
             if not any([sequence.left for sequence in others]) and not ask:
                 self._steady = Steady(plan, self.block_size)
         return plan

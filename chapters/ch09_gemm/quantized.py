@@ -107,8 +107,10 @@ def pack_q4(blocks, steps_in, words, steps, least, K, N):
             for j in range(IN_WORD):
                 k = i * IN_WORD + j  # the second half of a group is in the high halves of the bytes
                 if row < N:
-                    byte = int32(blocks[row, group, 4 + k % 16])
-                    word = word | int32(((byte >> 4 * (k // 16)) & 15) << 4 * j)
+                    weight = (int32(blocks[row, group, 4 + k % 16]) >> 4 * (k // 16)) & 15
+                    if j == IN_WORD - 1 and weight > 7:
+                        weight -= 16  # its highest bit is the word's sign
+                    word = word | int32(weight << 4 * j)
             words[p, group * (GROUP // IN_WORD) + i, t] = word
 
 

@@ -565,3 +565,17 @@ def test_wrong_guesses_become_rare():
     run.submit([1, 2, 3], 200)
     run.finish()
     assert 5 < run.scheduler.n_drafts < 15 and run.scheduler.n_accepted == 0
+
+
+def test_a_full_batch_is_planned_as_without_guesses():
+    """Nobody waits for tokens, and most of its steps are counted."""
+    run = Guessing(80, 4, 3, 40, ahead=2)
+    run.guesser = Right
+    for _ in range(3):
+        run.submit([1, 2, 3], 30)
+    plans, wanted = [], []
+    while not run.ends:
+        plans.append(run.step())
+        wanted.append(run.scheduler.wants_tokens)
+    assert sum(isinstance(plan, Again) for plan in plans) > 20 and not any(wanted)
+    run.finish()
