@@ -55,7 +55,8 @@ ONE_SHAPE = {
     ],
     "a lane for each row of a square of the matrix": ["gemv_rows"],
     "a thread for each column of a panel": [
-        "linear_v1_column", "linear_v2_panels", "linear_v3_rows", "pack_columns", "pack_rows",
+        "linear_v1_column", "linear_v2_panels", "linear_v3_rows", "pack_columns", "pack_rows", "pack_q8", "pack_q4",
+        "quant_v1_bytes", "quant_v2_nibbles", "quant_v3_rows", "quant_v4_rows",
     ],
     "a thread for each two of the results that it sorts": ["top_k_v1_radix_select"],
     "a thread for 8 numbers of the result, whose launch counts on it": ["combine_parts", "combine_segments"],
