@@ -29,6 +29,7 @@ import common  # noqa: E402, F401  (before numba.cuda)
 # isort: split
 from tqdm import tqdm  # noqa: E402
 
+from benchmarks.plots import table_block  # noqa: E402
 from ch14_mini_llm.engine.dtypes import DTYPES  # noqa: E402
 from ch14_mini_llm.engine.engine import Engine  # noqa: E402
 from ch14_mini_llm.engine.request import Request, Sampling  # noqa: E402
@@ -39,6 +40,7 @@ from ch14_mini_llm.tokenizer.own import tokenizer_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 WRITER, TINY = DATA_DIR / "smollm2-135m.bin", DATA_DIR / "tiny-gpt2.bin"
+BLOCK = table_block("few")
 PAGE = ROOT / "chapters" / "ch09_gemm" / "quantized.md"
 WHO = (
     "a girl", "an old man", "a dog", "two brothers", "a teacher", "a farmer", "a bird", "the queen", "a baker", "a boy",
@@ -116,8 +118,7 @@ def filled(page, folder=RESULTS):
     """The page's text with its tables of the committed figures."""
     read = lambda name: json.loads((folder / "cpu" / f"{name}.json").read_text(encoding="utf-8"))
     lines = [*speed_table(read("few_bits")), "", *format_table(read("quality"))]
-    before, start, rest = page.partition("<!-- few bits -->\n")
-    return before + start + "\n".join([*lines, ""]) + rest[rest.index("<!-- end -->") :]
+    return BLOCK.sub(lambda match: match[1] + "\n".join([*lines, ""]) + match[3], page)
 
 
 def main(argv=None):

@@ -11,15 +11,9 @@ from collections.abc import Sequence as Listed
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import common  # picks the backend, so before numba.cuda
-
-# isort: split
-from numba import cuda
-
-from ch14_mini_llm.cache.pages import block_bytes
 from ch14_mini_llm.engine.models import model_of
 from ch14_mini_llm.engine.request import Request, RequestError, shown
-from ch14_mini_llm.engine.sizes import LEVELS
+from ch14_mini_llm.engine.sizes import blocks_that_fit
 from ch14_mini_llm.engine.speculate import HOW, Guesser, Ngrams, can_guess, check_how
 from ch14_mini_llm.model.roles import Model
 from ch14_mini_llm.model.weights import load_weights
@@ -38,14 +32,9 @@ class Drafted(Guesser):
         super().__init__()
         self.draft = draft
 
-    def request(self, tokens: Listed[int], most: int) -> Request | None:
-        """What to ask the draft for; None where its context ends."""
-        most = min(most, self.draft.model.n_ctx - len(tokens))
-        return Request(tokens, most) if most > 0 else None
-
     def _find(self, tokens: Listed[int], most: int) -> list[int]:
-        request = self.request(tokens, most)
-        return self.draft.run([request])[0].tokens if request is not None else []
+        most = min(most, self.draft.model.n_ctx - len(tokens))  # its context may end before the text does
+        return self.draft.run([Request(tokens, most)])[0].tokens if most > 0 else []
 
     def _sees(self, tokens: Listed[int]) -> bool:
         return len(tokens) < self.draft.model.n_ctx
@@ -91,7 +80,5 @@ def draft_engine(how: str, model: Model, level: str, max_batch: int) -> Engine:
     else:
         dtype = str(model.head.weight.dtype) if level == "kv" else None
         draft = model_of(*load_weights(how), level, dtype=dtype)
-    longest = -(-draft.n_ctx // BLOCK_SIZE)
-    room = GPU_SHARE * cuda.current_context().get_memory_info()[0] if common.BACKEND == "gpu" else CPU_BYTES
-    num_blocks = max(1, min(max_batch * longest, int(room // block_bytes(draft, BLOCK_SIZE, LEVELS[level]))))
+    num_blocks = blocks_that_fit(draft, level, BLOCK_SIZE, max_batch, GPU_SHARE, CPU_BYTES)
     return Engine(draft, level, num_blocks, BLOCK_SIZE, max_batch)

@@ -91,7 +91,7 @@ class Scheduler(Guesses):
         n_steps = len(parts)
         parts += guesses
         room = mixed_rows(len(self.running) + len(self.waiting)) if parts else self.max_rows
-        budget = min(room, self.max_rows) - sum([part.count for part in parts])
+        budget = min(room, self.max_rows) - n_steps - sum([part.count for part in guesses])
         for sequence in others:
             if budget > 0 and sequence.state == RUNNING and sequence.left > 1:
                 parts.append(self._part(sequence, min(sequence.left, budget)))

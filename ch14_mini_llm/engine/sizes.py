@@ -40,6 +40,15 @@ def check_level(level: str) -> None:
         raise RequestError(f"level is {level!r}; an engine's is one of {', '.join(LEVELS)}")
 
 
+def blocks_that_fit(
+    model: Model, level: str, block_size: int, max_batch: int, gpu_share: float = GPU_SHARE, cpu_bytes: int = CPU_BYTES
+) -> int:
+    """Blocks for ``max_batch`` whole texts, or as many as there is memory for: a share of what is free on a GPU."""
+    room = gpu_share * cuda.current_context().get_memory_info()[0] if common.BACKEND == "gpu" else cpu_bytes
+    longest = -(-model.n_ctx // block_size)
+    return max(1, min(max_batch * longest, int(room // block_bytes(model, block_size, LEVELS[level]))))
+
+
 def choose_sizes(
     model: Model, level: str, num_blocks: int | None, block_size: int, max_batch: int, max_rows: int | None
 ) -> Sizes:
@@ -56,8 +65,7 @@ def choose_sizes(
         raise RequestError(f"max_rows is {max_rows}; it must be above max_batch, {max_batch}, or no prompt gets on")
     longest = -(-model.n_ctx // block_size)
     if num_blocks is None:
-        room = GPU_SHARE * cuda.current_context().get_memory_info()[0] if common.BACKEND == "gpu" else CPU_BYTES
-        num_blocks = max(1, min(max_batch * longest, int(room // block_bytes(model, block_size, LEVELS[level]))))
+        num_blocks = blocks_that_fit(model, level, block_size, max_batch)
     if num_blocks < 1:
         raise RequestError(f"num_blocks is {num_blocks}; it must be at least 1")
     return Sizes(num_blocks, block_size, max_batch, max_rows, longest)

@@ -31,23 +31,23 @@ def oracle(tokens, size, most, last=None):
     return (behind * (most + 1))[:most]
 
 
-def told(tokens, size, most):
+def asked(tokens, size, most):
     return f"tokens = {tokens}, size = {size}, most = {most}"
 
 
 def found(student, tokens, size, most):
     try:
-        got = student.call("guess", tokens, size, most, on=told(tokens, size, most)).value
+        got = student.call("guess", tokens, size, most, on=asked(tokens, size, most)).value
     except Wrong as wrong:
         if "ZeroDivisionError" in wrong.seen:  # no token stands behind the text's own end
             wrong.hint = "end"
         raise
-    check(isinstance(got, list), f"guess returned {got}, not a list, on {told(tokens, size, most)}", "list")
+    check(isinstance(got, list), f"guess returned {got}, not a list, on {asked(tokens, size, most)}", "list")
     return got
 
 
 def differ(got, expected, tokens, size, most, hint):
-    check(got == expected, f"guessed {got}, expected {expected}, on {told(tokens, size, most)}", hint)
+    check(got == expected, f"guessed {got}, expected {expected}, on {asked(tokens, size, most)}", hint)
 
 
 def test_found(student):
